@@ -14,6 +14,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -59,8 +60,11 @@ class Shard:
         return sum(path.stat().st_size for path in self.inputs)
 
 
-# Writes its files into the directory and returns {"outputs": [path, ...], "counts": {...}, "bad": int}.
+# Writes its files into the directory and returns {"outputs": [path, ...], "counts": {...}, "bad": int}, and
+# whatever else the shard's record is to hold.
 Work = Callable[[Shard, Path], dict[str, Any]]
+# Given all records before the manifest is written, returns what else the manifest is to hold.
+Finish = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
 def plan_shards(inputs: Iterable[Path], shard_bytes: int = SHARD_BYTES) -> list[Shard]:
@@ -88,6 +92,7 @@ def run_stage(
     workers: int = 1,
     max_bad: float = 1.0,
     label: str = "",
+    finish: Finish = lambda records: {},
 ) -> dict[str, Any]:
     """Run `work` over the shards that `out` does not hold yet, then write and return the manifest.
 
@@ -96,7 +101,7 @@ def run_stage(
 
     Raises:
         ValueError: when `out` belongs to another configuration or inputs, or too much input is damaged.
-        RuntimeError: when a worker process died.
+        ChildProcessError: when a worker process died.
         OSError: when a file cannot be read or written.
     """
     plan = {
@@ -123,7 +128,7 @@ def run_stage(
             bar.advance(shard.bytes)
 
     records = [read_json(_record_path(out, shard)) for shard in shards]
-    return _write_manifest(plan, records, out, max_bad)
+    return _write_manifest(plan, records, out, max_bad, finish)
 
 
 def _record_path(out: Path, shard: Shard) -> Path:
@@ -167,13 +172,13 @@ def _execute(run_one: Callable[[Shard], Shard], shards: Sequence[Shard], workers
         return
     # spawn: a forked child of a process that has started threads (torch, Arrow) can deadlock.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(shards)), mp_context=context) as pool:
+    with ProcessPoolExecutor(min(workers, len(shards)), context, initializer=_die_with_parent) as pool:
         futures = [pool.submit(run_one, shard) for shard in shards]
         try:
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool as error:
-            raise RuntimeError(
+            raise ChildProcessError(
                 "a worker process died (killed, or out of memory); "
                 "run the same command again to go on, with fewer --workers if memory is short"
             ) from error
@@ -181,8 +186,20 @@ def _execute(run_one: Callable[[Shard], Shard], shards: Sequence[Shard], workers
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _die_with_parent() -> None:
+    """End this worker when the process that started it is killed; else it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _write_manifest(
-    plan: dict[str, Any], records: list[dict[str, Any]], out: Path, max_bad: float
+    plan: dict[str, Any], records: list[dict[str, Any]], out: Path, max_bad: float, finish: Finish
 ) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     bad = 0
@@ -211,6 +228,7 @@ def _write_manifest(
         "seconds": round(sum(record["seconds"] for record in records), 3),
         "inputs": inputs,
         "outputs": outputs,
+        **finish(records),
     }
     write_json(out / MANIFEST, manifest)
     return manifest
@@ -259,7 +277,7 @@ def clean_source(
         ValueError: no input, no document kept, `out` of another configuration, too much damaged input.
     """
     shards = plan_shards(find_inputs(source, paths))
-    manifest = run_stage(
+    return run_stage(
         stage="documents",
         work=partial(clean_shard, source),
         shards=shards,
@@ -268,15 +286,17 @@ def clean_source(
         workers=workers or os.cpu_count() or 1,
         max_bad=max_bad,
         label=f"clean {source}",
+        finish=partial(_require_documents, source),
     )
-    if not manifest["counts"].get("kept"):
-        reasons = (
-            ", ".join(f"{count} {reason}" for reason, count in manifest["counts"].items()) or "no records"
-        )
-        raise ValueError(
-            f"no {source} document was kept ({reasons}, {manifest['bad']} damaged); give other inputs"
-        )
-    return manifest
+
+
+def _require_documents(source: str, records: list[dict[str, Any]]) -> dict[str, Any]:
+    counts: Counter[str] = sum((Counter(record["counts"]) for record in records), Counter())
+    if not counts["kept"]:
+        bad = sum(record["bad"] for record in records)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "no records"
+        raise ValueError(f"no {source} document was kept ({reasons}, {bad} damaged); give other inputs")
+    return {}
 
 
 def clean_shard(source: str, shard: Shard, out: Path) -> dict[str, Any]:

@@ -1,0 +1,141 @@
+"""LLaMA (paper section 2.2): token ids -> logits. No distributed code here.
+
+    tokens_BT ─> embedding ─> x_BTD ─> n_layers × Block ─> RMSNorm ─> output ─> logits_BTV
+
+Legend, used in every file: B batch, T time, S time of keys (cache and new), D model, H heads,
+K key-value heads, E head dim, F ffn, V vocabulary. The residual stream x_BTD is fp32; `compute` is the
+precision of the matrix products.
+"""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from puna.config import ModelConfig
+from puna.model.layers import attention, linear, norm_linear, rms_norm, rope_table, rotate, swiglu_linear
+
+IGNORE = -100  # a target that does not count: padding
+
+
+class Cache(Protocol):
+    """Keys and values of the tokens before: what generation hands to `Llama.forward`."""
+
+    length: int
+
+    def update(self, layer: int, k_BKTE: Tensor, v_BKTE: Tensor) -> tuple[Tensor, Tensor]:
+        """Append a layer's new keys and values at `length`; give all so far, (B, K, S, E)."""
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then + feed-forward(norm(·)). Weights as the matrices that multiply once."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer = config, layer
+        D, F_, E = config.dim, config.ffn_dim, config.head_dim
+        H, K = config.n_heads, config.kv_heads
+        self.attention_norm = nn.Parameter(torch.empty(D))
+        self.wqkv = nn.Parameter(torch.empty((H + 2 * K) * E, D))  # rows: q heads, k heads, v heads
+        self.wo = nn.Parameter(torch.empty(D, H * E))
+        self.ffn_norm = nn.Parameter(torch.empty(D))
+        self.w13 = nn.Parameter(torch.empty(2 * F_, D))  # rows: gate (Meta's w1), up (w3)
+        self.w2 = nn.Parameter(torch.empty(D, F_))
+
+    def forward(
+        self, x_BTD: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype, cache: Cache | None
+    ) -> Tensor:
+        B, T, _ = x_BTD.shape
+        H, K, E = self.config.n_heads, self.config.kv_heads, self.config.head_dim
+        eps = self.config.norm_eps
+
+        qkv = norm_linear(x_BTD, self.attention_norm, self.wqkv, eps, dtype).view(B, T, H + 2 * K, E)
+        q_BTHE, k_BTKE, v_BTKE = qkv.split((H, K, K), dim=2)
+        q_BHTE = rotate(q_BTHE, cos, sin).transpose(1, 2)
+        k_BKTE, v_BKTE = rotate(k_BTKE, cos, sin).transpose(1, 2), v_BTKE.transpose(1, 2)
+        if cache is not None:
+            k_BKTE, v_BKTE = cache.update(self.layer, k_BKTE, v_BKTE)
+        # One new token may look at everything cached; several begin a cache (Llama.forward sees to that).
+        o_BHTE = attention(q_BHTE, k_BKTE, v_BKTE, is_causal=T > 1)
+        h_BTD = x_BTD + linear(o_BHTE.transpose(1, 2).reshape(B, T, H * E), self.wo)
+
+        gate_up = norm_linear(h_BTD, self.ffn_norm, self.w13, eps, dtype)
+        return h_BTD + swiglu_linear(gate_up, self.w2)
+
+
+class Llama(nn.Module):
+    """The model. Parameters are uninitialised until `init_weights` or a checkpoint fills them."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: ModelConfig, compute: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        config.validate()
+        self.config, self.compute = config, compute
+        self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.dim))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = nn.Parameter(torch.empty(config.dim))
+        # Registered under one name when tied, so that it is counted, saved and stepped once.
+        self.output = (
+            None if config.tied_embeddings else nn.Parameter(torch.empty(config.vocab_size, config.dim))
+        )
+        cos, sin = rope_table(config.head_dim, config.context, config.rope_base)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Fill the parameters: N(0, 0.02²), and 0.02²/(2·layers) for what adds to the residual stream.
+
+        The paper does not say how it initialises; this is GPT-2's rule, which keeps the variance of the
+        residual stream the same at any depth. The same seed gives the same weights on any machine.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        residual_std = 0.02 / (2 * self.config.n_layers) ** 0.5
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+            else:
+                std = residual_std if name.endswith(("wo", "w2")) else 0.02
+                parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+
+    @property
+    def output_VD(self) -> Tensor:
+        """The output projection: its own weight, or the embedding when tied."""
+        return self.embedding if self.output is None else self.output
+
+    def hidden(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        """The residual stream after the last norm, (B, T, D), fp32.
+
+        Raises:
+            ValueError: when the tokens, with those cached, are more than `model.context`.
+        """
+        T = tokens_BT.shape[1]
+        start = 0 if cache is None else cache.length
+        if start + T > self.config.context:
+            raise ValueError(
+                f"{start + T} tokens are more than model.context {self.config.context}; give a shorter text"
+            )
+        if start and T > 1:
+            raise ValueError("a cache that holds tokens takes one new token a call")
+        cos, sin = self.cos[start : start + T], self.sin[start : start + T]
+        x_BTD = F.embedding(tokens_BT, self.embedding).float()
+        for block in self.blocks:
+            x_BTD = block(x_BTD, cos, sin, self.compute, cache)
+        if cache is not None:
+            cache.length += T
+        return rms_norm(x_BTD, self.norm, self.config.norm_eps)
+
+    def forward(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        """Token ids (B, T) -> logits (B, T, V), fp32."""
+        return linear(self.hidden(tokens_BT, cache).to(self.compute), self.output_VD).float()
+
+    def losses(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Cross-entropy of each target in nats, (B, T), fp32; 0 where the target is IGNORE."""
+        logits_BTV = self(tokens_BT)
+        losses = F.cross_entropy(
+            logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORE, reduction="none"
+        )
+        return losses.view(targets_BT.shape)

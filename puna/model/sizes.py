@@ -1,0 +1,36 @@
+"""How large a model is: parameters and floating-point operations, as formulas of its configuration.
+
+7b ─> 6,738,415,616 parameters, 13.0 + 1.1 GFLOP a token forward at context 2,048
+"""
+
+from puna.config import ModelConfig
+
+
+def matrix_parameters(config: ModelConfig) -> int:
+    """Weights that multiply every token: the blocks' matrices and the output projection."""
+    attention = config.dim * config.head_dim * (2 * config.n_heads + 2 * config.kv_heads)
+    ffn = 3 * config.dim * config.ffn_dim
+    return config.n_layers * (attention + ffn) + config.vocab_size * config.dim
+
+
+def parameters(config: ModelConfig) -> int:
+    """All parameters, tied embeddings counted once."""
+    norms = (2 * config.n_layers + 1) * config.dim
+    embedding = 0 if config.tied_embeddings else config.vocab_size * config.dim
+    return matrix_parameters(config) + norms + embedding
+
+
+def forward_flops_per_token(config: ModelConfig) -> float:
+    """Multiplications and additions of the matrix products for one token of a full context.
+
+    A weight costs 2; attention's two products cost 4 · heads · head dim a visible key, and with the
+    causal mask a token sees half the context on average. Elementwise work is not counted.
+    """
+    visible = (config.context + 1) / 2
+    attention = 4 * config.n_heads * config.head_dim * visible
+    return 2 * matrix_parameters(config) + config.n_layers * attention
+
+
+def train_flops_per_token(config: ModelConfig) -> float:
+    """Forward and backward: the backward costs twice the forward. Recomputation is not counted (MFU)."""
+    return 3 * forward_flops_per_token(config)

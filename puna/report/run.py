@@ -1,0 +1,126 @@
+"""What a run directory holds, read once and made whole for the page.
+
+RUN/config.json       the configuration          always there
+    metrics.jsonl     a line a step, one a validation; the last may be torn
+    samples.jsonl     continuations
+    manifest.json     once the run is finished; its inputs lead to the stages before it
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from puna.config import CONFIG, RunConfig, read_config
+from puna.files import MANIFEST, read_json
+from puna.report.charts import Point
+from puna.report.lineage import Stage, read_lineage
+
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that the page is made of. `manifest` is empty while the run is unfinished."""
+
+    path: Path
+    config: RunConfig
+    manifest: Record
+    train: list[Record]
+    validations: list[Record]
+    samples: list[Record]
+    lineage: Stage
+
+    @property
+    def step(self) -> int:
+        """The last step that is recorded."""
+        return max([record["step"] for record in self.train[-1:] + self.validations[-1:]], default=0)
+
+    @property
+    def uniform_loss(self) -> float:
+        """The loss in nats a token of guessing every piece alike."""
+        return math.log(self.config.model.vocab_size)
+
+    @property
+    def validation(self) -> Record:
+        """The final validation, or the newest there is."""
+        return self.manifest.get("validation") or (self.validations[-1] if self.validations else {})
+
+    def series(self, key: str) -> list[Point]:
+        """(tokens, value) of each step; a value that is missing is not a number."""
+        return [(record["tokens"], number(record.get(key))) for record in self.train]
+
+    def tokens_at(self, step: int) -> int:
+        """Tokens seen by the end of a step, from its record, or by the batch size where it has none."""
+        tokens: int = self._tokens.get(step, step * self.config.train.batch_tokens)
+        return tokens
+
+    @cached_property
+    def _tokens(self) -> dict[int, int]:
+        return {record["step"]: record["tokens"] for record in self.train}
+
+
+def read_run(run: Path) -> Run:
+    """Read a run directory.
+
+    Raises:
+        ValueError: when it is none, or one of its files is damaged; with the mend.
+    """
+    if not (run / CONFIG).is_file():
+        raise ValueError(
+            f"{run} is no run directory (no {CONFIG} in it); "
+            "give the --out of puna train, or make one with: puna train --recipe 15m --data DIR --out RUN"
+        )
+    config = read_config(run)
+    manifest = read_json(run / MANIFEST) if (run / MANIFEST).is_file() else {}
+    if not isinstance(manifest, dict) or manifest.get("stage", "run") != "run":
+        raise ValueError(f"{run / MANIFEST} is not a run's; delete it and run puna train again")
+    records = _read_lines(run / METRICS, ("step",))
+    train = _by_step(record for record in records if record.get("kind") == "train")
+    return Run(
+        path=run,
+        config=config,
+        manifest=manifest,
+        train=[{"tokens": one["step"] * config.train.batch_tokens, **one} for one in train],
+        validations=_by_step(record for record in records if record.get("kind") == "validation"),
+        samples=_read_lines(run / SAMPLES, ("step", "prompt", "text")),
+        lineage=read_lineage(run, manifest, config.data),
+    )
+
+
+def _read_lines(path: Path, required: tuple[str, ...]) -> list[Record]:
+    """A JSON-lines file's records; a torn last line, which a killed run leaves, is passed over."""
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:  # also of bytes that are not UTF-8
+            if not any(rest.strip() for rest in lines[number:]):
+                break
+            record = None
+        if not isinstance(record, dict) or any(key not in record for key in required):
+            raise ValueError(
+                f"{path}, line {number} is not a record of {', '.join(required)}; "
+                "delete that line and build the report again"
+            )
+        records.append(record)
+    return records
+
+
+def _by_step(records: Iterable[Record]) -> list[Record]:
+    """One record a step, in order: of a step done twice, after a restart, the later one."""
+    return [record for _, record in sorted({record["step"]: record for record in records}.items())]
+
+
+def number(value: Any) -> float:
+    """A JSON value as a float; what is no number is NaN."""
+    return float(value) if isinstance(value, int | float) else math.nan

@@ -1,0 +1,43 @@
+"""The held-out loss of each source, and their mean weighted as the mixture is."""
+
+import math
+from typing import Any
+
+import torch
+
+from puna.model.llama import IGNORE, Llama
+from puna.tokens.mixture import Mixture
+
+
+@torch.no_grad()
+def held_out_loss(model: Llama, mixture: Mixture, micro_batch: int, limit: int | None) -> dict[str, Any]:
+    """Mean loss in nats a token on held-out documents: by source, and weighted by the mixture.
+
+    Args:
+        limit: windows a source at most; None takes all.
+
+    Returns:
+        {"loss", "loss_by_source", "bits_per_byte_by_source", "windows_by_source"}; sources without held-out
+        documents are left out of the mean, and named by their absence.
+    """
+    losses: dict[str, float] = {}
+    bits: dict[str, float] = {}
+    windows: dict[str, int] = {}
+    for source in mixture.sources:
+        total, tokens, count = 0.0, 0, 0
+        for batch in mixture.validation_windows(source, limit, micro_batch):
+            targets = torch.from_numpy(batch.targets)
+            total += model.losses(torch.from_numpy(batch.inputs), targets).sum(dtype=torch.float64).item()
+            tokens += int((targets != IGNORE).sum())
+            count += len(targets)
+        if tokens:
+            losses[source], windows[source] = total / tokens, count
+            bits[source] = total / tokens / math.log(2) * mixture.tokens_per_byte(source)
+    weight = sum(mixture.shares[source] for source in losses)
+    mean = sum(mixture.shares[source] * loss for source, loss in losses.items()) / weight if weight else None
+    return {
+        "loss": mean,
+        "loss_by_source": losses,
+        "bits_per_byte_by_source": bits,
+        "windows_by_source": windows,
+    }

@@ -1,0 +1,77 @@
+"""A small corpus of our own, cleaned, tokenized and sharded once for all tests that train on it."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from puna.corpus.document import Document
+from puna.corpus.stage import write_documents
+from puna.files import fingerprint, sha256_file, write_json
+from puna.tokens.shards import write_shards
+from puna.tokens.tokenizer import train_tokenizer
+
+SUBJECTS = "the llama|a shepherd|the old train|my sister|the river|a tall student|the puna wind".split("|")
+VERBS = "carries|watches|follows|remembers|crosses|forgets|counts".split("|")
+OBJECTS = "the salt|seven stones|a letter|the high grassland|12 blankets|an empty road|the first snow".split(
+    "|"
+)
+
+
+def sentences(seed: int, count: int) -> str:
+    """Text with a grammar, so that a small model has something to learn."""
+    draw = random.Random(seed)
+    return " ".join(
+        f"{draw.choice(SUBJECTS)} {draw.choice(VERBS)} {draw.choice(OBJECTS)}.".capitalize()
+        for _ in range(count)
+    )
+
+
+def functions(seed: int, count: int) -> str:
+    """Python with a grammar."""
+    draw = random.Random(seed)
+    return "\n\n".join(
+        f"def {draw.choice(VERBS)}_{i}(value):\n    return value {draw.choice('+-*')} {draw.randrange(100)}"
+        for i in range(count)
+    )
+
+
+def write_corpus(directory: Path, source: str, texts: list[str]) -> Path:
+    """A finished documents directory, as `puna corpus` would leave it."""
+    path = directory / "00000.parquet"
+    write_documents((Document(f"{source}-{i}", source, text) for i, text in enumerate(texts)), path)
+    output = {"path": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    write_json(
+        directory / "manifest.json",
+        {
+            "stage": "documents",
+            "fingerprint": fingerprint([source, output["sha256"]]),
+            "config": {"source": source},
+            "counts": {"kept": len(texts), "characters": sum(map(len, texts))},
+            "bad": 0,
+            "bytes": output["bytes"],
+            "seconds": 0.1,
+            "inputs": [],
+            "outputs": [output],
+        },
+    )
+    return directory
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory) -> Path:
+    """Token shards of two sources, books and github, with a vocabulary of 512."""
+    root = tmp_path_factory.mktemp("corpus")
+    documents = [
+        write_corpus(root / "books", "books", [sentences(seed, 60) for seed in range(40)]),
+        write_corpus(root / "github", "github", [functions(seed, 40) for seed in range(40)]),
+    ]
+    train_tokenizer(documents, root / "tokenizer", vocab_size=512)
+    write_shards(documents, root / "tokenizer", root / "shards", workers=1)
+    return root / "shards"
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The records of a JSON-lines file."""
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]

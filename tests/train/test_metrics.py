@@ -1,0 +1,37 @@
+"""The lines a run tells: rewound to a step, whatever characters they hold."""
+
+import json
+
+import torch
+
+from puna.train.metrics import JsonLines, matrix_peak
+from tests.conftest import read_lines
+
+
+def test_rewinding_keeps_the_lines_up_to_a_step(tmp_path):
+    lines = JsonLines(tmp_path / "samples.jsonl")
+    for step in range(1, 6):
+        lines.write({"step": step, "text": f"a\u2028b\x85c\n{step}"})
+    lines.rewind(3)
+    assert [record["step"] for record in read_lines(lines.path)] == [1, 2, 3]
+    lines.write({"step": 4, "text": "again"})
+    assert [record["step"] for record in read_lines(lines.path)] == [1, 2, 3, 4]
+
+
+def test_rewinding_drops_a_torn_last_line(tmp_path):
+    lines = JsonLines(tmp_path / "metrics.jsonl")
+    lines.write({"step": 1})
+    lines.write({"step": 2})
+    with lines.path.open("a") as file:
+        file.write(json.dumps({"step": 2, "loss": 5.123})[:-4])
+    lines.rewind(9)
+    assert read_lines(lines.path) == [{"step": 1}, {"step": 2}]
+
+
+def test_rewinding_nothing_is_nothing(tmp_path):
+    JsonLines(tmp_path / "none.jsonl").rewind(3)
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_the_matrix_peak_is_a_rate_of_this_machine():
+    assert 1e8 < matrix_peak(torch.float32, size=256, seconds=0.05) < 1e15
