@@ -131,6 +131,9 @@ class OptimConfig:
             )
 
 
+Activations = Literal["manual", "selective", "full", "none"]
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """The loop."""
@@ -155,6 +158,10 @@ class TrainConfig:
     """Steps between checkpoints; 0: only at the end."""
     keep: int = 2
     """Checkpoints kept, the newest."""
+    activations: Activations = "manual"
+    """What is kept for the backward; see puna/model/activations.py."""
+    compile: bool = True
+    """Compile the elementwise kernels, where there is a C++ compiler."""
     threads: int = 0
     """CPU threads; 0: PyTorch's choice. Another number rounds differently."""
 

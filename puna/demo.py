@@ -46,7 +46,7 @@ def demo_config(shards: Path) -> RunConfig:
         model=replace(base.model, vocab_size=VOCAB_SIZE),
         optim=replace(base.optim, lr=3e-3, warmup_steps=60),
         train=replace(
-            base.train, steps=500, batch_tokens=2048, micro_batch=4, validate_every=125, save_every=50
+            base.train, steps=700, batch_tokens=2048, micro_batch=4, validate_every=140, save_every=50
         ),
     )
 

@@ -1,23 +1,32 @@
-"""The layers of a block as functions of tensors (paper section 2.2).
+"""The layers of a block (paper sections 2.2 and 2.4), plainly and with a backward written by hand.
 
     x ─> norm_linear ─> q, k, v ─> rotate ─> attention ─> linear ─┐
     └────────────────────────────── + <───────────────────────────┘
     h ─> norm_linear ─> gate, up ─> swiglu_linear ─┐
     └────────────────── + <────────────────────────┘
 
-Shapes by the legend of `llama.py`. Weights may be of another precision than the activations (fp32 master
-weights, bf16 products): each layer casts its weight to the precision of the product it computes.
+Each layer stands here twice: as the plain function that autograd differentiates (`norm_linear`), and as an
+autograd Function (`NormLinear`) that saves only what was dear to compute, the outputs of linear layers, and
+computes the rest again in its backward. Both give the same numbers to rounding.
+
+Shapes by the legend of `llama.py`; N = B·T. Weights are fp32 masters; a layer casts its weight to the
+precision of the product it computes, and gives its gradient in the weight's own.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
+
+from puna.model import kernels
 
 
-def rms_norm(x_BTD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x²) + eps) · weight, computed in fp32, in fp32 (Zhang & Sennrich 2019)."""
-    x_BTD = x_BTD.float()
-    return x_BTD * torch.rsqrt(x_BTD.square().mean(-1, keepdim=True) + eps) * weight_D.float()
+def rms_norm(x_BTD: Tensor, norm_D: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps) · norm, in fp32 (Zhang & Sennrich 2019)."""
+    x_BTD = x_BTD if x_BTD.dtype == torch.float64 else x_BTD.float()
+    return x_BTD * torch.rsqrt(x_BTD.square().mean(-1, keepdim=True) + eps) * norm_D.to(x_BTD.dtype)
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -43,18 +52,109 @@ def rope_table(head_dim: int, context: int, base: float) -> tuple[Tensor, Tensor
     return angles.cos().float(), angles.sin().float()
 
 
-def rotate(x_BTHE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (x[i], x[i + E/2]) by their position's angles; cos, sin (T, E/2).
+def split_rotate(
+    qkv_BTXE: Tensor, cos_TE: Tensor, sin_TE: Tensor, heads: int, kv_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fused q, k, v (B, T, H + 2K, E) -> q (B, H, T, E), k and v (B, K, T, E), q and k rotated."""
+    q, k, v = qkv_BTXE.transpose(1, 2).split((heads, kv_heads, kv_heads), dim=1)
+    return kernels.rotate(q, cos_TE, sin_TE), kernels.rotate(k, cos_TE, sin_TE), v
 
-    The two halves of a pair lie apart, as in Hugging Face's layout: contiguous halves are what vector units
-    like. Meta's files interleave them; `formats.py` permutes the rows of wq and wk.
+
+class Linear(Function):
+    """y = x @ W.T      x: (N, I)   W: (O, I)   y: (N, O)
+
+    Saves x and the master weight, which is cast again in backward: dx = dy @ W, dW = dy.T @ x.
     """
-    low, high = x_BTHE.float().chunk(2, dim=-1)
-    cos, sin = cos[:, None, :], sin[:, None, :]
-    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x_BTHE.dtype)
+
+    @staticmethod
+    def forward(ctx: Any, x_BTI: Tensor, weight_OI: Tensor) -> Tensor:
+        ctx.save_for_backward(x_BTI, weight_OI)
+        return linear(x_BTI, weight_OI)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x_BTI, weight_OI = ctx.saved_tensors
+        dx = grads[0] @ weight_OI.to(grads[0].dtype)
+        return dx, (grads[0].flatten(0, 1).T @ x_BTI.flatten(0, 1)).to(weight_OI.dtype)
 
 
-def attention(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, is_causal: bool) -> Tensor:
-    """Softmax attention; scores are never stored (flash kernels on GPU and CPU). K divides H."""
-    grouped = q_BHTE.shape[1] != k_BKTE.shape[1]
-    return F.scaled_dot_product_attention(q_BHTE, k_BKTE, v_BKTE, is_causal=is_causal, enable_gqa=grouped)
+class Norm(Function):
+    """n = RMSNorm(x) in a given precision: `NormLinear` without its product, for the last norm."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTD: Tensor, norm_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        n, r = kernels.rms_forward(x_BTD, norm_D, eps, dtype)
+        ctx.save_for_backward(x_BTD, r, norm_D)
+        return n
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        dx, dnorm_D = kernels.rms_backward(grads[0], *ctx.saved_tensors)
+        return dx, dnorm_D, None, None
+
+
+class NormLinear(Function):
+    """y = n @ W.T,  n = RMSNorm(x) = x · r · w      x: (N, D)   r: (N, 1)   w: (D,)   W: (O, D)   y: (N, O)
+
+    Saves x and the reciprocal root mean square r. Recomputes n in backward:
+
+        dn = dy @ W                     dW = dy.T @ n
+        g = dn · w,  x̂ = x · r          dx = r · (g - x̂ · mean(g · x̂))          dw = Σ dn · x̂
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_BTD: Tensor, norm_D: Tensor, weight_OD: Tensor, eps: float, dtype: torch.dtype
+    ) -> Tensor:
+        n, r = kernels.rms_forward(x_BTD, norm_D, eps, dtype)
+        ctx.save_for_backward(x_BTD, r, norm_D, weight_OD)
+        ctx.dtype = dtype
+        return linear(n, weight_OD)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x, r, norm_D, weight_OD = ctx.saved_tensors
+        dy_NO = grads[0].flatten(0, 1)
+        dn = grads[0] @ weight_OD.to(ctx.dtype)
+        # Here tensor parallelism starts the reduction of dn, and computes dW while it travels.
+        n_ND = kernels.rms_again(x, r, norm_D, ctx.dtype).flatten(0, 1)
+        dweight_OD = (dy_NO.T @ n_ND).to(weight_OD.dtype)
+        dx, dnorm_D = kernels.rms_backward(dn, x, r, norm_D)
+        return dx, dnorm_D, dweight_OD, None, None
+
+
+class SwiGLULinear(Function):
+    """y = z @ W.T,  z = silu(g) · u      g, u: (N, F)   W: (D, F)   y: (N, D)
+
+    Saves g and u, the outputs of a linear layer. Recomputes s = silu(g) and z in backward, σ the sigmoid:
+
+        dz = dy @ W          dW = dy.T @ z
+        du = dz · s          dg = dz · u · (σ(g) + s · (1 - σ(g)))
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gate_up_BT2F: Tensor, weight_DF: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up_BT2F, weight_DF)
+        return linear(kernels.swiglu_forward(gate_up_BT2F), weight_DF)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        gate_up_BT2F, weight_DF = ctx.saved_tensors
+        dz = grads[0] @ weight_DF.to(grads[0].dtype)
+        dgate_up, z = kernels.swiglu_backward(dz, gate_up_BT2F)
+        return dgate_up, (grads[0].flatten(0, 1).T @ z.flatten(0, 1)).to(weight_DF.dtype)
+
+
+class SplitRotate(Function):
+    """`split_rotate`, which is linear: nothing is saved; the backward turns by the opposite angles."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, qkv_BTXE: Tensor, cos_TE: Tensor, sin_TE: Tensor, heads: int, kv_heads: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.angles = cos_TE, sin_TE
+        return kernels.split_rotate(qkv_BTXE, cos_TE, sin_TE, heads, kv_heads)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return kernels.split_rotate_backward(*grads, *ctx.angles), None, None, None, None

@@ -7,16 +7,18 @@ K key-value heads, E head dim, F ffn, V vocabulary. The residual stream x_BTD is
 precision of the matrix products.
 """
 
+from functools import partial
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from puna.config import ModelConfig
-from puna.model.layers import attention, linear, norm_linear, rms_norm, rope_table, rotate, swiglu_linear
-
-IGNORE = -100  # a target that does not count: padding
+from puna.config import Activations, ModelConfig
+from puna.model import layers
+from puna.model.activations import recomputed
+from puna.model.attention import causal_attention
+from puna.model.loss import LinearCrossEntropy, cross_entropy
 
 
 class Cache(Protocol):
@@ -44,21 +46,25 @@ class Block(nn.Module):
         self.w2 = nn.Parameter(torch.empty(D, F_))
 
     def forward(
-        self, x_BTD: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype, cache: Cache | None
+        self, x_BTD: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype, cache: Cache | None, manual: bool
     ) -> Tensor:
-        B, T, _ = x_BTD.shape
+        """x (B, T, D) -> x (B, T, D). `manual`: the layers whose backward is written by hand."""
+        norm_linear = layers.NormLinear.apply if manual else layers.norm_linear
+        split_rotate = layers.SplitRotate.apply if manual else layers.split_rotate
+        linear = layers.Linear.apply if manual else layers.linear
+        swiglu_linear = layers.SwiGLULinear.apply if manual else layers.swiglu_linear
         H, K, E = self.config.n_heads, self.config.kv_heads, self.config.head_dim
         eps = self.config.norm_eps
 
-        qkv = norm_linear(x_BTD, self.attention_norm, self.wqkv, eps, dtype).view(B, T, H + 2 * K, E)
-        q_BTHE, k_BTKE, v_BTKE = qkv.split((H, K, K), dim=2)
-        q_BHTE = rotate(q_BTHE, cos, sin).transpose(1, 2)
-        k_BKTE, v_BKTE = rotate(k_BTKE, cos, sin).transpose(1, 2), v_BTKE.transpose(1, 2)
+        qkv = norm_linear(x_BTD, self.attention_norm, self.wqkv, eps, dtype).unflatten(-1, (H + 2 * K, E))
+        q_BHTE, k_BKTE, v_BKTE = split_rotate(qkv, cos, sin, H, K)
         if cache is not None:
             k_BKTE, v_BKTE = cache.update(self.layer, k_BKTE, v_BKTE)
-        # One new token may look at everything cached; several begin a cache (Llama.forward sees to that).
-        o_BHTE = attention(q_BHTE, k_BKTE, v_BKTE, is_causal=T > 1)
-        h_BTD = x_BTD + linear(o_BHTE.transpose(1, 2).reshape(B, T, H * E), self.wo)
+        if q_BHTE.shape[2] == k_BKTE.shape[2]:
+            o_BHTE = causal_attention(q_BHTE, k_BKTE, v_BKTE)
+        else:  # one new token, which sees all that is cached
+            o_BHTE = F.scaled_dot_product_attention(q_BHTE, k_BKTE, v_BKTE, enable_gqa=H != K)
+        h_BTD = x_BTD + linear(o_BHTE.transpose(1, 2).flatten(2), self.wo)
 
         gate_up = norm_linear(h_BTD, self.ffn_norm, self.w13, eps, dtype)
         return h_BTD + swiglu_linear(gate_up, self.w2)
@@ -70,10 +76,15 @@ class Llama(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, config: ModelConfig, compute: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        compute: torch.dtype = torch.float32,
+        activations: Activations = "none",
+    ) -> None:
         super().__init__()
         config.validate()
-        self.config, self.compute = config, compute
+        self.config, self.compute, self.activations = config, compute, activations
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.dim))
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = nn.Parameter(torch.empty(config.dim))
@@ -81,7 +92,7 @@ class Llama(nn.Module):
         self.output = (
             None if config.tied_embeddings else nn.Parameter(torch.empty(config.vocab_size, config.dim))
         )
-        cos, sin = rope_table(config.head_dim, config.context, config.rope_base)
+        cos, sin = layers.rope_table(config.head_dim, config.context, config.rope_base)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
@@ -107,7 +118,7 @@ class Llama(nn.Module):
         return self.embedding if self.output is None else self.output
 
     def hidden(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
-        """The residual stream after the last norm, (B, T, D), fp32.
+        """The residual stream after the last norm, (B, T, D), in the compute precision.
 
         Raises:
             ValueError: when the tokens, with those cached, are more than `model.context`.
@@ -122,20 +133,29 @@ class Llama(nn.Module):
             raise ValueError("a cache that holds tokens takes one new token a call")
         cos, sin = self.cos[start : start + T], self.sin[start : start + T]
         x_BTD = F.embedding(tokens_BT, self.embedding).float()
+        # Without gradients there is nothing to save, and no reason to compile kernels for another shape.
+        manual = self.activations == "manual" and torch.is_grad_enabled()
         for block in self.blocks:
-            x_BTD = block(x_BTD, cos, sin, self.compute, cache)
+            run = partial(block, cos=cos, sin=sin, dtype=self.compute, cache=cache, manual=manual)
+            x_BTD = recomputed(run, x_BTD, self.activations)
         if cache is not None:
             cache.length += T
-        return rms_norm(x_BTD, self.norm, self.config.norm_eps)
+        if manual:
+            return layers.Norm.apply(x_BTD, self.norm, self.config.norm_eps, self.compute)
+        return layers.rms_norm(x_BTD, self.norm, self.config.norm_eps).to(self.compute)
 
     def forward(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """Token ids (B, T) -> logits (B, T, V), fp32."""
-        return linear(self.hidden(tokens_BT, cache).to(self.compute), self.output_VD).float()
+        return layers.linear(self.hidden(tokens_BT, cache), self.output_VD).float()
 
+    @torch.no_grad()
     def losses(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Cross-entropy of each target in nats, (B, T), fp32; 0 where the target is IGNORE."""
-        logits_BTV = self(tokens_BT)
-        losses = F.cross_entropy(
-            logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORE, reduction="none"
-        )
-        return losses.view(targets_BT.shape)
+        """For evaluation: each target's cross-entropy in nats, (B, T), fp32; 0 where it is IGNORE."""
+        hidden_ND = self.hidden(tokens_BT).flatten(0, 1)
+        return cross_entropy(hidden_ND, self.output_VD, targets_BT.flatten()).view(targets_BT.shape)
+
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """For training: scale · Σ losses, to call backward on, and the losses (B, T), without gradient."""
+        hidden_ND = self.hidden(tokens_BT).flatten(0, 1)
+        total, losses_N = LinearCrossEntropy.apply(hidden_ND, self.output_VD, targets_BT.flatten(), scale)
+        return total, losses_N.view(targets_BT.shape)

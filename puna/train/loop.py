@@ -13,6 +13,7 @@ Out: a run directory:
 
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,9 @@ import torch
 
 from puna.config import CONFIG, RunConfig, from_dict, to_dict
 from puna.files import MANIFEST, code_version, fingerprint, read_json, write_json
-from puna.model.llama import IGNORE, Llama
+from puna.model.kernels import compile_kernels
+from puna.model.llama import Llama
+from puna.model.loss import IGNORE
 from puna.model.sizes import parameters, train_flops_per_token
 from puna.model.weights import load_weights
 from puna.progress import Bar
@@ -75,8 +78,10 @@ def train(config: RunConfig, out: Path, sample: Sampler | None = None) -> Outcom
 
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
+    if config.train.compile and not compile_kernels():
+        print("no C++ compiler found: kernels run uncompiled, slower; install g++", file=sys.stderr)
     compute = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-    model = Llama(config.model, compute)
+    model = Llama(config.model, compute, config.train.activations)
     optimizer = build_optimizer(model, config.optim)
     state = _resume_or_begin(out, config, mixture, model, optimizer)
     metrics, samples = JsonLines(out / METRICS), JsonLines(out / SAMPLES)
@@ -150,10 +155,12 @@ def train_step(
     micro = min(config.train.micro_batch, len(inputs))
     losses = []
     for rows in range(0, len(inputs), micro):
-        losses_BT = model.losses(inputs[rows : rows + micro], targets[rows : rows + micro])
         # Divided by the tokens of the whole batch: a padded window counts for what it holds.
-        (losses_BT.sum() / batch.tokens).backward()
-        losses.append(losses_BT.detach())
+        total, losses_BT = model.loss(
+            inputs[rows : rows + micro], targets[rows : rows + micro], 1 / batch.tokens
+        )
+        total.backward()
+        losses.append(losses_BT)
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
     losses_BT = torch.cat(losses)
     loss = losses_BT.sum().item() / batch.tokens

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from puna.model.llama import IGNORE, Llama
+from puna.model.llama import Llama
+from puna.model.loss import IGNORE
 from puna.tokens.mixture import Mixture
 
 

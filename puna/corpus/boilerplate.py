@@ -1,0 +1,146 @@
+"""Source files: their language by extension, whether they are generated, their licence headers removed.
+
+In:  the text of one file.
+Out: the same text without the leading comments that speak of copyright or licence; every other comment stays.
+
+    #!/usr/bin/env python3          stays: a shebang
+    # Copyright 2020 The Authors    goes, with the comment block that it is part of
+    # SPDX-License-Identifier: MIT
+
+    # Breadth-first search ...      stays: it speaks of the code
+"""
+
+import re
+from dataclasses import dataclass
+from itertools import dropwhile
+
+# Extension -> language.
+LANGUAGES = {
+    **dict.fromkeys((".py", ".pyi", ".pyx", ".pxd"), "Python"),
+    **dict.fromkeys((".c", ".h"), "C"),
+    **dict.fromkeys((".cc", ".cpp", ".cxx", ".hh", ".hpp", ".hxx", ".cu", ".cuh"), "C++"),
+    **dict.fromkeys((".js", ".mjs", ".cjs", ".jsx"), "JavaScript"),
+    **dict.fromkeys((".ts", ".tsx"), "TypeScript"),
+    **dict.fromkeys((".sh", ".bash", ".zsh"), "Shell"),
+    **dict.fromkeys((".pl", ".pm"), "Perl"),
+    **dict.fromkeys((".hs", ".lhs"), "Haskell"),
+    **dict.fromkeys((".ml", ".mli"), "OCaml"),
+    **dict.fromkeys((".ex", ".exs"), "Elixir"),
+    **dict.fromkeys((".f", ".f90", ".f95", ".for"), "Fortran"),
+    **dict.fromkeys((".clj", ".cljs"), "Clojure"),
+    **dict.fromkeys((".lisp", ".el", ".scm"), "Lisp"),
+    **dict.fromkeys((".kt", ".kts"), "Kotlin"),
+    **dict.fromkeys((".md", ".markdown"), "Markdown"),
+    **dict.fromkeys((".html", ".htm"), "HTML"),
+    **dict.fromkeys((".css", ".scss", ".less"), "CSS"),
+    ".rst": "reStructuredText",
+    ".java": "Java",
+    ".go": "Go",
+    ".rs": "Rust",
+    ".rb": "Ruby",
+    ".cs": "C#",
+    ".php": "PHP",
+    ".swift": "Swift",
+    ".scala": "Scala",
+    ".dart": "Dart",
+    ".m": "Objective-C",
+    ".zig": "Zig",
+    ".r": "R",
+    ".jl": "Julia",
+    ".lua": "Lua",
+    ".sql": "SQL",
+    ".erl": "Erlang",
+    ".tex": "TeX",
+    ".ps1": "PowerShell",
+    ".cmake": "CMake",
+    ".proto": "Protocol Buffers",
+}
+
+
+@dataclass(frozen=True)
+class _Comments:
+    """How a language writes comments: from a mark to the end of the line, or between a pair of marks."""
+
+    line: tuple[str, ...] = ()
+    block: tuple[tuple[str, str], ...] = ()
+
+
+_HASH = _Comments(("#",))
+_SLASH = _Comments(("//",), (("/*", "*/"),))
+_DASH = _Comments(("--",), (("/*", "*/"), ("{-", "-}"), ("--[[", "]]")))
+_ANGLE = _Comments(block=(("<!--", "-->"),))
+# Not listed: C and its family, which write // and /* */.
+_STYLES = {
+    **dict.fromkeys(("Python", "Shell", "Perl", "Ruby", "R", "Julia", "Elixir", "CMake"), _HASH),
+    **dict.fromkeys(("SQL", "Lua", "Haskell"), _DASH),
+    **dict.fromkeys(("Markdown", "HTML"), _ANGLE),
+    **dict.fromkeys(("Clojure", "Lisp"), _Comments((";",))),
+    **dict.fromkeys(("Erlang", "TeX"), _Comments(("%",))),
+    "PHP": _Comments(("//", "#"), (("/*", "*/"),)),
+    "PowerShell": _Comments(("#",), (("<#", "#>"),)),
+    "OCaml": _Comments(block=(("(*", "*)"),)),
+    "Fortran": _Comments(("!",)),
+    "reStructuredText": _Comments(),
+}
+
+_SPEAKS = re.compile(r"copyright|\(c\) *\d{4}|©|\blicen[sc]e|SPDX-|all rights reserved", re.IGNORECASE)
+_OPENS = re.compile(r"[^\w@©(]*(?:@licen[sc]e|@?copyright|licen[sc]ed\b|\(c\)|©|SPDX-)", re.IGNORECASE)
+_WORD = re.compile(r"\w")
+_MODE_LINE = r"\s*(?:(?:#|%|;+|//)\s*-\*-|/\*\s*-\*-.*\*/)|\s*#.*coding[:=]"
+_ENCODING = re.compile(_MODE_LINE)
+_STAYS_FIRST = re.compile(rf"#!|<\?(?:php|xml)|<!doctype|{_MODE_LINE}", re.IGNORECASE)
+_DOC = re.compile(r"\s*(?:/\*[*!](?![*/])|//[/!](?!/)|#'|--\s*\||\{-\s*\|)")
+
+_COMMENT_LINE = re.compile(r"\s*(?:#|//|/?\*|--|;|%|<!--|\.\.)")
+_GENERATED = re.compile(
+    r"@generated\b|\b(?:auto-?|automatically |code )generated\b|\bgenerated (?:by|from|automatically)\b"
+    r"|\bdo not (?:edit|modify)\b",
+    re.IGNORECASE,
+)
+_HEAD_LINES = 10
+
+
+def is_generated(text: str) -> bool:
+    """Whether a comment among the first lines says that a program wrote this file."""
+    head = text.split("\n", _HEAD_LINES)[:_HEAD_LINES]
+    return any(_COMMENT_LINE.match(line) and _GENERATED.search(line) for line in head)
+
+
+def without_licence_header(text: str, language: str) -> str:
+    """The file without its leading comment blocks, as long as they speak of copyright or licence."""
+    style = _STYLES.get(language, _SLASH)
+    lines = text.splitlines(keepends=True)
+    first = 0
+    while first < len(lines) and _STAYS_FIRST.match(lines[first]):
+        first += 1
+    kept, rest = lines[:first], lines[first:]
+    while True:
+        body = list(dropwhile(lambda line: not line.strip(), rest))
+        end = _comment_end(body, style)
+        if not end or not _is_licence(body[:end]):
+            return "".join(kept + rest)
+        kept += [line for line in body[:end] if _ENCODING.match(line)]
+        rest = list(dropwhile(lambda line: not line.strip(), body[end:]))
+
+
+def _is_licence(block: list[str]) -> bool:
+    if _DOC.match(block[0]):
+        # A doc comment may well speak of licences; it is a header only if it opens as one.
+        return _OPENS.match(next(filter(_WORD.search, block), "")) is not None
+    return _SPEAKS.search("".join(block)) is not None
+
+
+def _comment_end(lines: list[str], style: _Comments) -> int:
+    """How many of the first lines are one comment; none when the first is not one, or it does not end."""
+    opening = lines[0].lstrip() if lines else ""
+    for mark, close in style.block:
+        if opening.startswith(mark):
+            for end, line in enumerate([opening[len(mark) :], *lines[1:]]):
+                if close in line:
+                    # Code behind the comment on its last line would go with it.
+                    return 0 if line.partition(close)[2].strip() else end + 1
+            return 0
+    end = 0
+    while style.line and end < len(lines) and lines[end].lstrip().startswith(style.line):
+        end += 1
+    return end

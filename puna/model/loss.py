@@ -1,0 +1,65 @@
+"""The output projection and the cross-entropy in one: full logits never exist.
+
+hidden_ND ─┬─ rows 0..n   ─> logits_nV ─> losses, dlogits ─> dhidden, dW += ...
+           ├─ rows n..2n  ─> ...          one block's logits in memory at a time
+           └─ ...
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
+
+from puna.model.kernels import cross_entropy_block
+
+IGNORE = -100  # a target that does not count: padding
+BLOCK_ELEMENTS = 2**21  # logits of a block: 4 MB in bf16, within the last-level cache
+
+
+class LinearCrossEntropy(Function):
+    """total = scale · Σ losses, losses = cross_entropy(h @ W.T)    h: (N, D)   W: (V, D)   losses: (N,)
+
+    The gradients are computed in the forward, while a block's logits are in the cache, and scaled in the
+    backward by the gradient of `total`. Saves dh (N, D) and dW (V, D).
+
+        d = scale · (softmax - onehot)        dh = d @ W        dW = Σ d.T @ h
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        weight = weight_VD.to(hidden_ND.dtype)
+        dhidden_ND = torch.empty_like(hidden_ND)
+        # The sum over blocks is kept in the weight's own precision: fp32 for the master weights.
+        dweight_VD = torch.zeros_like(weight_VD)
+        losses = []
+        step = max(1, BLOCK_ELEMENTS // weight.shape[0])
+        for rows in (slice(i, i + step) for i in range(0, len(hidden_ND), step)):
+            block_losses, d_nV = cross_entropy_block(
+                hidden_ND[rows] @ weight.T, targets_N[rows], scale, IGNORE
+            )
+            losses.append(block_losses)
+            dhidden_ND[rows] = d_nV @ weight
+            dweight_VD += d_nV.T @ hidden_ND[rows]
+        ctx.save_for_backward(dhidden_ND, dweight_VD)
+        losses_N = torch.cat(losses)
+        ctx.mark_non_differentiable(losses_N)
+        return losses_N.sum() * scale, losses_N
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        dhidden_ND, dweight_VD = ctx.saved_tensors  # type: ignore[attr-defined]
+        return dhidden_ND * grads[0].to(dhidden_ND.dtype), dweight_VD * grads[0], None, None
+
+
+def cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """The losses (N,) alone, a block of logits at a time."""
+    weight = weight_VD.to(hidden_ND.dtype)
+    step = max(1, BLOCK_ELEMENTS // weight.shape[0])
+    blocks = [
+        F.cross_entropy((hidden @ weight.T).float(), targets, ignore_index=IGNORE, reduction="none")
+        for hidden, targets in zip(hidden_ND.split(step), targets_N.split(step), strict=True)
+    ]
+    return torch.cat(blocks)

@@ -1,0 +1,370 @@
+"""Archives of projects become source files, if and only if their licence is permitted."""
+
+import gzip
+import io
+import tarfile
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from puna.corpus.document import Bad, Document, Drop
+from puna.corpus.github import SourceFile, clean, read
+
+CODE = '"""Counts llamas."""\n\n\ndef count(herd):\n    return len(herd)\n'
+MIT = (
+    "MIT License\n\nPermission is hereby granted, free of charge, to any person obtaining a copy\n"
+    "of this software"
+)
+BSD = (
+    "Redistribution and use in source and binary forms, with or without\nmodification, are permitted "
+    "provided that\n* Neither the name of the author"
+)
+GPL = "GNU GENERAL PUBLIC LICENSE Version 3, 29 June 2007"
+
+
+def wheel(path: Path, files: dict[str, str | bytes], metadata: str = "License-Expression: MIT") -> Path:
+    name = "-".join(path.name.split("-")[:2])
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for member, data in files.items():
+            archive.writestr(member, data)
+        archive.writestr(
+            f"{name}.dist-info/METADATA", f"Metadata-Version: 2.4\nName: herd\n{metadata}\n\nText\n"
+        )
+    return path
+
+
+def sdist(path: Path, files: dict[str, str], top: str = "herd-1.0/") -> Path:
+    with tarfile.open(path, "w:bz2" if path.suffix == ".bz2" else "w:gz") as archive:
+        for member, text in files.items():
+            info = tarfile.TarInfo(top + member)
+            info.size = len(text.encode())
+            archive.addfile(info, io.BytesIO(text.encode()))
+    return path
+
+
+def results(path: Path) -> tuple[dict[str, Document], dict[str, str], list[Bad]]:
+    """Documents by path, reasons of drops by path, and what was damaged."""
+    documents, drops, bad = {}, {}, []
+    for record in read(path):
+        if isinstance(record, Bad):
+            bad.append(record)
+            continue
+        result = clean(record)
+        if isinstance(result, Drop):
+            drops[record.path] = result.reason
+        else:
+            documents[record.path] = result
+    return documents, drops, bad
+
+
+def text_of(code: str, path: str = "herd/herd.py") -> str:
+    document = clean(SourceFile("herd-1.0", "MIT", path, len(code.encode()), code.encode()))
+    assert isinstance(document, Document), document
+    return document.text
+
+
+def reason_for(data: str | bytes, path: str = "herd/herd.py") -> str:
+    data = data.encode() if isinstance(data, str) else data
+    drop = clean(SourceFile("herd-1.0", "MIT", path, len(data), data))
+    assert isinstance(drop, Drop), drop
+    return drop.reason
+
+
+# ---- archives
+
+
+def test_a_wheel_gives_a_document_a_source_file(tmp_path):
+    path = wheel(tmp_path / "herd-1.0-py3-none-any.whl", {"herd/count.py": CODE, "herd/logo.png": b"\x89PNG"})
+    documents, drops, bad = results(path)
+    assert documents == {
+        "herd/count.py": Document(
+            "herd-1.0/herd/count.py",
+            "github",
+            CODE,
+            {"licence": "MIT", "path": "herd/count.py", "language": "Python"},
+        )
+    }
+    assert set(drops.values()) == {"not source code or prose"} and not bad
+
+
+@pytest.mark.parametrize("name", ["herd-1.0.tar.gz", "herd-1.0.tgz", "herd-1.0.tar.bz2"])
+def test_an_sdist_is_named_without_its_top_folder(tmp_path, name):
+    path = sdist(tmp_path / name, {"src/count.py": CODE, "PKG-INFO": "Name: herd\nLicense: BSD\n"})
+    documents, _, bad = results(path)
+    assert [document.id for document in documents.values()] == ["herd-1.0/src/count.py"]
+    assert documents["src/count.py"].meta["licence"] == "BSD" and not bad
+
+
+def test_an_archive_without_metadata_is_judged_by_its_licence_text(tmp_path):
+    path = tmp_path / "herd-main.zip"
+    for licence, kept in ((MIT, 1), (BSD, 1), (GPL, 0), (MIT + "\n" + GPL, 0), ("All rights reserved.", 0)):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("herd-main/count.py", CODE)
+            archive.writestr("herd-main/LICENSE", licence)
+        documents, drops, _ = results(path)
+        assert len(documents) == kept, licence
+        assert kept or set(drops.values()) == {"licence not permitted"}
+
+
+def test_metadata_decides_before_the_licence_text(tmp_path):
+    path = wheel(
+        tmp_path / "herd-1.0-py3-none-any.whl",
+        {"count.py": CODE, "herd-1.0.dist-info/licenses/LICENSE": MIT},
+        "License-Expression: GPL-2.0-or-later",
+    )
+    documents, drops, _ = results(path)
+    assert not documents and set(drops.values()) == {"licence not permitted"}
+    assert not any(record.data for record in read(path) if isinstance(record, SourceFile)), "not even read"
+
+
+def test_metadata_that_states_no_licence_leaves_it_to_the_text(tmp_path):
+    files = {"count.py": CODE, "PKG-INFO": "Name: herd\n", "COPYING": BSD}
+    documents, _, _ = results(sdist(tmp_path / "herd-1.0.tar.gz", files))
+    assert documents["count.py"].meta["licence"] == "BSD-3-Clause"
+
+
+def test_a_project_without_a_licence_gives_nothing(tmp_path):
+    path = wheel(tmp_path / "herd-1.0-py3-none-any.whl", {"count.py": CODE}, "Summary: no licence")
+    documents, drops, _ = results(path)
+    assert not documents and set(drops.values()) == {"licence not permitted"}
+
+
+@pytest.mark.parametrize("licence_last", [True, False])
+def test_the_licence_counts_wherever_it_stands_in_the_archive(tmp_path, licence_last):
+    files = {"count.py": CODE, "LICENSE": MIT}
+    order = files if licence_last else dict(reversed(files.items()))
+    assert set(results(sdist(tmp_path / "herd-1.0.tar.gz", order))[0]) == {"count.py"}
+
+
+def test_a_licence_inside_a_vendored_folder_is_not_the_projects(tmp_path):
+    path = sdist(tmp_path / "herd-1.0.tar.gz", {"count.py": CODE, "vendor/LICENSE": MIT, "vendor/x.py": CODE})
+    assert not results(path)[0]
+
+
+def test_vendored_licence_and_minified_files_are_dropped(tmp_path):
+    path = wheel(
+        tmp_path / "herd-1.0-py3-none-any.whl",
+        {"herd/_vendor/x.py": CODE, "LICENSE.md": MIT, "site.min.js": "let x = 1", "licence.py": CODE},
+    )
+    documents, drops, _ = results(path)
+    assert set(documents) == {"licence.py"}
+    assert drops["herd/_vendor/x.py"] == "vendored"
+    assert drops["LICENSE.md"] == "licence file"
+    assert drops["site.min.js"] == "minified"
+
+
+def test_a_file_over_a_megabyte_is_dropped_without_being_kept_in_memory(tmp_path):
+    path = wheel(tmp_path / "herd-1.0-py3-none-any.whl", {"big.py": "x = 1\n" * 200_000, "small.py": CODE})
+    records = {record.path: record for record in read(path) if isinstance(record, SourceFile)}
+    assert records["big.py"].data == b""
+    assert clean(records["big.py"]) == Drop("larger than 1 MB", detail="big.py")
+    assert isinstance(clean(records["small.py"]), Document)
+
+
+def test_a_bomb_is_never_in_memory(tmp_path):
+    path = tmp_path / "herd-1.0.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, data in (
+            ("LICENSE", MIT.encode()),
+            ("bomb.py", bytes(60_000_000)),
+            ("a.py", CODE.encode()),
+        ):
+            info = tarfile.TarInfo(f"herd-1.0/{name}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    tracemalloc.start()
+    documents, drops, _ = results(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert set(documents) == {"a.py"} and drops["bomb.py"] == "larger than 1 MB"
+    assert peak < 6_000_000
+
+
+def test_a_file_that_is_no_archive_is_bad_input_and_not_an_exception(tmp_path):
+    for name in ("a-1-py3-none-any.whl", "a.zip", "a.tar.gz", "a.tgz", "a.tar.bz2"):
+        path = tmp_path / name
+        for data in (b"", b"not an archive", b"PK\x03\x04" + bytes(100), gzip.compress(b"x" * 2000)):
+            path.write_bytes(data)
+            records = list(read(path))
+            assert len(records) == 1 and isinstance(records[0], Bad), (name, data[:8], records)
+
+
+def test_a_cut_archive_keeps_the_files_before_the_cut(tmp_path):
+    files = {"LICENSE": MIT} | {
+        f"m{number}.py": f"{CODE}# {'%032x' % (number**29)}\n" * 40 for number in range(40)
+    }
+    for suffix in ("tar.gz", "tar.bz2"):
+        path = sdist(tmp_path / f"herd-1.0.{suffix}", files)
+        whole = path.read_bytes()
+        path.write_bytes(whole[: int(len(whole) * 0.7)])
+        documents, _, bad = results(path)
+        expected = [name for name in files if name in documents]
+        assert expected == list(files)[1 : len(expected) + 1]  # a beginning of the list, in order
+        assert (len(expected) > 5 or suffix == "tar.bz2") and len(expected) < 40
+        assert len(bad) == 1 and bad[0].file == str(path)
+
+
+def test_a_damaged_header_inside_a_tar_is_not_taken_for_its_end(tmp_path):
+    path = sdist(tmp_path / "herd-1.0.tar.gz", {"LICENSE": MIT, "a.py": CODE, "b.py": CODE})
+    data = bytearray(gzip.decompress(path.read_bytes()))
+    offset = data.index(b"herd-1.0/b.py")
+    data[offset : offset + 4] = b"DERH"  # the header's checksum no longer fits
+    path.write_bytes(gzip.compress(bytes(data)))
+    documents, _, bad = results(path)
+    assert set(documents) == {"a.py"} and len(bad) == 1
+
+
+def test_a_wrong_checksum_at_the_end_of_a_tar_is_named(tmp_path):
+    path = sdist(tmp_path / "herd-1.0.tar.gz", {"LICENSE": MIT, "a.py": CODE})
+    data = bytearray(path.read_bytes())
+    data[-8] ^= 1  # gzip's CRC of the whole
+    path.write_bytes(data)
+    documents, _, bad = results(path)
+    assert set(documents) == {"a.py"} and len(bad) == 1
+
+
+def test_a_damaged_member_of_a_zip_costs_that_member_alone(tmp_path):
+    path = tmp_path / "herd-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:  # stored, so that a byte can be found and changed
+        archive.writestr("a.py", CODE + "# first\n")
+        archive.writestr("b.py", CODE + "# second\n")
+        archive.writestr("herd-1.0.dist-info/METADATA", "License-Expression: MIT\n")
+    path.write_bytes(path.read_bytes().replace(b"# first", b"# fIrst"))
+    documents, _, bad = results(path)
+    assert set(documents) == {"b.py"}
+    assert [item.file for item in bad] == [f"{path}!a.py"]
+
+
+def test_links_in_an_archive_are_not_followed(tmp_path):
+    path = tmp_path / "herd-1.0.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, target in (("herd-1.0/up.py", "/etc/passwd"), ("herd-1.0/down.py", "../../x.py")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            archive.addfile(info)
+        info = tarfile.TarInfo("herd-1.0/LICENSE")
+        info.size = len(MIT)
+        archive.addfile(info, io.BytesIO(MIT.encode()))
+    assert [record.path for record in read(path)] == ["LICENSE"]
+
+
+# ---- filters
+
+
+def test_each_filter_has_its_own_reason():
+    assert reason_for(CODE.encode() + b"\0") == "binary"
+    assert reason_for("café".encode("latin-1")) == "binary"
+    assert reason_for("") == reason_for("\n\n") == "empty"
+    assert reason_for("x = '" + "a" * 1000 + "'\n") == "longest line too long"
+    assert reason_for(("x" * 150 + "\n") * 20) == "mean line too long"
+    assert reason_for("+-*/ " * 15 + "x\n") == "few letters or digits"
+    assert reason_for("# Generated by protoc. DO NOT EDIT!\n" + CODE) == "generated"
+    assert reason_for("// Code generated by stringer; DO NOT EDIT.\nfunc x() {}\n", "x.go") == "generated"
+    assert reason_for("abc\n", "notes.dat") == "not source code or prose"
+
+
+def test_lines_of_a_thousand_characters_are_kept_and_longer_are_not():
+    assert text_of("x = 1\n" * 20 + "y" * 1000 + "\n")
+    assert reason_for("x = 1\n" * 20 + "y" * 1001 + "\n") == "longest line too long"
+
+
+def test_code_that_only_speaks_of_generating_is_kept():
+    code = '"""Graphs generated by random walks. Do not edit lightly."""\nx = 1\n'
+    assert text_of(code) == code
+
+
+def test_windows_line_ends_and_a_byte_order_mark_are_normalised():
+    assert text_of("\ufeff" + CODE.replace("\n", "\r\n")) == CODE
+
+
+# ---- licence headers
+
+HEADER = "# Copyright 2020 The Herders\n# Licensed under the Apache License, Version 2.0\n"
+C_HEADER = "/*\n * Copyright (c) 2020 The Herders\n * SPDX-License-Identifier: MIT\n */\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "before", "after"),
+    [
+        ("a.py", HEADER + "\n" + CODE, CODE),
+        ("a.py", "#!/usr/bin/env python3\n# -*- coding: utf-8 -*-\n" + HEADER + CODE, None),
+        ("a.py", HEADER + "# -*- coding: latin-1 -*-\n" + CODE, "# -*- coding: latin-1 -*-\n" + CODE),
+        (
+            "a.py",
+            HEADER + "\n# Why llamas are counted twice.\n" + CODE,
+            "# Why llamas are counted twice.\n" + CODE,
+        ),
+        ("a.py", "# Counting llamas.\n\n" + HEADER + CODE, "# Counting llamas.\n\n" + HEADER + CODE),
+        ("a.c", C_HEADER + "\n#include <stdio.h>\nint x;\n", "#include <stdio.h>\nint x;\n"),
+        ("a.c", "#include <stdio.h>\nint x; // copyright\n", "#include <stdio.h>\nint x; // copyright\n"),
+        ("a.c", "/* Copyright 2020 */ int x;\n", "/* Copyright 2020 */ int x;\n"),
+        (
+            "a.c",
+            "/* Copyright 2020, and never closed\nint x;\n",
+            "/* Copyright 2020, and never closed\nint x;\n",
+        ),
+        ("a.go", "// Copyright 2020\n\n//go:build linux\n\npackage x\n", "//go:build linux\n\npackage x\n"),
+        ("a.rs", "//! Parses licences.\n//! Copyright of none.\nfn x() {}\n", None),
+        ("a.java", "/**\n * Counts herds.\n * @license MIT\n */\nclass A {}\n", None),
+        ("a.js", "/**\n * @license MIT, copyright 2020\n */\nlet herd = 1\n", "let herd = 1\n"),
+        ("a.md", "# Licence of llamas\n\nText about copyright.\n", None),
+        ("a.md", "<!-- Copyright 2020 -->\n# Llamas\n", "# Llamas\n"),
+        ("a.html", "<!doctype html>\n<!-- (c) 2020 -->\n<p>Herd</p>\n", "<!doctype html>\n<p>Herd</p>\n"),
+        ("a.sql", "-- Copyright 2020\nSELECT 1 FROM herd;\n", "SELECT 1 FROM herd;\n"),
+        ("a.rst", ".. Copyright 2020\n\nHerds\n=====\n\nText here\n", None),
+    ],
+)
+def test_only_leading_comments_that_speak_of_copyright_or_licence_go(path, before, after):
+    if after is None and before.startswith("#!"):
+        after = before.replace(HEADER, "")
+    assert text_of(before, path) == (before if after is None else after)
+
+
+def test_the_filters_judge_what_is_kept_and_not_the_licence_header():
+    assert text_of("# Copyright " + "x" * 2000 + "\n" + CODE) == CODE
+
+
+def test_a_file_that_is_only_a_licence_header_is_empty():
+    assert reason_for(HEADER) == "empty"
+
+
+# ---- licences that metadata states
+
+
+@pytest.mark.parametrize(
+    ("metadata", "permitted"),
+    [
+        ("License-Expression: MIT", True),
+        ("License-Expression: Apache-2.0 OR GPL-3.0-only", True),
+        ("License-Expression: MIT AND (Apache-2.0 OR BSD-2-Clause)", True),
+        ("License-Expression: Apache-2.0 WITH LLVM-exception", True),
+        ("License-Expression: MIT AND LGPL-2.1-only", False),
+        ("License-Expression: GPL-3.0-only OR MIT AND GPL-2.0-only", False),
+        ("License-Expression: (MIT", False),
+        ("License-Expression: MIT OR", False),
+        ("License-Expression: MIT GPL-2.0-only", False),
+        ("License-Expression: MIT WITH Commons-Clause", False),
+        ("License-Expression: BSD-Protection", False),
+        ("License-Expression: MIT\nClassifier: License :: OSI Approved :: GNU GPL", True),
+        ("License: MIT License", True),
+        ("License: Apache License, Version 2.0", True),
+        ("License: 3-Clause BSD License", True),
+        ("License: MIT with Commons Clause", False),
+        ("License: LGPL", False),
+        ("License: MIT\nClassifier: License :: OSI Approved :: GNU General Public License (GPL)", False),
+        ("Classifier: License :: OSI Approved :: BSD License", True),
+        ("Classifier: License :: OSI Approved :: Apache Software License", True),
+        ("License: UNKNOWN\nClassifier: License :: OSI Approved :: MIT License", True),
+        ("Classifier: License :: OSI Approved :: Mozilla Public License 2.0 (MPL 2.0)", False),
+        ("Classifier: License :: Other/Proprietary License", False),
+        ("License: " + MIT.replace("\n", "\n        "), True),
+        ("License: " + GPL + "\n        of the Free Software Foundation", False),
+    ],
+)
+def test_metadata_permits_only_what_all_of_it_permits(tmp_path, metadata, permitted):
+    path = wheel(tmp_path / "herd-1.0-py3-none-any.whl", {"count.py": CODE}, metadata)
+    documents, drops, bad = results(path)
+    assert bool(documents) == permitted, drops
+    assert not bad
