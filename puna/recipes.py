@@ -102,6 +102,7 @@ def recipe_tiny() -> RunConfig:
             save_every=20,
             validate_every=50,
             validation_windows=16,
+            compile=False,  # it would take longer than the run
         ),
     )
 

@@ -12,11 +12,9 @@ from puna.files import fingerprint, sha256_file, write_json
 from puna.tokens.shards import write_shards
 from puna.tokens.tokenizer import train_tokenizer
 
-SUBJECTS = "the llama|a shepherd|the old train|my sister|the river|a tall student|the puna wind".split("|")
-VERBS = "carries|watches|follows|remembers|crosses|forgets|counts".split("|")
-OBJECTS = "the salt|seven stones|a letter|the high grassland|12 blankets|an empty road|the first snow".split(
-    "|"
-)
+SUBJECTS = ["the llama", "a shepherd", "the old train", "my sister", "the river", "the puna wind"]
+VERBS = ["carries", "watches", "follows", "remembers", "crosses", "forgets", "counts"]
+OBJECTS = ["the salt", "seven stones", "a letter", "12 blankets", "an empty road", "the first snow"]
 
 
 def sentences(seed: int, count: int) -> str:

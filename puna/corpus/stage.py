@@ -107,6 +107,7 @@ def run_stage(
     plan = {
         "stage": stage,
         "config": config,
+        "code_version": code_version(),
         "inputs": [
             [shard.name, [[path.name, path.stat().st_size] for path in shard.inputs]] for shard in shards
         ],
@@ -140,8 +141,11 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
     path = out / PLAN
     if not path.is_file():
         write_json(path, plan)
-    elif (held := read_json(path)) != plan:
-        differing = [key for key in plan if held.get(key) != plan[key]]
+        return
+    held = read_json(path)
+    # What other code finished is whole, and stays; what it only began must not be mixed with ours.
+    compared = [key for key in plan if key != "code_version" or not (out / MANIFEST).is_file()]
+    if differing := [key for key in compared if held.get(key) != plan[key]]:
         raise ValueError(
             f"{out} was begun with another {' and '.join(differing)}; "
             f"choose another --out, or delete {out} to begin again"

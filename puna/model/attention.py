@@ -26,19 +26,21 @@ BLOCKED_UP_TO = 1024  # longer contexts go to the flash kernel
 
 
 def causal_attention(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> Tensor:
-    """Softmax attention of a whole sequence; each token sees itself and those before. (B, H, T, E)."""
+    """Softmax attention of a whole sequence, (B, T, H, E); each token sees itself and those before."""
     H, T = q_BHTE.shape[1:3]
     if q_BHTE.is_cpu and T <= BLOCKED_UP_TO and k_BKTE.shape[1] == H:
         return BlockedAttention.apply(q_BHTE, k_BKTE, v_BKTE)
-    return F.scaled_dot_product_attention(
+    o_BHTE = F.scaled_dot_product_attention(
         q_BHTE, k_BKTE, v_BKTE, is_causal=True, enable_gqa=k_BKTE.shape[1] != H
     )
+    return o_BHTE.transpose(1, 2)
 
 
 class BlockedAttention(Function):
-    """o = softmax(mask(q @ k.T / sqrt(E))) @ v      q, k, v, o: (B, H, T, E)
+    """o = softmax(mask(q @ k.T / sqrt(E))) @ v      q, k, v: (B, H, T, E)   o: (B, T, H, E)
 
-    Saves q, k, v, o and the rows' log Σ exp. Recomputes the probabilities p a block at a time in backward:
+    Saves q, k, v, the rows' log Σ exp, and o, laid as the next product reads it, so that both share one copy.
+    Recomputes the probabilities p a block at a time in backward:
 
         delta = Σ do · o        dp = do @ v.T       ds = p · (dp - delta) / sqrt(E)
         dq = ds @ k             dk = ds.T @ q       dv = p.T @ do
@@ -46,24 +48,25 @@ class BlockedAttention(Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor) -> Tensor:
+        B, H, T, E = q_BHTE.shape
         q, k, v = (x.flatten(0, 1) for x in (q_BHTE, k_BHTE, v_BHTE))
-        T, E = q.shape[1:]
-        o, lse = torch.empty_like(q), q.new_empty(q.shape[0], T, 1, dtype=_sums(q.dtype))
+        o_BTHE = q.new_empty(B, T, H, E)
+        o_BHTE = o_BTHE.transpose(1, 2)
+        lse = q.new_empty(B * H, T, 1, dtype=_sums(q.dtype))
         for start in range(0, T, ROWS):
             end = min(start + ROWS, T)
             scores = _scores(q, k, start, end)
             p, lse[:, start:end] = softmax_block(scores, E**-0.5)
-            o[:, start:end] = p @ v[:, :end]
-        ctx.save_for_backward(q, k, v, o, lse)
-        ctx.shape = q_BHTE.shape  # type: ignore[attr-defined]
-        return o.view(q_BHTE.shape)
+            o_BHTE[:, :, start:end] = (p @ v[:, :end]).view(B, H, -1, E)
+        ctx.save_for_backward(q, k, v, o_BTHE, lse)
+        return o_BTHE
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v, o, lse = ctx.saved_tensors  # type: ignore[attr-defined]
-        do = grads[0].reshape(o.shape)
-        T, E = q.shape[1:]
-        delta = (do.to(lse.dtype) * o).sum(-1, keepdim=True)
+        q, k, v, o_BTHE, lse = ctx.saved_tensors  # type: ignore[attr-defined]
+        B, T, H, E = o_BTHE.shape
+        do = grads[0].transpose(1, 2).flatten(0, 1)
+        delta = (grads[0].to(lse.dtype) * o_BTHE).sum(-1).transpose(1, 2).reshape(lse.shape)
         dq = torch.empty_like(q)
         dk, dv = torch.zeros_like(k, dtype=lse.dtype), torch.zeros_like(v, dtype=lse.dtype)
         for start in range(0, T, ROWS):
@@ -75,8 +78,8 @@ class BlockedAttention(Function):
             dq[:, rows] = ds @ k[:, :end]
             dk[:, :end] += ds.transpose(1, 2) @ q[:, rows]
             dv[:, :end] += p.transpose(1, 2) @ do[:, rows]
-        shape = ctx.shape  # type: ignore[attr-defined]
-        return dq.view(shape), dk.to(k.dtype).view(shape), dv.to(v.dtype).view(shape)
+        dk, dv = dk.to(k.dtype), dv.to(v.dtype)
+        return dq.view(B, H, T, E), dk.view(B, H, T, E), dv.view(B, H, T, E)
 
 
 def _sums(dtype: torch.dtype) -> torch.dtype:

@@ -61,10 +61,11 @@ class Block(nn.Module):
         if cache is not None:
             k_BKTE, v_BKTE = cache.update(self.layer, k_BKTE, v_BKTE)
         if q_BHTE.shape[2] == k_BKTE.shape[2]:
-            o_BHTE = causal_attention(q_BHTE, k_BKTE, v_BKTE)
+            o_BTHE = causal_attention(q_BHTE, k_BKTE, v_BKTE)
         else:  # one new token, which sees all that is cached
             o_BHTE = F.scaled_dot_product_attention(q_BHTE, k_BKTE, v_BKTE, enable_gqa=H != K)
-        h_BTD = x_BTD + linear(o_BHTE.transpose(1, 2).flatten(2), self.wo)
+            o_BTHE = o_BHTE.transpose(1, 2)
+        h_BTD = x_BTD + linear(o_BTHE.flatten(2), self.wo)
 
         gate_up = norm_linear(h_BTD, self.ffn_norm, self.w13, eps, dtype)
         return h_BTD + swiglu_linear(gate_up, self.w2)

@@ -34,3 +34,16 @@ def forward_flops_per_token(config: ModelConfig) -> float:
 def train_flops_per_token(config: ModelConfig) -> float:
     """Forward and backward: the backward costs twice the forward. Recomputation is not counted (MFU)."""
     return 3 * forward_flops_per_token(config)
+
+
+def saved_bytes_per_token_and_layer(config: ModelConfig, compute_bytes: int) -> int:
+    """What the hand-written backward keeps of a block for each token (paper section 2.4).
+
+    x and h (dim each, of the fp32 residual stream); q, k, v, o and gate, up in the compute precision: with
+    the paper's sizes 2 + 4 + 5.3 = 11.3 · dim elements. And the statistics, fp32: the reciprocal root mean
+    square of two norms, log Σ exp of each head.
+    """
+    residual = 2 * config.dim * 4
+    attention = config.head_dim * (2 * config.n_heads + 2 * config.kv_heads)
+    statistics = (2 + config.n_heads) * 4
+    return residual + (attention + 2 * config.ffn_dim) * compute_bytes + statistics
