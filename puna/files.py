@@ -162,4 +162,7 @@ def human_seconds(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    days = hours / 24
+    return f"{days:.1f} days" if days < 730 else f"{days / 365.25:,.0f} years"

@@ -1,16 +1,18 @@
-"""Checkpoints: whole or absent, the newest few kept, resumed exactly.
+"""Checkpoints: whole or absent, written while training goes on, the newest few kept, resumed exactly.
 
     RUN/checkpoints/step-000200/
         weights.safetensors      fp32 master weights, named as in model/llama.py
-        optimizer.safetensors    AdamW's two moments, `exp_avg.NAME` and `exp_avg_sq.NAME`
-        state.json               step, tokens, seconds, the data's fingerprint; written last
+        optimizer.safetensors    AdamW's state, `exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME`
+        state.json               step, tokens, seconds, the data's fingerprint
 
 The directory is written under a temporary name, synced, and renamed: a checkpoint that can be seen is
-whole, whatever moment the process or the machine died.
+whole, whatever moment the process or the machine died. PyTorch's distributed checkpoint reads it as it is
+(`HuggingFaceStorageReader`), on any mesh.
 """
 
 import shutil
-from dataclasses import asdict, dataclass
+import threading
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from puna.files import atomic_directory, read_json, remove_partials, write_json
 from puna.model.llama import Llama
-from puna.model.weights import save_weights
+from puna.model.weights import WEIGHTS
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 
@@ -37,6 +39,12 @@ class TrainState:
     """Spent in steps so far, over all starts of the run."""
     data: str = ""
     """The mixture's fingerprint."""
+    norms: tuple[float, ...] = ()
+    """The last gradient norms, when outliers are skipped."""
+
+    def after(self, tokens: int, seconds: float) -> "TrainState":
+        """The state after one more step."""
+        return replace(self, step=self.step + 1, tokens=self.tokens + tokens, seconds=self.seconds + seconds)
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -50,39 +58,74 @@ def latest(run: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def save(run: Path, state: TrainState, model: Llama, optimizer: torch.optim.Optimizer, keep: int) -> Path:
-    """Write a checkpoint atomically, then delete all but the newest `keep`.
+class Saver:
+    """Writes checkpoints of a run from a thread of its own; training waits only for the copy in memory."""
 
-    Raises:
-        OSError: when it cannot be written (a full disk); the checkpoints before stay as they were.
-    """
-    path = run / "checkpoints" / f"step-{state.step:06d}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_partials(path.parent)
-    moments: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state[parameter].items():
-            moments[f"{key}.{name}"] = value
-    try:
-        with atomic_directory(path) as temporary:
-            save_weights(model, temporary)
-            save_file(moments, temporary / OPTIMIZER)
-            write_json(temporary / STATE, asdict(state))
-    except SafetensorError as error:
-        # safetensors wraps the system's error; a full disk should read as one.
-        raise OSError(f"checkpoint {path} could not be written: {error}") from error
-    for old in checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
-    return path
+    def __init__(self, run: Path, keep: int) -> None:
+        self.run, self.keep = run, keep
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def save(self, state: TrainState, model: Llama, optimizer: torch.optim.Optimizer) -> None:
+        """Copy the state and begin to write it; waits for the checkpoint before, if it is still written.
+
+        Raises:
+            OSError: the checkpoint *before* could not be written (a full disk); older ones stay whole.
+        """
+        self.wait()
+        names = dict(model.named_parameters())
+        weights = {name: parameter.detach().to("cpu", copy=True) for name, parameter in names.items()}
+        moments = {
+            f"{key}.{name}": value.detach().to("cpu", copy=True)
+            for name, parameter in names.items()
+            for key, value in optimizer.state[parameter].items()
+        }
+        self._thread = threading.Thread(target=self._write, args=(state, weights, moments))
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is on disk.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _write(self, state: TrainState, weights: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
+        path = self.run / "checkpoints" / f"step-{state.step:06d}"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_partials(path.parent)
+            with atomic_directory(path) as temporary:
+                save_file(weights, temporary / WEIGHTS)
+                save_file(moments, temporary / OPTIMIZER)
+                write_json(temporary / STATE, asdict(state))
+            for old in checkpoints(self.run)[: -self.keep]:
+                shutil.rmtree(old)
+        except (OSError, SafetensorError) as error:
+            newest = latest(self.run)
+            held = f"{newest.name} before it is whole" if newest else "there is none before it"
+            number = error.errno if isinstance(error, OSError) else None
+            self._error = OSError(number, f"checkpoint {path} could not be written ({error}); {held}")
 
 
 def read_state(checkpoint: Path) -> TrainState:
     """The state beside a checkpoint's tensors."""
-    return TrainState(**read_json(checkpoint / STATE))
+    values = read_json(checkpoint / STATE)
+    return TrainState(**{**values, "norms": tuple(values["norms"])})
 
 
 def load_optimizer(checkpoint: Path, model: Llama, optimizer: torch.optim.Optimizer) -> None:
-    """Restore the moments and step counts of every parameter."""
+    """Restore the moments and step counts of every parameter.
+
+    Raises:
+        ValueError: when the file is damaged.
+    """
     try:
         tensors = load_file(checkpoint / OPTIMIZER)
     except (SafetensorError, OSError) as error:

@@ -11,11 +11,10 @@ Out: a run directory:
         manifest.json        written last: what the run was made of and what came out
 """
 
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,24 +23,28 @@ from typing import Any
 
 import torch
 
-from puna.config import CONFIG, RunConfig, from_dict, to_dict
-from puna.files import MANIFEST, code_version, fingerprint, read_json, write_json
+from puna.config import RunConfig
+from puna.files import MANIFEST, read_json
 from puna.model.kernels import compile_kernels
 from puna.model.llama import Llama
-from puna.model.loss import IGNORE
-from puna.model.sizes import parameters, train_flops_per_token
+from puna.model.sizes import train_flops_per_token
 from puna.model.weights import load_weights
 from puna.progress import Bar
-from puna.tokens.mixture import Batch, Mixture
+from puna.tokens.mixture import Mixture
 from puna.train import checkpoint
 from puna.train.checkpoint import TrainState
-from puna.train.metrics import METRICS, SAMPLES, JsonLines, machine, matrix_peak
+from puna.train.metrics import METRICS, SAMPLES, JsonLines, StepLog, matrix_peak
+from puna.train.observe import profiler, trackers
 from puna.train.optim import build_optimizer, learning_rate
+from puna.train.rundir import claim, write_manifest
+from puna.train.step import OutlierGuard, train_step
 from puna.train.validate import held_out_loss
 
 # Given the model after a step, returns records for samples.jsonl. Generation is above training in the
 # import order, so the caller hands it in.
 Sampler = Callable[[Llama], list[dict[str, Any]]]
+# Likewise evaluation: given the model, returns scores for metrics.jsonl.
+Evaluator = Callable[[Llama], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,12 @@ class Outcome:
     """The last measurement of the held-out loss."""
 
 
-def train(config: RunConfig, out: Path, sample: Sampler | None = None) -> Outcome:
+def train(
+    config: RunConfig, out: Path, sample: Sampler | None = None, evaluate: Evaluator | None = None
+) -> Outcome:
     """Train as `config` says, in `out`, going on from its newest checkpoint if it has one.
+
+    `sample` is called every `train.sample_every` steps, `evaluate` with every validation; both at the end.
 
     Raises:
         ValueError: an impossible configuration, data of another vocabulary, `out` of another run.
@@ -72,125 +79,80 @@ def train(config: RunConfig, out: Path, sample: Sampler | None = None) -> Outcom
         batch_sequences=config.batch_sequences,
     )
     _check_vocabulary(config, mixture)
-    _claim(out, config, mixture)
+    claim(out, config, mixture)
     if (out / MANIFEST).is_file() and (newest := checkpoint.latest(out)) is not None:
         return Outcome(checkpoint.read_state(newest), True, read_json(out / MANIFEST)["validation"])
 
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    if config.train.compile and not compile_kernels():
+    if config.train.deterministic:
+        torch.use_deterministic_algorithms(True)
+    compiled = compile_kernels(config.train.compile)
+    if config.train.compile and not compiled:
         print("no C++ compiler found: kernels run uncompiled, slower; install g++", file=sys.stderr)
     compute = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     model = Llama(config.model, compute, config.train.activations)
     optimizer = build_optimizer(model, config.optim)
     state = _resume_or_begin(out, config, mixture, model, optimizer)
+    guard = OutlierGuard(config.train.skip_outliers, model.embedding.device, state.norms)
     metrics, samples = JsonLines(out / METRICS), JsonLines(out / SAMPLES)
     metrics.rewind(state.step)
     samples.rewind(state.step)
     peak = matrix_peak(compute)
-    flops = train_flops_per_token(config.model)
+    saver = checkpoint.Saver(out, config.train.keep)
     every = config.train
     validation = None
 
     with (
         _stop_signals() as stop,
+        trackers(out, config) as tracked,
+        profiler(out, every.profile) as profile_step,
         Bar("train", every.steps * every.batch_tokens, "tokens", out / "progress.jsonl", state.tokens) as bar,
     ):
+
+        def show(record: dict[str, Any]) -> None:
+            bar.advance(record["tokens"] - bar.done, f"step {record['step']} loss {record['loss']:.3f}")
+
+        log = StepLog(
+            mixture.sources, train_flops_per_token(config.model), peak, [metrics.write, show, *tracked]
+        )
+        bar.advance(0, "compiling kernels, once" if compiled else "")
         for step in range(state.step, every.steps):
             started = time.perf_counter()
             batch = mixture.batch(step)
             lr = learning_rate(step, every.steps, config.optim)
-            record = train_step(model, optimizer, batch, mixture.sources, lr, config)
+            result = train_step(model, optimizer, guard, batch, len(mixture.sources), lr, config)
             seconds = time.perf_counter() - started
+            state = state.after(batch.tokens, seconds)
+            log.add(state, result, lr, batch.tokens / seconds, every.skip_outliers > 0)
+            profile_step()
 
-            last = step + 1 == every.steps
-            state = replace(
-                state, step=step + 1, tokens=state.tokens + batch.tokens, seconds=state.seconds + seconds
-            )
-            rate = batch.tokens / seconds
-            metrics.write(
-                {
-                    "kind": "train",
-                    "step": state.step,
-                    **record,
-                    "tokens": state.tokens,
-                    "tokens_per_second": round(rate, 1),
-                    "mfu": round(rate * flops / peak, 4),
-                    "seconds": round(state.seconds, 3),
-                }
-            )
-            bar.advance(batch.tokens, f"step {state.step} loss {record['loss']:.3f}")
-
+            last = state.step == every.steps
             if last or _due(state.step, every.validate_every):
-                limit = None if last else every.validation_windows
-                validation = held_out_loss(model, mixture, every.micro_batch, limit)
-                metrics.write({"kind": "validation", "step": state.step, **validation, "final": last})
+                log.flush()
+                validation = held_out_loss(
+                    model, mixture, every.micro_batch, None if last else every.validation_windows
+                )
+                if evaluate is not None:
+                    validation["evaluation"] = evaluate(model)
+                for sink in (metrics.write, *tracked):
+                    sink({"kind": "validation", "step": state.step, **validation, "final": last})
             if sample is not None and (last or _due(state.step, every.sample_every)):
                 for item in sample(model):
                     samples.write({"step": state.step, **item})
-            if last or stop() or _due(state.step, every.save_every):
-                checkpoint.save(out, state, model, optimizer, every.keep)
-            if stop() and not last:
+            stopping = stop()
+            if last or stopping or _due(state.step, every.save_every):
+                log.flush()  # no checkpoint is ahead of the metrics
+                saver.save(replace(state, norms=guard.state()), model, optimizer)
+            if stopping and not last:
+                saver.wait()
                 return Outcome(state, False, validation)
+        saver.wait()
 
     if validation is None:  # every step was already done, but the manifest was not written
         validation = held_out_loss(model, mixture, every.micro_batch, None)
-    _write_manifest(out, config, mixture, state, validation, peak)
+    write_manifest(out, config, mixture, state, validation, peak)
     return Outcome(state, True, validation)
-
-
-def train_step(
-    model: Llama,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    names: Sequence[str],
-    lr: float,
-    config: RunConfig,
-) -> dict[str, Any]:
-    """One optimiser step on a global batch, accumulated over micro-batches; gives the step's metrics.
-
-    `names` are the sources that `batch.sources` counts.
-    """
-    inputs, targets = torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)
-    micro = min(config.train.micro_batch, len(inputs))
-    losses = []
-    for rows in range(0, len(inputs), micro):
-        # Divided by the tokens of the whole batch: a padded window counts for what it holds.
-        total, losses_BT = model.loss(
-            inputs[rows : rows + micro], targets[rows : rows + micro], 1 / batch.tokens
-        )
-        total.backward()
-        losses.append(losses_BT)
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
-    losses_BT = torch.cat(losses)
-    loss = losses_BT.sum().item() / batch.tokens
-    if not (torch.isfinite(grad_norm) and loss == loss):
-        raise FloatingPointError(
-            f"loss {loss:g}, gradient norm {grad_norm:g}: training has diverged; "
-            f"go on from the last checkpoint with a lower --optim.lr than {config.optim.lr:g}"
-        )
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    optimizer.zero_grad()
-    return {
-        "loss": loss,
-        "loss_by_source": _by_source(losses_BT, targets, batch, names),
-        "lr": lr,
-        "grad_norm": grad_norm.item(),
-    }
-
-
-def _by_source(
-    losses_BT: torch.Tensor, targets_BT: torch.Tensor, batch: Batch, names: Sequence[str]
-) -> dict[str, float]:
-    means = {}
-    sources_B = torch.from_numpy(batch.sources)
-    for index in sources_B.unique().tolist():
-        rows = sources_B == index
-        tokens = int((targets_BT[rows] != IGNORE).sum())
-        means[names[index]] = losses_BT[rows].sum().item() / max(tokens, 1)
-    return means
 
 
 def _due(step: int, every: int) -> bool:
@@ -223,32 +185,6 @@ def _check_vocabulary(config: RunConfig, mixture: Mixture) -> None:
         )
 
 
-def _claim(out: Path, config: RunConfig, mixture: Mixture) -> None:
-    """Write the configuration into `out`, or refuse when it holds another run's."""
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / CONFIG
-    if path.is_file():
-        held, wanted = to_dict(from_dict(RunConfig, read_json(path))), to_dict(config)
-        if held != wanted:
-            raise ValueError(
-                f"{out} holds a run of another configuration ({_first_difference(held, wanted)}); "
-                "choose another --out, or delete it to begin again"
-            )
-        return
-    shutil.copyfile(mixture.tokenizer, out / "tokenizer.model")
-    write_json(path, to_dict(config))
-
-
-def _first_difference(held: dict[str, Any], wanted: dict[str, Any], path: str = "") -> str:
-    for key in wanted:
-        if held.get(key) != wanted[key]:
-            if isinstance(wanted[key], dict) and isinstance(held.get(key), dict) and wanted[key]:
-                return _first_difference(held[key], wanted[key], f"{path}{key}.")
-            return f"{path}{key} is {held.get(key)!r} there, {wanted[key]!r} here"
-    extra = next(key for key in held if key not in wanted)
-    return f"{path}{extra} is {held[extra]!r} there"
-
-
 def _resume_or_begin(
     out: Path, config: RunConfig, mixture: Mixture, model: Llama, optimizer: torch.optim.Optimizer
 ) -> TrainState:
@@ -265,29 +201,3 @@ def _resume_or_begin(
     load_weights(newest, model)
     checkpoint.load_optimizer(newest, model, optimizer)
     return state
-
-
-def _write_manifest(
-    out: Path, config: RunConfig, mixture: Mixture, state: TrainState, validation: dict[str, Any], peak: float
-) -> None:
-    newest = checkpoint.latest(out)
-    assert newest is not None
-    write_json(
-        out / MANIFEST,
-        {
-            "stage": "run",
-            "fingerprint": fingerprint([to_dict(config), mixture.fingerprint]),
-            "config": to_dict(config),
-            "code_version": code_version(),
-            "machine": machine(peak),
-            "counts": {"parameters": parameters(config.model), "steps": state.step, "tokens": state.tokens},
-            "mixture": mixture.report(state.step),
-            "validation": validation,
-            "inputs": [
-                {"path": str(path), "fingerprint": manifest["fingerprint"]}
-                for path, manifest in zip(mixture.directories, mixture.manifests, strict=True)
-            ],
-            "seconds": round(state.seconds, 3),
-            "checkpoint": str(newest.relative_to(out)),
-        },
-    )

@@ -9,13 +9,19 @@ import json
 import os
 import platform
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from puna.files import atomic_file
+from puna.train.allocator import is_kept
+from puna.train.checkpoint import TrainState
+from puna.train.step import StepResult
 
+Sink = Callable[[dict[str, Any]], None]
+MOST_SKIPPED = 16  # steps in a row that are not finite: no outliers any more
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 
 
@@ -44,6 +50,49 @@ class JsonLines:
                 break
         with atomic_file(self.path) as temporary:
             temporary.write_bytes(b"".join(kept))
+
+
+class StepLog:
+    """Turns steps into records, one step behind: reading a step's figures waits for it, and by the time the
+    next one has been launched a GPU has something to do meanwhile.
+
+    `sinks` get each record. Raises FloatingPointError at a step that was not finite, unless such steps are
+    skipped (`train.skip_outliers`).
+    """
+
+    def __init__(self, names: tuple[str, ...], flops: float, peak: float, sinks: Sequence[Sink]) -> None:
+        self.names, self.sinks = names, sinks
+        self._mfu_by_rate = flops / peak
+        self._held: tuple[StepResult, dict[str, Any], bool] | None = None
+        self._unsound = 0  # steps in a row that were not finite
+
+    def add(self, state: TrainState, result: StepResult, lr: float, rate: float, may_skip: bool) -> None:
+        """Take a step's figures, and write those of the step before."""
+        self.flush()
+        record = {
+            "lr": lr,
+            "tokens": state.tokens,
+            "tokens_per_second": round(rate, 1),
+            "mfu": round(rate * self._mfu_by_rate, 4),
+            "seconds": round(state.seconds, 3),
+        }
+        self._held = result, {"kind": "train", "step": state.step, **record}, may_skip
+
+    def flush(self) -> None:
+        """Write the step that is held."""
+        if self._held is None:
+            return
+        (result, record, may_skip), self._held = self._held, None
+        record |= result.record(self.names)
+        for sink in self.sinks:
+            sink(record)
+        self._unsound = 0 if result.finite.item() else self._unsound + 1
+        if self._unsound > (MOST_SKIPPED if may_skip else 0):
+            raise FloatingPointError(
+                f"step {record['step']}: loss {record['loss']:g}, gradient norm {record['grad_norm']:g}: "
+                f"training has diverged; go on from the last checkpoint with a lower --optim.lr than "
+                f"{record['lr']:g}, or with --train.skip-outliers 10"
+            )
 
 
 def matrix_peak(dtype: torch.dtype, size: int = 2048, seconds: float = 0.5) -> float:
@@ -75,6 +124,7 @@ def machine(peak: float) -> dict[str, Any]:
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "allocator": "keep" if is_kept() else "system",
         "matrix_gflops": round(peak / 1e9, 1),
         "torch": torch.__version__,
         "python": platform.python_version(),

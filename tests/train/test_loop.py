@@ -14,10 +14,14 @@ import pytest
 import torch
 
 from puna.config import RunConfig, read_config
+from puna.files import read_json, write_json
+from puna.model.llama import Llama
 from puna.recipes import recipe
 from puna.tokens.mixture import Mixture
-from puna.train import checkpoint, loop
+from puna.train import checkpoint
 from puna.train.loop import train
+from puna.train.optim import build_optimizer
+from puna.train.step import OutlierGuard, train_step
 from tests.conftest import read_lines
 
 STEPS = 30
@@ -71,10 +75,10 @@ def test_the_model_learns(undisturbed):
 
 
 def test_a_run_tells_what_it_was_made_of(undisturbed, shards):
-    manifest = loop.read_json(undisturbed / "manifest.json")
+    manifest = read_json(undisturbed / "manifest.json")
     assert manifest["stage"] == "run"
     assert manifest["inputs"] == [
-        {"path": str(shards), "fingerprint": loop.read_json(shards / "manifest.json")["fingerprint"]}
+        {"path": str(shards), "fingerprint": read_json(shards / "manifest.json")["fingerprint"]}
     ]
     assert manifest["counts"]["steps"] == STEPS
     assert {row["source"] for row in manifest["mixture"]} == {"books", "github"}
@@ -101,9 +105,6 @@ def test_the_configuration_read_back_reproduces_the_run(undisturbed, tmp_path):
 
 
 def test_accumulated_micro_batches_give_the_gradient_of_the_whole(shards):
-    from puna.model.llama import Llama
-    from puna.train.optim import build_optimizer
-
     def gradient(micro_batch: int) -> tuple[torch.Tensor, float]:
         # a last window with padding among the rows, so that micro-batches hold different numbers of targets
         config = tiny(shards, micro_batch=micro_batch, precision="fp32")
@@ -116,8 +117,9 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_whole(shards):
         optimizer.register_step_pre_hook(
             lambda *_: taken.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
         )
-        record = loop.train_step(model, optimizer, mixture.batch(step), mixture.sources, 1e-3, config)
-        return taken[0], record["loss"]
+        guard = OutlierGuard(0, torch.device("cpu"))
+        result = train_step(model, optimizer, guard, mixture.batch(step), len(mixture.sources), 1e-3, config)
+        return taken[0], result.record(mixture.sources)["loss"]
 
     whole, loss = gradient(16)
     parts, loss_of_parts = gradient(4)
@@ -130,6 +132,8 @@ import sys
 from pathlib import Path
 from puna.config import read_config
 from puna.train.loop import train
+from puna.train.optim import build_optimizer
+from puna.train.step import OutlierGuard, train_step
 train(read_config(Path(sys.argv[1])), Path(sys.argv[2]))
 """
 
@@ -202,8 +206,8 @@ def test_changed_data_is_refused_by_fingerprint(shards, tmp_path, undisturbed):
     config = tiny(copy, steps=10)
     train(config, run)
     (run / "manifest.json").unlink()
-    manifest = loop.read_json(copy / "manifest.json")
-    loop.write_json(copy / "manifest.json", manifest | {"fingerprint": "0123456789abcdef"})
+    manifest = read_json(copy / "manifest.json")
+    write_json(copy / "manifest.json", manifest | {"fingerprint": "0123456789abcdef"})
     with pytest.raises(ValueError, match=r"is not what .* was trained on"):
         train(config, run)
 
@@ -226,7 +230,9 @@ def test_a_full_disk_leaves_the_checkpoint_before_valid(shards, tmp_path, monkey
         saved(tensors, path)
 
     monkeypatch.setattr(checkpoint, "save_file", full_disk)
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(
+        OSError, match=r"step-000020 could not be written.*No space left.*step-000010 before it is whole"
+    ):
         train(config, run)
     monkeypatch.undo()
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000010"]
@@ -242,3 +248,106 @@ def test_divergence_is_named(shards, tmp_path):
     config = replace(config, optim=replace(config.optim, lr=1e30, warmup_steps=0))
     with pytest.raises(FloatingPointError, match=r"diverged.*lower --optim\.lr"):
         train(config, tmp_path / "run")
+
+
+def test_a_step_that_is_an_outlier_is_skipped_and_logged(shards, tmp_path):
+    """One poisoned gradient: with the guard the weights do not move at that step, without it they do."""
+
+    def weights_around_the_poison(factor: float) -> tuple[bool, list[dict]]:
+        config = tiny(shards)
+        model, mixture = Llama(config.model), Mixture([shards], {}, 1, 64, 16)
+        model.init_weights(1)
+        optimizer, guard = build_optimizer(model, config.optim), OutlierGuard(factor, torch.device("cpu"))
+        records = []
+        for step in range(24):
+            hook = None
+            if step == 20:
+                hook = model.embedding.register_hook(lambda grad: grad + 1000.0)
+            before = model.output.detach().clone()
+            result = train_step(model, optimizer, guard, mixture.batch(step), 2, 1e-3, config)
+            records.append(result.record(mixture.sources))
+            if hook is not None:
+                hook.remove()
+                moved = not torch.equal(before, model.output)
+        return moved, records
+
+    moved, records = weights_around_the_poison(10.0)
+    assert not moved
+    assert [step for step, record in enumerate(records) if record.get("skipped")] == [20]
+    assert records[20]["grad_norm"] > 1000
+    moved, records = weights_around_the_poison(0.0)
+    assert moved
+    assert not any(record.get("skipped") for record in records)
+
+
+def test_a_step_that_is_not_finite_never_moves_the_weights(shards):
+    config = tiny(shards)
+    model, mixture = Llama(config.model), Mixture([shards], {}, 1, 64, 16)
+    model.init_weights(1)
+    optimizer, guard = build_optimizer(model, config.optim), OutlierGuard(0, torch.device("cpu"))
+    model.embedding.register_hook(lambda grad: grad * float("nan"))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    result = train_step(model, optimizer, guard, mixture.batch(0), 2, 1e-3, config)
+    assert not result.finite
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_skipping_survives_a_restart(shards, tmp_path):
+    config = tiny(shards, skip_outliers=0.9)  # far below what one would set, so that steps are skipped
+    train(config, tmp_path / "whole")
+    skipped = [r["step"] for r in read_lines(tmp_path / "whole/metrics.jsonl") if r.get("skipped")]
+    assert skipped
+
+    run = tmp_path / "stopped"
+    stops = iter([True, False])
+
+    def interrupt(model):
+        if next(stops, False):
+            os.kill(os.getpid(), signal.SIGINT)
+        return []
+
+    sampled = replace(config, train=replace(config.train, sample_every=18))
+    train(sampled, run, interrupt)
+    train(sampled, run, interrupt)
+    assert curve(run) == curve(tmp_path / "whole")
+
+
+def test_evaluation_is_called_with_each_validation(shards, tmp_path):
+    train(tiny(shards), tmp_path / "run", evaluate=lambda model: {"score": float(model.config.dim)})
+    records = [r for r in read_lines(tmp_path / "run/metrics.jsonl") if r["kind"] == "validation"]
+    assert [record["evaluation"] for record in records] == [{"score": 64.0}] * 2
+
+
+def test_pytorchs_distributed_checkpoint_reads_a_checkpoint_as_it_is(undisturbed):
+    import torch.distributed.checkpoint as dcp
+    from safetensors.torch import load_file
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    newest = checkpoint.latest(undisturbed)
+    weights = load_file(newest / "weights.safetensors")
+    state = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+    state["exp_avg.embedding"] = torch.zeros_like(weights["embedding"])
+    dcp.load(state, storage_reader=HuggingFaceStorageReader(str(newest)), no_dist=True)
+    assert all(torch.equal(state[name], tensor) for name, tensor in weights.items())
+    assert state["exp_avg.embedding"].abs().sum() > 0
+
+
+def test_a_profile_is_written_on_demand(shards, tmp_path):
+    train(tiny(shards, profile=2), tmp_path / "run")
+    trace = read_json(tmp_path / "run/trace.json")
+    assert any("AdamW" in event.get("name", "") for event in trace["traceEvents"])
+
+
+def test_tensorboard_gets_the_same_figures(shards, tmp_path, undisturbed):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(tiny(shards, track=("tensorboard",)), tmp_path / "run")
+    accumulator = events.EventAccumulator(str(tmp_path / "run/tensorboard"))
+    accumulator.Reload()
+    losses = [r["loss"] for r in read_lines(undisturbed / "metrics.jsonl") if r["kind"] == "train"]
+    assert [event.value for event in accumulator.Scalars("train/loss")] == pytest.approx(losses, rel=1e-6)
+
+
+def test_a_tracker_that_is_not_installed_is_named(shards, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="pip install wandb"):
+        train(tiny(shards, track=("wandb",)), tmp_path / "run")

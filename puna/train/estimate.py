@@ -1,0 +1,47 @@
+"""`puna train --dry-run`: what a run will need, before anything is written or trained.
+
+Memory is counted from the formulas of `model/sizes.py`; time from the matrix peak measured just now and a
+share of it that the training step reaches.
+"""
+
+from typing import Any
+
+import torch
+
+from puna.config import RunConfig
+from puna.model.loss import BLOCK_ELEMENTS
+from puna.model.sizes import parameters, saved_bytes_per_token_and_layer, train_flops_per_token
+from puna.train.metrics import matrix_peak
+
+MFU = 0.5  # of the peak: what benchmarks/train.py shows on CPUs, and large models on GPUs
+BYTES_A_PARAMETER = 4 + 4 + 8  # fp32 weight, fp32 gradient, AdamW's two fp32 moments
+
+
+def estimate(config: RunConfig) -> dict[str, Any]:
+    """Parameters, memory (bytes, one process), FLOPs and seconds of a run with `activations = manual`."""
+    model, train = config.model, config.train
+    compute = torch.bfloat16 if train.precision == "bf16" else torch.float32
+    count = parameters(model)
+    tokens = min(train.micro_batch, config.batch_sequences) * model.context
+    saved = tokens * model.n_layers * saved_bytes_per_token_and_layer(model, compute.itemsize)
+    # the head: hidden states and their gradient, the projection's gradient, one block of logits three times
+    head = (
+        tokens * model.dim * (4 + 2 * compute.itemsize)
+        + 4 * model.vocab_size * model.dim
+        + 8 * BLOCK_ELEMENTS
+    )
+    flops = train_flops_per_token(model) * train.batch_tokens * train.steps
+    peak = matrix_peak(compute)
+    return {
+        "parameters": count,
+        "tokens": train.batch_tokens * train.steps,
+        "memory": {
+            "weights, gradients, optimiser": count * BYTES_A_PARAMETER,
+            "saved for the backward": saved,
+            "output projection and loss": head,
+        },
+        "flops": flops,
+        "matrix_peak": peak,
+        "mfu": MFU,
+        "seconds": flops / (peak * MFU),
+    }
