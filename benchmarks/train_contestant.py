@@ -163,6 +163,7 @@ def puna_step(shape: tuple[int, ...], precision: str):
     from puna.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
     from puna.model.kernels import compile_kernels
     from puna.model.llama import Llama
+    from puna.model.precision import use_onednn_for_fp32
     from puna.tokens.mixture import Batch
     from puna.train.optim import build_optimizer
     from puna.train.step import OutlierGuard, train_step
@@ -172,6 +173,8 @@ def puna_step(shape: tuple[int, ...], precision: str):
         dim=dim, n_layers=layers, n_heads=heads, ffn_dim=ffn, vocab_size=vocabulary, context=context
     )
     compile_kernels()
+    if precision == "fp32":
+        use_onednn_for_fp32()
     model = Llama(config, torch.bfloat16 if precision == "bf16" else torch.float32, "manual")
     model.init_weights(1)
     initialise(model)

@@ -1,6 +1,7 @@
 """The verbs. A command's module is imported only when it is called, so that --help is quick.
 
-    puna demo · fetch · corpus · tokenizer train|encode|decode · shards · train · generate · chat · report
+    puna demo · fetch · corpus · tokenizer train|encode|decode · shards · tokens inspect · train · generate
+         chat · convert · report
 
 Results go to stdout (`--json` for programs), progress and errors to stderr. Exit codes: 0 done; 1 a bug;
 2 an error of input, named in one line with its mend; 130 stopped by Ctrl-C, go on with the same command.
@@ -12,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
 from cyclopts.config import Dict
@@ -52,6 +53,8 @@ app = App(
 )
 tokenizer_app = App(name="tokenizer", help="Train a tokenizer, and use one.")
 app.command(tokenizer_app)
+tokens_app = App(name="tokens", help="Look at what a model will see.")
+app.command(tokens_app)
 
 Many = Parameter(consume_multiple=True, negative=())
 Run = Annotated[Path, Parameter(name="--model")]
@@ -72,6 +75,9 @@ def demo(*, out: Path = Path("runs/demo"), json: Json = False) -> int:
     out
         Where everything is written; run again, it goes on from there.
     """
+    from puna.train.allocator import keep_freed_memory
+
+    keep_freed_memory()
     from puna.demo import run_demo
 
     return run_demo(out, json)
@@ -79,21 +85,20 @@ def demo(*, out: Path = Path("runs/demo"), json: Json = False) -> int:
 
 @app.command
 def fetch(source: str, /, *, json: Json = False) -> int:
-    """Download a source's sample corpus, checked against pinned SHA-256 sums.
+    """Download a source's sample corpus, or a small model, checked against pinned SHA-256 sums.
 
     Parameters
     ----------
     source
-        wikipedia, books or github.
+        wikipedia, books or github; or the model smollm2.
     """
-    from puna.corpus.samples import fetch_sample
+    from puna.corpus.samples import MODELS, fetch_sample
 
     folder = fetch_sample(source)
-    _report(
-        {"source": source, "path": str(folder)},
-        json,
-        [f"{source}: {folder}", f"next: puna corpus {source} {folder} --out documents/{source}"],
-    )
+    step = f"puna corpus {source} {folder} --out documents/{source}"
+    if source in MODELS:
+        step = f"puna convert {next(folder.glob('*.gguf'))} models/{source} --to puna"
+    _report({"source": source, "path": str(folder)}, json, [f"{source}: {folder}", f"next: {step}"])
     return 0
 
 
@@ -162,7 +167,7 @@ def tokenizer_train(
         Text to train on at most; bounds memory.
     """
     from puna.files import human_bytes, human_seconds
-    from puna.tokens.tokenizer import train_tokenizer
+    from puna.tokens.training import train_tokenizer
 
     manifest = train_tokenizer(documents, out, vocab_size=vocab_size, sample_bytes=sample_bytes)
     lines = [
@@ -223,6 +228,7 @@ def shards(
     *,
     tokenizer: Path,
     out: Path,
+    validation_share: float = 0.01,
     workers: int | None = None,
     json: Json = False,
 ) -> int:
@@ -233,16 +239,18 @@ def shards(
     documents
         Directories that `puna corpus` wrote.
     tokenizer
-        A tokenizer.model, or a directory that holds one.
+        A tokenizer.model, tokenizer.json or GGUF file, or a directory that holds one of the first two.
     out
         The directory to write.
+    validation_share
+        The share of the documents that is held out, chosen by the hash of their ids.
     workers
         Processes; all cores when not given. The output is the same for any number.
     """
     from puna.files import human_bytes, human_seconds
     from puna.tokens.shards import write_shards
 
-    manifest = write_shards(documents, tokenizer, out, workers=workers)
+    manifest = write_shards(documents, tokenizer, out, validation_share, workers)
     lines = [
         f"{source:>16}  {held['train_tokens']:>14,} tokens to train on, {held['val_tokens']:,} held out"
         for source, held in manifest["sources"].items()
@@ -256,6 +264,67 @@ def shards(
     return 0
 
 
+@tokens_app.command(name="inspect")
+def tokens_inspect(
+    data: list[str],
+    /,
+    *,
+    step: int = 0,
+    model: Annotated[Path | None, Parameter(name="--model")] = None,
+    context: int | None = None,
+    batch_tokens: int | None = None,
+    seed: int | None = None,
+    rows: int = 8,
+    characters: int = 600,
+    json: Json = False,
+) -> int:
+    """Show the decoded windows of a training step's batch, and where each comes from.
+
+    Parameters
+    ----------
+    data
+        Directories of token shards, or their URLs.
+    step
+        The step of training, from 0.
+    model
+        A run (its directory or config.json) whose context, batch, weights and seed to take; without one,
+        what `puna train` takes when nothing is said.
+    context
+        Tokens a window.
+    batch_tokens
+        Tokens a step.
+    seed
+        Of the order of windows.
+    rows
+        Windows to print.
+    characters
+        Longest text to print of a window; its middle is left out. --json has it whole.
+    """
+    from puna.tokens.inspect import inspect_batch, shortened
+    from puna.tokens.mixture import Mixture
+
+    config = read_config(model) if model else recipe_of(RunConfig.recipe)
+    window = context or config.model.context
+    mixture = Mixture(
+        data,
+        config.mixture.weights,
+        config.mixture.seed if seed is None else seed,
+        window,
+        max(1, (batch_tokens or config.train.batch_tokens) // window),
+    )
+    batch = inspect_batch(mixture, step)
+    lines = []
+    for row in batch[:rows]:
+        lines.append(
+            f"── row {row['row']}: {row['source']}, window {row['window'] + 1:,} of {row['windows']:,}, "
+            f"epoch {row['epoch'] + 1}, {row['tokens']:,} tokens"
+        )
+        lines.append(shortened(row["text"], characters))
+    lines.append(f"── step {step:,}: {len(batch):,} rows of {window:,} tokens; {min(rows, len(batch))} shown")
+    _report({"step": step, "context": window, "fingerprint": mixture.fingerprint, "rows": batch}, json, lines)
+    return 0
+
+
 @app.command
 def train(
     *,
@@ -263,6 +332,7 @@ def train(
     config: Annotated[RunConfig, Parameter(name="*")] = RunConfig(),  # noqa: B008 (frozen)
     config_file: Annotated[Path | None, Parameter(name="--config")] = None,
     prompts: Annotated[list[str], Many] = ["The"],  # noqa: B006 (cyclopts copies it)
+    dry_run: bool = False,
     json: Json = False,
 ) -> int:
     """Train a model on token shards; run again, it goes on from the newest checkpoint.
@@ -275,9 +345,17 @@ def train(
         Start from a run's configuration (its directory or config.json) instead of a recipe.
     prompts
         Continued for samples.jsonl.
+    dry_run
+        Print parameters, memory, FLOPs and time, and train nothing.
     """
     config.validate()  # before torch is imported: a wrong field is said at once
+    if dry_run:
+        return _dry_run(config, json)
 
+    if config.train.allocator == "keep":
+        from puna.train.allocator import keep_freed_memory
+
+        keep_freed_memory()
     from puna.generate.samples import sampler
     from puna.generate.sampling import Sampling
     from puna.train.loop import train as train_run
@@ -294,6 +372,26 @@ def train(
             f"{out}: {outcome.state.step:,} steps, {outcome.state.tokens:,} tokens",
             *validation_lines(outcome.validation),
             f'next: puna generate --model {out} "Once upon a time"   or: puna report {out}',
+        ],
+    )
+    return 0
+
+
+def _dry_run(config: RunConfig, json: bool) -> int:
+    from puna.files import human_bytes, human_seconds
+    from puna.train.estimate import estimate
+
+    needs = estimate(config)
+    memory = needs["memory"]
+    _report(
+        needs,
+        json,
+        [
+            f"{needs['parameters']:,} parameters, {needs['tokens']:,} tokens, {needs['flops']:.3g} FLOPs",
+            *(f"{human_bytes(size):>12}  {name}" for name, size in memory.items()),
+            f"{human_bytes(sum(memory.values())):>12}  in all, in one process",
+            f"{human_seconds(needs['seconds'])} at {needs['mfu']:.0%} of this machine's matrix peak, "
+            f"{needs['matrix_peak'] / 1e9:,.0f} GFLOP/s",
         ],
     )
     return 0
@@ -388,6 +486,48 @@ def chat(
     from puna.generate.sampling import Sampling
 
     chat_in_terminal(load_engine(model), Sampling(temperature, top_k, top_p, seed), max_tokens)
+    return 0
+
+
+@app.command
+def convert(
+    src: Path,
+    dst: Path,
+    /,
+    *,
+    to: Literal["puna", "hf", "meta", "gguf"],
+    dtype: Literal["fp32", "bf16", "fp16", "q8_0", "q4_0"] | None = None,
+    parts: int = 1,
+    context: int | None = None,
+    json: Json = False,
+) -> int:
+    """Convert weights between puna, Hugging Face, Meta and GGUF, a tensor at a time.
+
+    Parameters
+    ----------
+    src
+        A run directory, a Hugging Face directory, a directory with Meta's params.json, or a .gguf file.
+    dst
+        The directory to write, or with --to gguf the .gguf file.
+    to
+        The format to write.
+    dtype
+        Precision of the weights, as they were when not given; q8_0 and q4_0 for GGUF alone.
+    parts
+        Model-parallel parts of Meta's files: 1, 2, 4 or 8.
+    context
+        Replaces the context that the source says; Meta's files say none, and are taken for 2048.
+    """
+    from puna.files import human_bytes, human_seconds
+    from puna.model.formats import convert as convert_weights
+
+    result = convert_weights(src, dst, to, dtype, parts, context)
+    lines = [
+        f"{dst}: {result['counts']['parameters']:,} parameters, {human_bytes(result['bytes'])} "
+        f"in {human_seconds(result['seconds'])}",
+    ]
+    lines += [f'next: puna generate --model {dst} "Once upon a time"'] if to == "puna" else []
+    _report(result, json, lines)
     return 0
 
 

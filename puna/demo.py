@@ -24,7 +24,7 @@ from puna.generate.sampling import Sampling
 from puna.recipes import recipe
 from puna.report.page import build_report
 from puna.tokens.shards import write_shards
-from puna.tokens.tokenizer import train_tokenizer
+from puna.tokens.training import train_tokenizer
 from puna.train.loop import Outcome, train
 
 VOCAB_SIZE = 4096

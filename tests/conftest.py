@@ -10,7 +10,7 @@ from puna.corpus.document import Document
 from puna.corpus.stage import write_documents
 from puna.files import fingerprint, sha256_file, write_json
 from puna.tokens.shards import write_shards
-from puna.tokens.tokenizer import train_tokenizer
+from puna.tokens.training import train_tokenizer
 
 SUBJECTS = ["the llama", "a shepherd", "the old train", "my sister", "the river", "the puna wind"]
 VERBS = ["carries", "watches", "follows", "remembers", "crosses", "forgets", "counts"]

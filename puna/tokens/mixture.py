@@ -1,6 +1,6 @@
 """Token shards -> training batches: Table 1's mixture as arithmetic.
 
-In:  directories of token shards, weights, a seed, the context length, the sequences a step.
+In:  directories of token shards (or their URLs), weights, a seed, the context length, the sequences a step.
 Out: batch(step, rank, world), from (fingerprint, seed, step) alone.
 
     books  00000.books.train.npy + 00001.books.train.npy   one stream, cut every `context` tokens
@@ -25,12 +25,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.files import fingerprint, read_manifest
+from puna.files import fingerprint
 from puna.tokens.order import ORDER, Schedule, digest64, in_table_order, permute, quotas, shares
-from puna.tokens.tokenizer import MODEL
+from puna.tokens.storage import COMMAND, Shard, Store, open_store
 
 IGNORED = -100  # the target of padding: cross-entropy leaves it out
-_COMMAND = "puna shards DOCS… --tokenizer FILE --out DIR"
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,19 @@ class Batch:
     tokens: int  # targets that are not padding
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a sequence comes from: a window of a source's stream, seen for the `epoch`-th time (from 0)."""
+
+    source: str
+    epoch: int
+    window: int
+
+
 class Stream:
     """A source's tokens, all its shards one after the other, read in windows of `context` targets."""
 
-    def __init__(self, shards: Sequence[NDArray[Any]], context: int) -> None:
+    def __init__(self, shards: Sequence[Shard], context: int) -> None:
         self._shards = shards
         self._ends = np.cumsum([len(shard) for shard in shards], dtype=np.int64)
         self.context = context
@@ -105,11 +113,11 @@ class Mixture:
         for name, value in (("context", context), ("batch_sequences", batch_sequences)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be positive")
-        self.directories = [Path(directory) for directory in directories]
+        self.directories = list(directories)
         self.seed, self.context, self.batch_sequences, self.split = seed, context, batch_sequences, split
-        self.manifests = _manifests(self.directories)
+        self._stores = _stores(self.directories)
+        self.manifests = [store.manifest for store in self._stores]
         self.vocab_size: int = self.manifests[0]["vocab_size"]
-        self.tokenizer = self.directories[0] / MODEL
         present = in_table_order({source for manifest in self.manifests for source in manifest["sources"]})
         self.shares = shares(present, weights)
         self.sources = tuple(self.shares)
@@ -123,17 +131,22 @@ class Mixture:
         self._quotas = quotas(self.shares)
         self._schedule = Schedule(self._quotas, seed)
 
+    @cached_property
+    def tokenizer(self) -> Path:
+        """The vocabulary of the data, as a file on this machine."""
+        return self._stores[0].tokenizer()
+
     def _open(self, source: str, split: str) -> Stream:
         arrays = []
-        for directory, manifest in zip(self.directories, self.manifests, strict=True):
-            entry = manifest["sources"].get(source)
+        for store in self._stores:
+            entry = store.manifest["sources"].get(source)
             if entry is None:
                 continue
-            found = [_open_shard(directory, name, manifest) for name in entry[split]]
+            found = [store.open(name) for name in entry[split]]
             if sum(map(len, found)) != entry[f"{split}_tokens"]:
                 raise ValueError(
-                    f"the {split} shards of {source!r} in {directory} hold {sum(map(len, found)):,} tokens, "
-                    f"not the manifest's {entry[f'{split}_tokens']:,}; delete it and run: {_COMMAND}"
+                    f"the {split} shards of {source!r} in {store.name} hold {sum(map(len, found)):,} tokens, "
+                    f"not the manifest's {entry[f'{split}_tokens']:,}; delete it and run: {COMMAND}"
                 )
             arrays += found
         return Stream(arrays, self.context)
@@ -159,6 +172,10 @@ class Mixture:
         Raises:
             ValueError: when the sequences of a batch cannot be divided evenly.
         """
+        return self._batch(self.places(step, rank, world), self._streams)
+
+    def places(self, step: int, rank: int = 0, world: int = 1) -> list[Place]:
+        """Where the rows of a batch come from."""
         rows, rest = divmod(self.batch_sequences, world)
         if rest:
             raise ValueError(
@@ -166,10 +183,10 @@ class Mixture:
                 f"change train.batch_tokens or the number of ranks"
             )
         first = step * self.batch_sequences + rank * rows
-        return self._batch([self._locate(n) for n in range(first, first + rows)], self._streams)
+        return [self._locate(n) for n in range(first, first + rows)]
 
-    def _locate(self, n: int) -> tuple[str, int]:
-        """The source and window of the n-th sequence of training."""
+    def _locate(self, n: int) -> Place:
+        """Where the n-th sequence of training comes from."""
         index, k = self._schedule.sequence(n)
         source = self.sources[index]
         windows = self._streams[source].windows
@@ -177,19 +194,19 @@ class Mixture:
         # The last window, which may be padded, stays last: targets_in counts on it.
         if place < windows - 1:
             place = permute(place, windows - 1, digest64("epoch", self.seed, source, epoch))
-        return source, place
+        return Place(source, epoch, place)
 
-    def _batch(self, places: Sequence[tuple[str, int]], streams: Mapping[str, Stream]) -> Batch:
+    def _batch(self, places: Sequence[Place], streams: Mapping[str, Stream]) -> Batch:
         inputs = np.zeros((len(places), self.context), np.int64)
         targets = np.full((len(places), self.context), IGNORED, np.int64)
         tokens = 0
-        for row, (source, window) in enumerate(places):
-            ids = streams[source].window(window)
+        for row, place in enumerate(places):
+            ids = streams[place.source].window(place.window)
             length = len(ids) - 1
             inputs[row, :length] = ids[:-1]
             targets[row, :length] = ids[1:]
             tokens += length
-        sources = np.array([self.sources.index(source) for source, _ in places], np.int64)
+        sources = np.array([self.sources.index(place.source) for place in places], np.int64)
         return Batch(inputs, targets, sources, tokens)
 
     def validation_windows(
@@ -208,7 +225,7 @@ class Mixture:
         rows = rows or self.batch_sequences
         windows = stream.windows if limit is None else min(limit, stream.windows)
         for first in range(0, windows, rows):
-            places = [(source, window) for window in range(first, min(first + rows, windows))]
+            places = [Place(source, 0, window) for window in range(first, min(first + rows, windows))]
             yield self._batch(places, {source: stream})
 
     def report(self, steps: int) -> list[dict[str, Any]]:
@@ -230,6 +247,10 @@ class Mixture:
             for source in self.sources
         ]
 
+    def windows(self, source: str) -> int:
+        """Windows of a source in an epoch."""
+        return self._streams[source].windows
+
     def tokens_per_byte(self, source: str) -> float:
         """Held-out tokens by UTF-8 byte of their text: times the loss in bits, it is bits a byte."""
         size = self._total(source, "val_bytes")
@@ -243,43 +264,24 @@ class Mixture:
         return sum(manifest["sources"].get(source, {}).get(key, 0) for manifest in self.manifests)
 
 
-def _manifests(directories: Sequence[Path]) -> list[dict[str, Any]]:
-    """The directories' manifests, which must agree on the tokenizer."""
+def _stores(directories: Sequence[Path | str]) -> list[Store]:
+    """The directories, whose manifests must agree on the tokenizer."""
     if not directories:
-        raise ValueError(f"data names no directory; give token shards with --data DIR, made by: {_COMMAND}")
-    manifests = [read_manifest(directory, "shards", _COMMAND) for directory in directories]
-    seen: dict[str, Path] = {}
+        raise ValueError(f"data names no directory; give token shards with --data DIR, made by: {COMMAND}")
+    stores = [open_store(directory) for directory in directories]
+    seen: dict[str, Store] = {}
     made_with = [
-        {key: manifest[key] for key in ("vocab_size", "dtype")}
-        | {"tokenizer": manifest["tokenizer"]["fingerprint"]}
-        for manifest in manifests
+        {key: store.manifest[key] for key in ("vocab_size", "dtype")}
+        | {"tokenizer": store.manifest["tokenizer"]["fingerprint"]}
+        for store in stores
     ]
-    for directory, manifest, made in zip(directories, manifests, made_with, strict=True):
+    for store, made in zip(stores, made_with, strict=True):
         if differing := [key for key in made if made[key] != made_with[0][key]]:
             key = differing[0]
             raise ValueError(
-                f"{directory} was made with {key} {made[key]}, {directories[0]} with {made_with[0][key]}; "
-                f"make both with one tokenizer: {_COMMAND}"
+                f"{store.name} was made with {key} {made[key]}, {stores[0].name} with {made_with[0][key]}; "
+                f"make both with one tokenizer: {COMMAND}"
             )
-        if (other := seen.setdefault(manifest["fingerprint"], directory)) is not directory:
-            raise ValueError(f"{directory} holds the same shards as {other}; name it once")
-    return manifests
-
-
-def _open_shard(directory: Path, name: str, manifest: Mapping[str, Any]) -> NDArray[Any]:
-    """Memory-map a shard, which must be as its manifest says."""
-    path = directory / name
-    size = next(item["bytes"] for item in manifest["outputs"] if item["path"] == name)
-    held = path.stat().st_size if path.is_file() else None
-    if held != size:
-        found = "missing" if held is None else f"{held:,} bytes"
-        raise ValueError(
-            f"{path} is {found}, not the {size:,} bytes of its manifest; "
-            f"delete {directory} and run: {_COMMAND}"
-        )
-    shard: NDArray[Any] = np.load(path, mmap_mode="r")
-    if shard.dtype != manifest["dtype"] or shard.ndim != 1:
-        raise ValueError(
-            f"{path} holds {shard.dtype}, not {manifest['dtype']}; delete {directory} and run: {_COMMAND}"
-        )
-    return shard
+        if (other := seen.setdefault(store.manifest["fingerprint"], store)) is not store:
+            raise ValueError(f"{store.name} holds the same shards as {other.name}; name it once")
+    return stores

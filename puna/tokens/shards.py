@@ -5,7 +5,7 @@ Out: a directory that training needs nothing else beside.
 
     00000-books.parquet ──encode──┬─> 00000.books.train.npy   <s> ids </s> <s> ids </s> ...
                                   └─> 00000.books.val.npy     held-out documents
-                                      tokenizer.model         a copy
+                                      tokenizer.model         the vocabulary, in whatever format
                                       manifest.json           files, tokens, documents, bytes by source
 
 A document is held out when the hash of its id lies in the lowest `validation_share` of all hashes: it
@@ -15,7 +15,6 @@ documents or more has both. A source of one document trains on it and has nothin
 """
 
 import re
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -102,8 +101,7 @@ def _finish(
     records: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Copy the tokenizer in and add the records up by source, for the manifest."""
-    with atomic_file(out / MODEL) as temporary:
-        shutil.copyfile(model.path, temporary)
+    model.save(out / MODEL)
     sources: dict[str, dict[str, Any]] = {}
     for record in records:
         for source, part in record["sources"].items():
@@ -163,10 +161,11 @@ def _write_shard(
         lambda: {"train": [], "val": [], **dict.fromkeys(_COUNTED, 0)}
     )
     outputs: list[Path] = []
+    bos, eos = np.array([model.bos_id], np.uint32), np.array([model.eos_id], np.uint32)
     with ExitStack() as files:
         appenders: dict[tuple[str, str], Callable[[NDArray[Any]], None]] = {}
         for group in _groups(read_documents(shard.inputs[0])):
-            encoded = model.encode_batch([document.text for document in group], threads)
+            encoded = model.encode_arrays([document.text for document in group], threads)
             for document, ids in zip(group, encoded, strict=True):
                 source = _checked(document.source, shard.inputs[0])
                 split = "val" if _place(source, document.id) < held_below[source] else "train"
@@ -176,7 +175,7 @@ def _write_shard(
                     appenders[source, split] = files.enter_context(_npy_file(path, dtype))
                     total[split].append(path.name)
                     outputs.append(path)
-                appenders[source, split](np.array([model.bos_id, *ids, model.eos_id], dtype))
+                appenders[source, split](np.concatenate([bos, ids, eos], dtype=dtype, casting="same_kind"))
                 size = len(document.text.encode())
                 total[f"{split}_tokens"] += len(ids) + 2
                 total["documents"] += 1

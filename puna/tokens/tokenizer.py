@@ -1,269 +1,135 @@
-"""Text <-> token ids: SentencePiece byte-pair encoding as LLaMA uses it (paper section 2.1).
+"""Text <-> token ids, whatever format the vocabulary comes in.
 
-In:  directories of finished documents.
-Out: tokenizer.model (SentencePiece's format) and manifest.json, with what the sample was made of.
-
-    documents ──sample──> lines ──SentencePiece──> tokenizer.model
+In:  a vocabulary: tokenizer.model (SentencePiece: ours, LLaMA's, Mistral's), tokenizer.json (Hugging Face),
+     or a GGUF file; told apart by what they hold, not by their names.
+Out: ids of texts, texts of ids.
 
     "Year 1066\\n" ──encode──> ▁Year ▁ 1 0 6 6 <0x0A>
                    <──decode──
 
-Ids: 0 <unk>, 1 <s>, 2 </s>, 3..258 the 256 bytes, then the pieces. Digits stand alone; characters outside
-the vocabulary become their UTF-8 bytes; text is never normalised, so it comes back exactly.
+The library of the format says which ids are right. A faster encoder takes over when there is enough text to
+be worth its start, and only if it gives the same (puna.tokens.fast).
 """
 
 import codecs
 import hashlib
-import io
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import sentencepiece
+import numpy as np
+from numpy.typing import NDArray
 
-from puna.files import (
-    MANIFEST,
-    atomic_file,
-    code_version,
-    fingerprint,
-    read_manifest,
-    remove_partials,
-    write_json,
-)
-from puna.progress import Bar
-from puna.tokens.sample import LINE_CHARACTERS, Documents, Sample, find_documents, sample_documents
+from puna.files import atomic_file
+from puna.tokens.fast import FastEncoder, load_fast
+from puna.tokens.pieces import SPACE, UNKNOWN, PieceModel
+from puna.tokens.training import MODEL
 
-MODEL = "tokenizer.model"
-# SentencePiece holds about 13 bytes for each byte of the sample: 1.3 GB, for half a minute.
-SAMPLE_BYTES = 100_000_000
-_BAR_BYTES = 1 << 20
+if TYPE_CHECKING:
+    from puna.tokens.hub import HubModel
 
-# SentencePiece writes a space as U+2581 and so would decode a literal one as a space.
-_SPACE = "\u2581"
-# What SentencePiece decodes <unk> to.
-_UNKNOWN = " \u2047 ".encode()
+__all__ = ["HUB", "MODEL", "StreamDecoder", "Tokenizer"]
 
-
-# ---- training ----------------------------------------------------------------------------------
-
-
-def train_tokenizer(
-    docs: Sequence[Path],
-    out: Path,
-    vocab_size: int = 32_000,
-    sample_bytes: int = SAMPLE_BYTES,
-    weights: Mapping[str, float] | None = None,
-    seed: int = 1,
-) -> dict[str, Any]:
-    """Train a tokenizer on a sample of the documents, write it into `out`, return the manifest.
-
-    The same documents and arguments give the same bytes. `weights` are the sources' shares of the sample
-    (Table 1's when none are given); `seed` decides which documents are in it.
-
-    Raises:
-        ValueError: no documents, a vocabulary the sample cannot fill, `out` of another configuration.
-    """
-    started = time.monotonic()
-    documents = find_documents(docs)
-    config = {
-        "vocab_size": vocab_size,
-        "sample_bytes": sample_bytes,
-        "weights": dict(sorted((weights or {}).items())),
-        "seed": seed,
-    }
-    inputs = [{"path": str(item.directory), "fingerprint": item.fingerprint} for item in documents]
-    if (held := _finished(out, config, inputs)) is not None:
-        return held
-    out.mkdir(parents=True, exist_ok=True)
-    remove_partials(out)
-
-    sample = _sample(documents, sample_bytes, weights or {}, seed, out)
-    model = _train(sample, vocab_size, out)
-    with atomic_file(out / MODEL) as temporary:
-        temporary.write_bytes(model)
-    digest = hashlib.sha256(model).hexdigest()
-    manifest = {
-        "stage": "tokenizer",
-        "fingerprint": fingerprint(["tokenizer", config, [item["fingerprint"] for item in inputs], digest]),
-        "config": config,
-        "code_version": code_version(),
-        "counts": {"pieces": vocab_size},
-        "sample": sample.report(),
-        "bytes": len(model),
-        "seconds": round(time.monotonic() - started, 3),
-        "inputs": inputs,
-        "outputs": [{"path": MODEL, "bytes": len(model), "sha256": digest}],
-    }
-    write_json(out / MANIFEST, manifest)
-    return manifest
-
-
-def _finished(
-    out: Path, config: dict[str, Any], inputs: Sequence[Mapping[str, str]]
-) -> dict[str, Any] | None:
-    """The manifest in `out` if it is of the same configuration and documents, None if there is none."""
-    if not (out / MANIFEST).is_file() or not (out / MODEL).is_file():
-        return None
-    manifest = read_manifest(out, "tokenizer", "puna tokenizer train DOCS… --out DIR")
-    differing = [key for key in config if manifest["config"].get(key) != config[key]]
-    if [item["fingerprint"] for item in manifest["inputs"]] != [item["fingerprint"] for item in inputs]:
-        differing.append("documents")
-    if differing:
-        raise ValueError(
-            f"{out} holds a tokenizer trained with another {' and '.join(differing)}; "
-            f"choose another --out, or delete {out} to train again"
-        )
-    return manifest
-
-
-def _sample(
-    documents: Sequence[Documents], sample_bytes: int, weights: Mapping[str, float], seed: int, out: Path
-) -> Sample:
-    total = sum(item.bytes for item in documents)
-    with Bar("sample documents", total, "bytes", out / "progress.jsonl") as bar:
-        return sample_documents(
-            documents, sample_bytes, weights, seed, lambda file: bar.advance(file.stat().st_size)
-        )
-
-
-def _train(sample: Sample, vocab_size: int, out: Path) -> bytes:
-    def lines(bar: Bar) -> Iterator[str]:
-        size = 0
-        for line in sample.lines():
-            yield line
-            size += len(line.encode()) + 1
-            if size >= _BAR_BYTES:
-                bar.advance(size, note="then merging pairs")
-                size = 0
-        bar.advance(size, note="merging pairs")
-
-    model = io.BytesIO()
-    with Bar("train tokenizer", sample.bytes, "bytes", out / "progress.jsonl") as bar:
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=lines(bar),
-                model_writer=model,
-                model_type="bpe",
-                vocab_size=vocab_size,
-                character_coverage=0.99995,
-                split_digits=True,
-                byte_fallback=True,
-                normalization_rule_name="identity",
-                remove_extra_whitespaces=False,
-                allow_whitespace_only_pieces=True,
-                add_dummy_prefix=True,
-                unk_id=0,
-                bos_id=1,
-                eos_id=2,
-                pad_id=-1,
-                max_sentence_length=4 * LINE_CHARACTERS + 1,
-                # A constant: the number is stored in the model, and the model's bytes must not vary.
-                num_threads=1,
-                minloglevel=2,
-            )
-        except RuntimeError as error:
-            raise _explained(error, vocab_size, sample) from error
-    return model.getvalue()
-
-
-def _explained(error: RuntimeError, vocab_size: int, sample: Sample) -> Exception:
-    """SentencePiece's error in our words: the field, and the mend."""
-    message = str(error)
-    if "Vocabulary size too high" in message:
-        most = message.rsplit("<=", 1)[-1].strip(" .")
-        return ValueError(
-            f"vocab_size is {vocab_size}, but {sample.bytes} bytes of sample give at most {most} pieces; "
-            f"lower --vocab-size to {most}, or give more documents"
-        )
-    if "smaller than required_chars" in message:
-        least = message.rsplit("vs", 1)[-1].split(".")[0].strip()
-        return ValueError(
-            f"vocab_size is {vocab_size}, fewer than the {least} bytes and characters that the sample needs; "
-            f"raise --vocab-size"
-        )
-    return error
-
-
-# ---- use ---------------------------------------------------------------------------------------
+HUB = "tokenizer.json"
+# Characters after which the fast encoder, which takes half a second to make, has paid for itself.
+FAST_FROM = 4_000_000
 
 
 class Tokenizer:
-    """A SentencePiece model: text to ids and back, exactly.
+    """A vocabulary: text to ids and back, exactly.
 
-    `path` is a model file, or a directory that holds `tokenizer.model`. Text is only ever text: a literal
-    "<s>" is encoded as its characters; only `bos` and `eos` give control tokens.
+    `path` is a file, or a directory that holds `tokenizer.model` or `tokenizer.json`. Text is only ever text:
+    a literal "<s>" is encoded as its characters; only `bos` and `eos` give control tokens. `fast` is False
+    to leave all to the reference, True to make the fast encoder at once.
 
     Raises:
-        ValueError: naming the path, when there is no such model or it cannot spell every text.
+        ValueError: naming the path, when there is no such vocabulary or it cannot spell every text.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        file = Path(path) / MODEL if Path(path).is_dir() else Path(path)
-        if not file.is_file():
-            raise ValueError(f"no tokenizer at {file}; make one with: puna tokenizer train DOCS… --out DIR")
-        model = file.read_bytes()
-        self.path = file
-        self.fingerprint = hashlib.sha256(model).hexdigest()
-        self._model = sentencepiece.SentencePieceProcessor()
+    def __init__(self, path: Path | str, fast: bool | None = None) -> None:
+        self.path = _find(Path(path))
         try:
-            self._model.LoadFromSerializedProto(model)
-        except RuntimeError as error:
-            raise ValueError(f"{file} is not a SentencePiece model; give a tokenizer.model") from error
-        self.vocab_size: int = self._model.vocab_size()
-        self.bos_id: int = self._model.bos_id()
-        self.eos_id: int = self._model.eos_id()
-        if self.bos_id < 0 or self.eos_id < 0:
-            raise ValueError(f"{file} has no <s> or no </s>, which separate documents; give another model")
-        self._bytes = [self._bytes_of(id) for id in range(self.vocab_size)]
-        byte_ids = {self._bytes[id]: id for id in range(self.vocab_size) if self._model.is_byte(id)}
-        if len(byte_ids) != 256:
-            raise ValueError(
-                f"{file} has no byte fallback, so it cannot spell every text; give another model"
-            )
-        self._byte_ids = byte_ids
+            self._model = _read(self.path)
+        except ValueError as error:
+            raise ValueError(f"{self.path} {error}") from error
+        self.fingerprint = hashlib.sha256(self._model.data).hexdigest()
+        self.vocab_size: int = self._model.vocab_size
+        self.bos_id: int = self._model.bos_id
+        self.eos_id: int = self._model.eos_id
+        self._bytes = self._model.table
+        self._fast: FastEncoder | None = None
+        self._waits = -1 if fast is False else FAST_FROM
+        if fast:
+            self._start_fast()
 
-    def _bytes_of(self, id: int) -> bytes:
-        """What a token adds to the text, as UTF-8 bytes; a byte token may add a part of a character."""
-        piece: str = self._model.id_to_piece(id)
-        if self._model.is_byte(id):
-            return bytes([int(piece[1:-1], 16)])
-        if self._model.is_control(id):
-            return b""
-        return _UNKNOWN if self._model.is_unknown(id) else piece.replace(_SPACE, " ").encode()
+    def save(self, path: Path) -> None:
+        """Write the vocabulary, whole and without weights, as one file that gives the same fingerprint."""
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(self._model.data)
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """The ids of a text, after BOS and before EOS where asked for.
 
         Raises:
-            ValueError: text with half a surrogate pair, which is not Unicode text.
+            ValueError: text with half a surrogate pair, which is not Unicode text; a byte that a foreign
+            vocabulary does not have.
         """
         ids = self.encode_batch([text])[0]
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         """The ids of each text, without BOS or EOS; `threads` only make it faster."""
+        return [ids.tolist() for ids in self.encode_arrays(texts, threads)]
+
+    def encode_arrays(self, texts: Sequence[str], threads: int = 1) -> list[NDArray[np.uint32]]:
+        """The ids of each text as encode_batch gives them, as arrays: what much text is best encoded to."""
         for text in texts:
-            if not _is_unicode(text):
-                raise ValueError(f"text is not valid Unicode (half a surrogate pair): {text[:40]!r}")
-        marked = {place: text for place, text in enumerate(texts) if _SPACE in text}
-        plain = [text for place, text in enumerate(texts) if place not in marked]
-        ids = iter(self._model.encode(plain, num_threads=threads) if plain else [])
+            self._require_spelled(text)
+        marked: set[int] = set()
+        if self._model.marks_spaces:
+            marked = {place for place, text in enumerate(texts) if SPACE in text}
+        ids = iter(self._encode([text for place, text in enumerate(texts) if place not in marked], threads))
         return [
-            self._encode_marked(marked[place]) if place in marked else next(ids)
-            for place in range(len(texts))
+            np.array(self._encode_marked(text), np.uint32) if place in marked else next(ids)
+            for place, text in enumerate(texts)
         ]
+
+    def _require_spelled(self, text: str) -> None:
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"text is not valid Unicode (half a surrogate pair): {text[:40]!r}") from error
+        # Vocabularies without some bytes (Falcon's, StarCoder's) would drop them without a word.
+        if self._model.unspelled and (missing := self._model.unspelled.intersection(data)):
+            raise ValueError(
+                f"{self.path} has no piece for the byte 0x{min(missing):02X} of {text[:40]!r}; "
+                f"take it out of the text, or choose another tokenizer"
+            )
+
+    def _encode(self, texts: Sequence[str], threads: int) -> list[NDArray[np.uint32]]:
+        if self._waits > 0:
+            self._waits -= sum(map(len, texts))
+            if self._waits <= 0:
+                self._start_fast()
+        if self._fast:
+            return self._fast.encode(texts, threads)
+        return [np.array(ids, np.uint32) for ids in self._model.encode(texts, threads)]
+
+    def _start_fast(self) -> None:
+        self._waits = -1
+        self._fast = load_fast(self._model)
 
     def _encode_marked(self, text: str) -> list[int]:
         """Encode a text with a literal U+2581: as a stand-in that has no piece, then with its own bytes."""
         stand_in = next(
             character
             for character in map(chr, range(0x10FFFF, 0xE000, -1))
-            if character not in text and self._model.piece_to_id(character) == self._model.unk_id()
+            if character not in text and character.encode() not in self._pieces
         )
-        ids: list[int] = self._model.encode(text.replace(_SPACE, stand_in))
+        ids = self._model.encode([text.replace(SPACE, stand_in)], 1)[0]
         sought = self._spelled(stand_in)
-        spelled = self._spelled(_SPACE)
+        spelled = self._spelled(SPACE)
         result: list[int] = []
         place = 0
         while place < len(ids):
@@ -272,8 +138,12 @@ class Tokenizer:
             place += len(sought) if found else 1
         return result
 
+    @cached_property
+    def _pieces(self) -> frozenset[bytes]:
+        return frozenset(self._bytes)
+
     def _spelled(self, character: str) -> list[int]:
-        return [self._byte_ids[bytes([value])] for value in character.encode()]
+        return [self._model.byte_ids[bytes([value])] for value in character.encode()]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; control tokens add nothing, bytes that are no UTF-8 become U+FFFD."""
@@ -282,19 +152,22 @@ class Tokenizer:
 
     def stream_decoder(self, after: Sequence[int] = ()) -> "StreamDecoder":
         """A decoder fed one id at a time; with the ids of a prompt, its text continues the prompt's."""
-        stream = StreamDecoder(self._bytes)
+        stream = StreamDecoder(self._bytes, self._model.adds_space)
         for id in after:
             stream.push(id)
         return stream
 
 
 class StreamDecoder:
-    """Ids in, text out as soon as its characters are whole: the pieces joined equal `decode` of all ids."""
+    """Ids in, text out as soon as its characters are whole: the pieces joined equal `decode` of all ids.
 
-    def __init__(self, table: Sequence[bytes]) -> None:
+    `adds_space`: encoding put a space before the first word, which is not a part of the text.
+    """
+
+    def __init__(self, table: Sequence[bytes], adds_space: bool) -> None:
         self._table = table
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._at_start = True
+        self._at_start = adds_space
 
     def push(self, id: int) -> str:
         """The text that this id completes; empty in the middle of a character.
@@ -306,9 +179,8 @@ class StreamDecoder:
             raise ValueError(f"token id {id} is not in a vocabulary of {len(self._table)} pieces")
         data = self._table[id]
         if self._at_start and data:
-            # The space that encoding put before the first word.
             self._at_start = False
-            data = data if data == _UNKNOWN else data.removeprefix(b" ")
+            data = data if data == UNKNOWN else data.removeprefix(b" ")
         return self._utf8.decode(data)
 
     def flush(self) -> str:
@@ -316,9 +188,26 @@ class StreamDecoder:
         return self._utf8.decode(b"", final=True)
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _find(path: Path) -> Path:
+    """The vocabulary's file, in a directory or itself."""
+    files = [path / name for name in (MODEL, HUB)] if path.is_dir() else [path]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        raise ValueError(f"no tokenizer at {files[0]}; make one with: puna tokenizer train DOCS… --out DIR")
+    return found
+
+
+def _read(file: Path) -> "PieceModel | HubModel":
+    """The model in a file, by what it begins with."""
+    with file.open("rb") as stream:
+        begins = stream.read(4)
+    # Imported here, for most vocabularies need neither.
+    if begins == b"GGUF":
+        from puna.tokens.gguf_vocab import read_gguf
+
+        return read_gguf(file)
+    if begins.lstrip()[:1] == b"{":
+        from puna.tokens.hub import read_hub
+
+        return read_hub(file)
+    return PieceModel(file.read_bytes())

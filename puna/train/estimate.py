@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from puna.config import RunConfig
-from puna.model.loss import BLOCK_ELEMENTS
+from puna.model.loss import ROWS
 from puna.model.sizes import parameters, saved_bytes_per_token_and_layer, train_flops_per_token
 from puna.train.metrics import matrix_peak
 
@@ -24,11 +24,11 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     count = parameters(model)
     tokens = min(train.micro_batch, config.batch_sequences) * model.context
     saved = tokens * model.n_layers * saved_bytes_per_token_and_layer(model, compute.itemsize)
-    # the head: hidden states and their gradient, the projection's gradient, one block of logits three times
+    # hidden states and their gradient, the projection's gradient, a block of logits and its gradient
     head = (
         tokens * model.dim * (4 + 2 * compute.itemsize)
         + 4 * model.vocab_size * model.dim
-        + 8 * BLOCK_ELEMENTS
+        + 2 * ROWS * model.vocab_size * compute.itemsize
     )
     flops = train_flops_per_token(model) * train.batch_tokens * train.steps
     peak = matrix_peak(compute)

@@ -27,6 +27,7 @@ from puna.config import RunConfig
 from puna.files import MANIFEST, read_json
 from puna.model.kernels import compile_kernels
 from puna.model.llama import Llama
+from puna.model.precision import use_onednn_for_fp32
 from puna.model.sizes import train_flops_per_token
 from puna.model.weights import load_weights
 from puna.progress import Bar
@@ -72,7 +73,7 @@ def train(
     """
     config.validate()
     mixture = Mixture(
-        [Path(directory) for directory in config.data],
+        config.data,
         weights=config.mixture.weights,
         seed=config.mixture.seed,
         context=config.model.context,
@@ -91,6 +92,8 @@ def train(
     if config.train.compile and not compiled:
         print("no C++ compiler found: kernels run uncompiled, slower; install g++", file=sys.stderr)
     compute = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    if compute == torch.float32:
+        use_onednn_for_fp32()
     model = Llama(config.model, compute, config.train.activations)
     optimizer = build_optimizer(model, config.optim)
     state = _resume_or_begin(out, config, mixture, model, optimizer)

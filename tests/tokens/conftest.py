@@ -12,7 +12,8 @@ import pytest
 from puna.corpus.document import Document
 from puna.corpus.stage import write_documents
 from puna.files import fingerprint, sha256_file, write_json
-from puna.tokens.tokenizer import Tokenizer, train_tokenizer
+from puna.tokens.tokenizer import Tokenizer
+from puna.tokens.training import train_tokenizer
 
 PLAIN = "the of and to in grass llama high plain stone water river 1 22 1984 30567 def class été море 日本"
 WORDS = [*PLAIN.split(), "return\n\tvalue"]

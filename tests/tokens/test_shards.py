@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from puna.cli import main
 from puna.corpus.stage import read_documents
 from puna.tokens.shards import _npy_file, hold_out, token_dtype, write_shards
 
@@ -174,6 +175,15 @@ def test_the_split_does_not_depend_on_how_documents_lie_in_files(make, tmp_path)
     ]
     for share in (1e-9, 0.1, 1 - 1e-9):
         assert hold_out(files[0], share) == hold_out(files[1], share) == hold_out(files[1][::-1], share)
+
+
+def test_the_command_line_holds_out_what_it_is_told_to(make, small_tokenizer, tmp_path, capsys):
+    docs = make.documents(tmp_path / "docs", "c4", [f"text {n}" for n in range(40)])
+    arguments = ["--tokenizer", small_tokenizer.path, "--out", tmp_path / "out", "--validation-share", 0.5]
+    assert main(["shards", str(docs), *map(str, arguments), "--json"]) == 0
+    manifest = json.loads(capsys.readouterr().out)
+    assert manifest["config"]["validation_share"] == 0.5
+    assert 10 < manifest["sources"]["c4"]["val_documents"] < 30
 
 
 # ---- files -------------------------------------------------------------------------------------

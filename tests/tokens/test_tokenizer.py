@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from puna.tokens.sample import LINE_CHARACTERS, find_documents, sample_documents, split_lines
-from puna.tokens.tokenizer import Tokenizer, train_tokenizer
+from puna.tokens.tokenizer import Tokenizer
+from puna.tokens.training import train_tokenizer
 
 # Characters that tokenizers get wrong, more often than chance would give them.
 HARD = st.text(st.sampled_from(list(" \t\n\r\0▁▅\u3000\u2028\ufeff\u200d019٣é\u0301日🦙\U0010ffff<s>/ae")))
@@ -164,9 +165,9 @@ def test_a_killed_training_leaves_nothing_for_whole_and_ends_the_same(make, book
     make.killed_run(
         "import os, signal\n"
         "from pathlib import Path\n"
-        "from puna.tokens import tokenizer\n"
-        "tokenizer.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"tokenizer.train_tokenizer([Path({str(books)!r})], Path({str(tmp_path / 'a')!r}), vocab_size=400)\n"
+        "from puna.tokens import training\n"
+        "training.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"training.train_tokenizer([Path({str(books)!r})], Path({str(tmp_path / 'a')!r}), vocab_size=400)\n"
     )
     assert not (tmp_path / "a" / "manifest.json").exists()
     again = train_tokenizer([books], tmp_path / "a", vocab_size=400)

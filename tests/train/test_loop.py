@@ -351,3 +351,31 @@ def test_a_tracker_that_is_not_installed_is_named(shards, tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match="pip install wandb"):
         train(tiny(shards, track=("wandb",)), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_with_compiled_kernels_too_a_killed_run_ends_with_the_same_curve(shards, tmp_path):
+    import json
+    import random
+
+    config = tiny(shards, compile=True, steps=60)
+    config = replace(config, model=replace(config.model, dim=96, context=256, ffn_dim=256))
+    config = replace(config, train=replace(config.train, batch_tokens=2048, micro_batch=4))
+    whole = tmp_path / "whole"
+    train(config, whole)
+    draw = random.Random()
+    for attempt in range(3):
+        run = tmp_path / f"killed-{attempt}"
+        steps = sorted(draw.sample(range(1, 58), 2))
+        print("killed at steps", steps)
+        for step in steps:
+            process = start(whole, run)
+            wait_for_step(run, step, process)
+            time.sleep(draw.random() / 5)
+            process.kill()
+            process.communicate()
+        process = start(whole, run)
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors.decode()
+        assert curve(run) == curve(whole), json.dumps(steps)
+        assert final_weights(run) == final_weights(whole)

@@ -1,0 +1,288 @@
+"""Encoding speed and memory against peers, interleaved in one run; and the loader's.
+
+    python benchmarks/tokenize.py                       five rounds, then memory over 1 GB, then the loader
+    python benchmarks/tokenize.py --rounds 9 --memory-mb 0
+
+In:  the demo's corpus (real text), a real vocabulary of 32,000 pieces (Mistral 7B's first).
+Out: MB of text by CPU-second, median and range of the rounds; whether the ids are SentencePiece's; growth of
+     resident memory over 1 GB of text; tokens/s of the loader.
+
+Every contestant is a process of its own, idle while another encodes, on one thread. Texts are cut to 20 kB,
+shuffled, and dealt to the rounds, so that no contestant sees a text twice: what it remembers it has learned
+from other texts. The first deal is for warming up. Peers run in `.venv-peers` (`make peers`). fastokens and
+tokie are left out because their ids differ; ids that differ are said here too.
+"""
+
+# Named after what it measures, this file hides a module of Python's own from the scripts beside it, which
+# look in this folder first: whoever imports it is given the module that was meant.
+import sys
+
+if __name__ == "tokenize":
+    import importlib.util
+    import sysconfig
+
+    _spec = importlib.util.spec_from_file_location("tokenize", f"{sysconfig.get_path('stdlib')}/tokenize.py")
+    sys.modules["tokenize"] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules["tokenize"])
+elif sys.path and sys.path[0].endswith("benchmarks"):
+    sys.path.pop(0)
+
+if __name__ == "__main__":
+    import argparse
+    import hashlib
+    import json
+    import random
+    import resource
+    import statistics
+    import string
+    import subprocess
+    import tempfile
+    import time
+    import zipfile
+    from importlib.metadata import version
+    from pathlib import Path
+
+HERE = "" if __name__ != "__main__" else Path(__file__).resolve().parent
+# Name -> the package whose version is shown, and whether it runs in puna's own environment.
+CONTESTANTS = {
+    "sentencepiece": ("sentencepiece", True),
+    "puna": ("gigatoken", True),
+    "tokenizers": ("tokenizers", True),
+    "kitoken": ("kitoken", False),
+}
+
+
+# ---- a contestant, in a process of its own -----------------------------------------------------
+
+
+def encoder(name, model):
+    """A function from texts to their ids, on one thread."""
+    if name == "sentencepiece":
+        import sentencepiece
+
+        return sentencepiece.SentencePieceProcessor(model_file=model).encode
+    if name == "puna":
+        from puna.tokens.tokenizer import Tokenizer
+
+        return Tokenizer(model, fast=True).encode_arrays
+    if name == "tokenizers":
+        import tokenizers
+
+        from puna.tokens.pieces import PieceModel
+
+        definition = json.dumps(PieceModel(Path(model).read_bytes()).definition())
+        quick = tokenizers.Tokenizer.from_str(definition)
+        return lambda texts: [quick.encode(text, add_special_tokens=False).ids for text in texts]
+    import kitoken
+
+    return kitoken.Kitoken.from_sentencepiece_file(model).encode_all
+
+
+def contestant(name, model, texts):
+    """Read rounds from stdin, answer each with a line of JSON on stdout."""
+    rounds = json.loads(Path(texts).read_text())
+    encode = encoder(name, model)
+    print(json.dumps({"version": version(CONTESTANTS[name][0])}), flush=True)
+    for line in sys.stdin:
+        word, number = line.split()
+        if word == "round":
+            began = time.process_time()
+            ids = encode(rounds[int(number)])
+            seconds = time.process_time() - began
+            named = hashlib.sha256()
+            for row in ids:
+                named.update(",".join(map(str, row)).encode() + b"\n")
+            answer = {"seconds": seconds, "digest": named.hexdigest()}
+        else:
+            answer = memory(encode, [text for part in rounds for text in part], int(number) * 1_000_000)
+        print(json.dumps(answer), flush=True)
+
+
+def resident_mb():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+
+
+def memory(encode, texts, total):
+    """Encode so many bytes, half in words never seen before: how memory grew after the first tenth."""
+    draw = random.Random(1)
+    done, first, most, seconds = 0, 0.0, 0.0, 0.0
+    while done < total:
+        for place in range(0, len(texts), 50):
+            shuffled = "".join(draw.sample(string.ascii_lowercase, 26))
+            letters = str.maketrans(string.ascii_lowercase, shuffled)
+            part = [
+                text.translate(letters) if number % 2 else text
+                for number, text in enumerate(texts[place : place + 50])
+            ]
+            began = time.process_time()
+            ids = encode(part)
+            seconds += time.process_time() - began
+            del ids
+            done += sum(len(text.encode()) for text in part)
+            most = max(most, resident_mb())
+            if done > total / 10 and not first:
+                first = most
+            if done >= total:
+                break
+    return {"bytes": done, "growth_mb": most - first, "peak_mb": most, "mb_per_second": done / 1e6 / seconds}
+
+
+# ---- the run -----------------------------------------------------------------------------------
+
+
+def real_model(folder):
+    from puna.corpus.samples import Package, cache_dir, fetch_packages
+
+    package = Package(
+        "mistral-common",
+        "1.13.1",
+        "mistral_common-1.13.1-py3-none-any.whl",
+        "98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af",
+    )
+    with zipfile.ZipFile(fetch_packages([package], cache_dir() / "packages")[0]) as wheel:
+        path = folder / "tokenizer.model"
+        path.write_bytes(wheel.read("mistral_common/data/tokenizer.model.v1"))
+    return path
+
+
+def corpus(folder):
+    """The demo's documents: their directories, and their texts cut to 20 kB, in a random order."""
+    from puna.corpus.samples import fetch_sample
+    from puna.corpus.stage import clean_source, read_documents
+
+    directories = [folder / source for source in ("books", "github", "wikipedia")]
+    for directory in directories:
+        clean_source(directory.name, [fetch_sample(directory.name)], directory)
+    texts = [
+        document.text[begin : begin + 20_000]
+        for directory in directories
+        for file in sorted(directory.glob("*.parquet"))
+        for document in read_documents(file)
+        for begin in range(0, len(document.text), 20_000)
+    ]
+    random.Random(1).shuffle(texts)
+    return directories, texts
+
+
+def start(name, model, texts):
+    """A contestant's process, or None where it is not installed."""
+    ours = CONTESTANTS[name][1]
+    python = Path(sys.executable) if ours else HERE.parent / ".venv-peers/bin/python"
+    if not python.exists():
+        return None
+    process = subprocess.Popen(
+        [python, __file__, "--contestant", name, str(model), str(texts)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    process.begun = answer(process)
+    return process if process.begun else None
+
+
+def answer(process, *question):
+    """A contestant's next line, after what it is asked; None when it has died."""
+    try:
+        if question:
+            process.stdin.write(" ".join(map(str, question)) + "\n")
+            process.stdin.flush()
+        line = process.stdout.readline()
+    except BrokenPipeError:
+        line = ""
+    return json.loads(line) if line else None
+
+
+def loader(directories, model, folder):
+    """Tokens by CPU-second that the mixture gives, and how memory grew meanwhile."""
+    from puna.tokens.mixture import Mixture
+    from puna.tokens.shards import write_shards
+
+    write_shards(directories, model, folder / "shards", workers=1)
+    mixture = Mixture([folder / "shards"], {}, seed=1, context=1024, batch_sequences=64)
+    rates, tokens, first = [], 0, 0.0
+    for step in range(300):
+        began = time.process_time()
+        tokens += (given := mixture.batch(step).tokens)
+        if step >= 10:
+            rates.append(given / (time.process_time() - began))
+        else:
+            first = resident_mb()
+    return {
+        "tokens_per_second": statistics.median(rates),
+        "range": [min(rates), max(rates)],
+        "tokens": tokens,
+        "growth_mb": resident_mb() - first,
+    }
+
+
+def run(rounds, memory_mb):
+    result = {"contestants": {}}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        model = real_model(folder)
+        directories, texts = corpus(folder)
+        deals = [texts[place :: rounds + 1] for place in range(rounds + 1)]
+        sizes = [sum(len(text.encode()) for text in deal) / 1e6 for deal in deals]
+        (folder / "texts.json").write_text(json.dumps(deals))
+        processes = {name: start(name, model, folder / "texts.json") for name in CONTESTANTS}
+        running = {name: process for name, process in processes.items() if process}
+        found = {name: [] for name in running}
+        for number in range(rounds + 1):
+            for name, process in running.items():
+                found[name].append(answer(process, "round", number))
+        right = [item["digest"] for item in found["sentencepiece"]]
+        for name, items in found.items():
+            rates = [size / item["seconds"] for size, item in zip(sizes, items, strict=True)][1:]
+            result["contestants"][name] = {
+                "version": f"{CONTESTANTS[name][0]} {running[name].begun['version']}",
+                "mb_per_second": statistics.median(rates),
+                "range": [min(rates), max(rates)],
+                "same_ids": [item["digest"] for item in items] == right,
+            }
+        if memory_mb:
+            result["memory"] = answer(running["puna"], "memory", memory_mb)
+        for process in running.values():
+            process.stdin.close()
+            process.wait()
+        result["loader"] = loader(directories, model, folder)
+    return result
+
+
+def show(result):
+    base = result["contestants"]["sentencepiece"]["mb_per_second"]
+    print(f"{'':16}{'version':24}{'MB/CPU-s':>9}  {'range':>14}  {'times':>6}  ids")
+    for name, item in result["contestants"].items():
+        low, high = item["range"]
+        print(
+            f"{name:16}{item['version']:24}{item['mb_per_second']:9.1f}  {low:6.1f} - {high:5.1f}  "
+            f"{item['mb_per_second'] / base:6.2f}  {'the same' if item['same_ids'] else 'OTHERS'}"
+        )
+    for name in CONTESTANTS.keys() - result["contestants"].keys():
+        print(f"{name:16}not installed; make peers")
+    if grown := result.get("memory"):
+        print(
+            f"memory: over {grown['bytes'] / 1e6:,.0f} MB, half of it in new words, puna grew by "
+            f"{grown['growth_mb']:.0f} MB after the first tenth to {grown['peak_mb']:.0f} MB resident, "
+            f"at {grown['mb_per_second']:.1f} MB/CPU-s"
+        )
+    loaded = result["loader"]
+    low, high = loaded["range"]
+    print(
+        f"loader: {loaded['tokens_per_second']:,.0f} tokens/CPU-s ({low:,.0f} - {high:,.0f}), "
+        f"memory grew by {loaded['growth_mb']:.0f} MB over {loaded['tokens']:,} tokens"
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Encoding speed against peers.")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory-mb", type=int, default=1000)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--contestant", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.contestant:
+        contestant(*given.contestant)
+    else:
+        measured = run(given.rounds, given.memory_mb)
+        print(json.dumps(measured)) if given.json else show(measured)

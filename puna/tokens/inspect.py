@@ -1,0 +1,55 @@
+"""A batch as a person reads it: the text of each of its windows, and where it comes from.
+
+In:  a mixture and a step.
+Out: a record a row: source, epoch, window, tokens, text with the borders of documents marked.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from puna.tokens.mixture import IGNORED, Mixture
+from puna.tokens.tokenizer import Tokenizer
+
+# Not as the tokens are written, so that they cannot be taken for text that says "<s>".
+BEGINS, ENDS = "⟨s⟩", "⟨/s⟩"
+
+
+def inspect_batch(mixture: Mixture, step: int) -> list[dict[str, Any]]:
+    """The rows of the batch of a step, as training sees them."""
+    if step < 0:
+        raise ValueError(f"step is {step}; the first is 0")
+    tokenizer = Tokenizer(mixture.tokenizer)
+    batch = mixture.batch(step)
+    rows = []
+    for row, place in enumerate(mixture.places(step)):
+        targets = batch.targets[row][batch.targets[row] != IGNORED]
+        ids = [int(batch.inputs[row, 0]), *targets.tolist()]
+        rows.append(
+            {
+                "row": row,
+                "source": place.source,
+                "epoch": place.epoch,
+                "window": place.window,
+                "windows": mixture.windows(place.source),
+                "tokens": len(targets),
+                "text": marked_text(tokenizer, ids),
+            }
+        )
+    return rows
+
+
+def marked_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """Decoded text with BOS and EOS shown."""
+    # EOS last: where one token is both, it is shown as the end.
+    marks = {tokenizer.bos_id: BEGINS, tokenizer.eos_id: ENDS}
+    runs = [(mark, list(run)) for mark, run in groupby(ids, marks.get)]
+    return "".join(mark * len(run) if mark else tokenizer.decode(run) for mark, run in runs)
+
+
+def shortened(text: str, characters: int) -> str:
+    """A text's beginning and end, if it is longer than so many characters."""
+    if len(text) <= characters:
+        return text
+    half = characters // 2
+    return f"{text[:half]} […{len(text) - 2 * half:,} characters…] {text[-half:]}"
