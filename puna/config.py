@@ -11,7 +11,7 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from puna.files import read_json
 
@@ -21,6 +21,19 @@ CONFIG = "config.json"
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+class RopeScaling(NamedTuple):
+    """How Llama 3.1 and later slow the rotary angles down, so that a longer context fits.
+
+    Turns longer than original_context / low_freq_factor are slowed by `factor`, those shorter than
+    original_context / high_freq_factor are left, and those between go over smoothly.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context: int
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,14 @@ class ModelConfig:
     """Use the embedding as the output projection."""
     rope_base: float = 10_000.0
     """Base of the rotary angles."""
+    rope_factor: float | None = None
+    """Slow the long turns of the rotary angles by this, as Llama 3.1 does; not when not given."""
+    rope_low_freq_factor: float = 1.0
+    """With rope_factor: turns longer than rope_original_context / this are slowed in full."""
+    rope_high_freq_factor: float = 4.0
+    """With rope_factor: turns shorter than rope_original_context / this are left as they are."""
+    rope_original_context: int = 8192
+    """With rope_factor: the context that the model was trained with at first."""
 
     @property
     def kv_heads(self) -> int:
@@ -57,6 +78,18 @@ class ModelConfig:
     def head_dim(self) -> int:
         """Width of one head."""
         return self.dim // self.n_heads
+
+    @property
+    def rope_scaling(self) -> RopeScaling | None:
+        """The four numbers of Llama 3.1's scaling, or None."""
+        if self.rope_factor is None:
+            return None
+        return RopeScaling(
+            self.rope_factor,
+            self.rope_low_freq_factor,
+            self.rope_high_freq_factor,
+            self.rope_original_context,
+        )
 
     def validate(self) -> None:
         """Raise ValueError naming the first field that cannot be."""
@@ -76,6 +109,17 @@ class ModelConfig:
         )
         _require(self.norm_eps > 0, f"model.norm_eps is {self.norm_eps}; it must be positive")
         _require(self.rope_base > 1, f"model.rope_base is {self.rope_base}; it must be above 1")
+        if self.rope_factor is not None:
+            _require(self.rope_factor >= 1, f"model.rope_factor is {self.rope_factor}; it must be at least 1")
+            _require(
+                0 < self.rope_low_freq_factor < self.rope_high_freq_factor,
+                f"model.rope_low_freq_factor is {self.rope_low_freq_factor}; it must be positive and below "
+                f"model.rope_high_freq_factor {self.rope_high_freq_factor}",
+            )
+            _require(
+                self.rope_original_context > 0,
+                f"model.rope_original_context is {self.rope_original_context}; it must be positive",
+            )
 
 
 @dataclass(frozen=True)
@@ -158,10 +202,20 @@ class TrainConfig:
     """Steps between checkpoints; 0: only at the end."""
     keep: int = 2
     """Checkpoints kept, the newest."""
+    skip_outliers: float = 0.0
+    """Skip a step whose gradient norm is above this many times the median of the last 64; 0: never."""
+    deterministic: bool = False
+    """Use deterministic algorithms alone; on a GPU slower, on a CPU nothing changes."""
+    track: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Send the metrics there too."""
+    profile: int = 0
+    """Steps to profile, after the first ten, into RUN/trace.json."""
     activations: Activations = "manual"
     """What is kept for the backward; see puna/model/activations.py."""
     compile: bool = True
     """Compile the elementwise kernels, where there is a C++ compiler."""
+    allocator: Literal["keep", "system"] = "keep"
+    """keep: the process keeps the memory it frees (puna/train/allocator.py); system: as the system does."""
     threads: int = 0
     """CPU threads; 0: PyTorch's choice. Another number rounds differently."""
 
@@ -169,7 +223,12 @@ class TrainConfig:
         """Raise ValueError naming the first field that cannot be."""
         for name in ("steps", "batch_tokens", "micro_batch", "validation_windows", "keep"):
             _require(getattr(self, name) > 0, f"train.{name} is {getattr(self, name)}; it must be positive")
-        for name in ("validate_every", "sample_every", "save_every", "threads"):
+        for name in self.track:
+            _require(
+                name in ("tensorboard", "wandb"),
+                f"train.track names {name!r}; it must be tensorboard or wandb",
+            )
+        for name in ("validate_every", "sample_every", "save_every", "skip_outliers", "profile", "threads"):
             _require(
                 getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; it must not be negative"
             )

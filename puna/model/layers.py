@@ -13,6 +13,7 @@ Shapes by the legend of `llama.py`; N = B·T. Weights are fp32 masters; a layer 
 precision of the product it computes, and gives its gradient in the weight's own.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from puna.config import RopeScaling
 from puna.model import kernels
 
 
@@ -45,9 +47,23 @@ def swiglu_linear(gate_up_BT2F: Tensor, weight_DF: Tensor) -> Tensor:
     return linear(F.silu(gate_BTF) * up_BTF, weight_DF)
 
 
-def rope_table(head_dim: int, context: int, base: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of position · base^(-2i/E), each (context, E/2), fp32 (Su et al. 2021)."""
+def rope_frequencies(head_dim: int, base: float, scaling: RopeScaling | None = None) -> Tensor:
+    """Radians a position that each pair turns by, base^(-2i/E), (E/2,), fp64 (Su et al. 2021)."""
     frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    if scaling is None:
+        return frequencies
+    # How often a pair turns round within the original context decides how much of the slowing it gets.
+    turns = scaling.original_context * frequencies / (2 * math.pi)
+    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = kept.clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
+
+
+def rope_table(
+    head_dim: int, context: int, base: float, scaling: RopeScaling | None = None
+) -> tuple[Tensor, Tensor]:
+    """cos and sin of position · frequency, each (context, E/2), fp32."""
+    frequencies = rope_frequencies(head_dim, base, scaling)
     angles = torch.outer(torch.arange(context, dtype=torch.float64), frequencies)
     return angles.cos().float(), angles.sin().float()
 

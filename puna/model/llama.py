@@ -93,7 +93,7 @@ class Llama(nn.Module):
         self.output = (
             None if config.tied_embeddings else nn.Parameter(torch.empty(config.vocab_size, config.dim))
         )
-        cos, sin = layers.rope_table(config.head_dim, config.context, config.rope_base)
+        cos, sin = layers.rope_table(config.head_dim, config.context, config.rope_base, config.rope_scaling)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 

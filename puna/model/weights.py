@@ -11,6 +11,20 @@ from puna.model.llama import Llama
 WEIGHTS = "weights.safetensors"
 
 
+def newest_weights(run: Path) -> Path:
+    """The directory with a run's newest weights: a checkpoint, or `run` itself when it was converted.
+
+    Raises:
+        ValueError: when there are none.
+    """
+    if (run / WEIGHTS).is_file():
+        return run
+    found = sorted(run.glob(f"checkpoints/step-*/{WEIGHTS}"))
+    if not found:
+        raise ValueError(f"{run} holds no checkpoint; train it first: puna train --out {run}")
+    return found[-1].parent
+
+
 def save_weights(model: Llama, directory: Path) -> None:
     """Write every parameter, in the precision it has."""
     tensors = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}

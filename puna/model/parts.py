@@ -1,0 +1,156 @@
+"""A model as the matrices that every format has: what all conversions share.
+
+puna multiplies q, k, v as one matrix and gate, up as another; the other formats store them apart. A `Part`
+is one such matrix: some rows of a tensor of ours, under a role that each format has its own name for.
+
+    role             ours                  rows          rotary
+    embedding        embedding             all
+    attention_norm   blocks.N.attention_norm
+    wq, wk, wv       blocks.N.wqkv         in this order wq, wk
+    wo               blocks.N.wo           all
+    ffn_norm         blocks.N.ffn_norm
+    w1, w3           blocks.N.w13          in this order
+    w2               blocks.N.w2           all
+    norm             norm
+    output           output                all           (absent when tied)
+
+The rows of a rotary part stand in one of two orders within each head. Meta's files and GGUF keep a pair's
+two rows together; puna and Hugging Face keep all first rows, then all second rows:
+
+    together   a0 b0 a1 b1 a2 b2        halves   a0 a1 a2 b0 b1 b2
+
+`to_halves` and `to_pairs` here are the only places that know.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from puna.config import ModelConfig
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+# What may lie beside weights and belongs to the tokenizer. `VOCABULARY` is a GGUF file without tensors.
+VOCABULARY = "tokenizer.gguf"
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    VOCABULARY,
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One matrix or vector of a model, as the formats that do not fuse store it."""
+
+    role: str
+    layer: int
+    tensor: str
+    """The tensor of ours that holds it."""
+    start: int
+    """Its first row there."""
+    shape: tuple[int, ...]
+    heads: int = 0
+    """Of a rotary part: the heads that its rows are divided among."""
+
+    def name(self, names: Mapping[str, str]) -> str:
+        """Its name in a format whose names by role are `names`."""
+        return names[self.role].format(layer=self.layer)
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it holds."""
+        return prod(self.shape)
+
+
+def parts(config: ModelConfig) -> Iterator[Part]:
+    """All parts of a model, in the order of the forward pass; those of one tensor follow one another."""
+    D, E, F = config.dim, config.head_dim, config.ffn_dim
+    H, K = config.n_heads, config.kv_heads
+    yield Part("embedding", 0, "embedding", 0, (config.vocab_size, D))
+    for layer in range(config.n_layers):
+        block = f"blocks.{layer}."
+        yield Part("attention_norm", layer, block + "attention_norm", 0, (D,))
+        yield Part("wq", layer, block + "wqkv", 0, (H * E, D), heads=H)
+        yield Part("wk", layer, block + "wqkv", H * E, (K * E, D), heads=K)
+        yield Part("wv", layer, block + "wqkv", (H + K) * E, (K * E, D))
+        yield Part("wo", layer, block + "wo", 0, (D, H * E))
+        yield Part("ffn_norm", layer, block + "ffn_norm", 0, (D,))
+        yield Part("w1", layer, block + "w13", 0, (F, D))
+        yield Part("w3", layer, block + "w13", F, (F, D))
+        yield Part("w2", layer, block + "w2", 0, (D, F))
+    yield Part("norm", 0, "norm", 0, (D,))
+    if not config.tied_embeddings:
+        yield Part("output", 0, "output", 0, (config.vocab_size, D))
+
+
+def to_halves(rows: Tensor, heads: int) -> Tensor:
+    """Rotary rows from pairs together (Meta, GGUF) to halves apart (puna, Hugging Face)."""
+    return rows.view(heads, -1, 2, rows.shape[1]).transpose(1, 2).reshape(rows.shape) if heads else rows
+
+
+def to_pairs(rows: Tensor, heads: int) -> Tensor:
+    """Rotary rows from halves apart to pairs together: the inverse of `to_halves`."""
+    return rows.view(heads, 2, -1, rows.shape[1]).transpose(1, 2).reshape(rows.shape) if heads else rows
+
+
+class Source(Protocol):
+    """A model in some format, opened: sizes and names are checked, no weights are in memory."""
+
+    config: ModelConfig
+    tokenizer: dict[str, Path | bytes]
+    """Files that belong to the tokenizer, by name: where they lie, or their bytes."""
+
+    def dtype(self, part: Part) -> torch.dtype:
+        """The precision that `read` gives."""
+
+    def read(self, part: Part) -> Tensor:
+        """One part in puna's order of rows, contiguous, in memory of its own."""
+
+
+def tokenizer_beside(directory: Path) -> dict[str, Path | bytes]:
+    """The tokenizer's files in a directory."""
+    return {name: directory / name for name in TOKENIZER_FILES if (directory / name).is_file()}
+
+
+def check_shapes(
+    file: Path, wanted: Iterable[tuple[str, tuple[int, ...]]], held: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Compare what a model must hold with what a file does.
+
+    Raises:
+        ValueError: naming the first tensor that is missing, not known, or of another shape.
+    """
+    known = set()
+    for name, shape in wanted:  # one by one: a configuration may claim a billion layers
+        if name not in held:
+            raise ValueError(f"{file} lacks the tensor {name}; the file is incomplete, or of another model")
+        if shape != held[name]:
+            raise ValueError(f"{file}: {name} has shape {held[name]}; by the configuration it is {shape}")
+        known.add(name)
+    for name in held:
+        if name not in known:
+            raise ValueError(f"{file} holds the tensor {name}, which a LLaMA of this configuration has not")
+
+
+def cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """`tensor` in another precision, rounded to nearest.
+
+    Raises:
+        ValueError: when a finite weight is too large for `dtype`.
+    """
+    if tensor.dtype == dtype:
+        return tensor
+    rounded = tensor.to(dtype)
+    # Only fp16 has a smaller range than the others.
+    if dtype == torch.float16 and not rounded.isfinite().all() and tensor.isfinite().all():
+        raise ValueError(f"{name} holds {tensor.abs().max().item():g}, too large for fp16; use bf16 or fp32")
+    return rounded
