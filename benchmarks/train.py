@@ -19,6 +19,7 @@ from pathlib import Path
 
 from puna.config import ModelConfig
 from puna.model.sizes import train_flops_per_token
+from puna.train.allocator import KEEP
 
 HERE = Path(__file__).parent
 PEERS = HERE.parent / ".venv-peers/bin/python"
@@ -32,7 +33,7 @@ CONTESTANTS = [
     "litgpt+compile",
 ]
 # Freed memory kept by the process instead of given back at every step; the same for all.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
+ALLOCATOR = KEEP
 
 
 def start(name: str, size: str, precision: str) -> subprocess.Popen | None:
