@@ -19,7 +19,7 @@ from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
 from cyclopts.config import Dict
 
 from puna import __version__
-from puna.config import RunConfig, read_config, to_dict
+from puna.config import RunConfig, Sampling, read_config, to_dict
 from puna.recipes import recipe as recipe_of
 
 STOPPED = 130
@@ -357,7 +357,6 @@ def train(
 
         keep_freed_memory()
     from puna.generate.samples import sampler
-    from puna.generate.sampling import Sampling
     from puna.train.loop import train as train_run
 
     outcome = train_run(config, out, sampler(out / "tokenizer.model", prompts, Sampling()))
@@ -415,10 +414,7 @@ def generate(
     *,
     model: Run,
     max_tokens: int = 128,
-    temperature: float = 0.8,
-    top_k: int = 0,
-    top_p: float = 0.95,
-    seed: int = 1,
+    sampling: Annotated[Sampling, Parameter(name="*")] = Sampling(),  # noqa: B008 (frozen)
     json: Json = False,
 ) -> int:
     """Continue a prompt with a trained model.
@@ -426,26 +422,17 @@ def generate(
     Parameters
     ----------
     model
-        A run directory.
+        A run directory, or one that `puna convert --to puna` wrote.
     max_tokens
         Longest continuation.
-    temperature
-        0: always the likeliest token.
-    top_k
-        Draw among the k likeliest; 0: all.
-    top_p
-        Draw among the likeliest whose probabilities reach p.
-    seed
-        The same seed gives the same text.
     """
+    sampling.validate()
     from puna.generate.engine import load_engine
-    from puna.generate.sampling import Sampling
 
-    sampling = Sampling(temperature, top_k, top_p, seed)
     engine = load_engine(model)
     if json:
         text = engine.generate(prompt, sampling, max_tokens)
-        _report({"prompt": prompt, "text": text, "seed": seed}, json, [])
+        _report({"prompt": prompt, "text": text, "seed": sampling.seed}, json, [])
         return 0
     print(prompt, end="", flush=True)
     for piece in engine.stream(prompt, sampling, max_tokens):
@@ -459,33 +446,22 @@ def chat(
     *,
     model: Run,
     max_tokens: int = 128,
-    temperature: float = 0.8,
-    top_k: int = 0,
-    top_p: float = 0.95,
-    seed: int = 1,
+    sampling: Annotated[Sampling, Parameter(name="*")] = Sampling(),  # noqa: B008 (frozen)
 ) -> int:
     """Talk with a trained model in the terminal.
 
     Parameters
     ----------
     model
-        A run directory.
+        A run directory, or one that `puna convert --to puna` wrote.
     max_tokens
         Longest answer.
-    temperature
-        0: always the likeliest token.
-    top_k
-        Draw among the k likeliest; 0: all.
-    top_p
-        Draw among the likeliest whose probabilities reach p.
-    seed
-        The same seed gives the same text.
     """
+    sampling.validate()
     from puna.generate.chat import chat as chat_in_terminal
     from puna.generate.engine import load_engine
-    from puna.generate.sampling import Sampling
 
-    chat_in_terminal(load_engine(model), Sampling(temperature, top_k, top_p, seed), max_tokens)
+    chat_in_terminal(load_engine(model), sampling, max_tokens)
     return 0
 
 

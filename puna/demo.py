@@ -15,12 +15,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from puna.config import RunConfig
+from puna.config import RunConfig, Sampling
 from puna.corpus.samples import fetch_sample
 from puna.corpus.stage import SOURCES, clean_source
 from puna.files import human_bytes, human_seconds
 from puna.generate.samples import sampler
-from puna.generate.sampling import Sampling
 from puna.recipes import recipe
 from puna.report.page import build_report
 from puna.tokens.shards import write_shards

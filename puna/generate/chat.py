@@ -6,8 +6,8 @@ text so far, the line typed, and the model's own words after it.
 
 from collections.abc import Callable
 
+from puna.config import Sampling
 from puna.generate.engine import Engine
-from puna.generate.sampling import Sampling
 
 HELP = """\
 /help   this text

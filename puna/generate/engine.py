@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from puna.config import RunConfig, read_config
+from puna.config import RunConfig, Sampling, read_config
 from puna.generate.cache import KVCache
-from puna.generate.sampling import Sampling, draw
+from puna.generate.sampling import draw
 from puna.model.llama import Llama
 from puna.model.parts import VOCABULARY
 from puna.model.weights import load_weights, newest_weights

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from puna.config import Sampling
 from puna.generate.engine import Engine
-from puna.generate.sampling import Sampling
 from puna.model.llama import Llama
 from puna.tokens.tokenizer import Tokenizer
 

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puna.config import ModelConfig
+from puna.config import ModelConfig, Sampling
 from puna.generate.cache import KVCache
 from puna.generate.chat import chat
 from puna.generate.engine import Engine, load_engine
-from puna.generate.sampling import Sampling, draw
+from puna.generate.sampling import draw
 from puna.model.llama import Llama
 from puna.recipes import recipe
 from puna.tokens.tokenizer import Tokenizer

@@ -15,9 +15,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from puna.cli import main
-from puna.config import read_config
+from puna.config import Sampling, read_config
 from puna.generate.engine import load_engine
-from puna.generate.sampling import Sampling
 from puna.model import huggingface, meta
 from puna.model.formats import convert
 from puna.model.layers import rope_table, split_rotate
