@@ -27,6 +27,12 @@ SAMPLE = (
 )
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Recorded paths are tried from the working directory: a demo that was run in the checkout is not ours."""
+    monkeypatch.chdir(tmp_path)
+
+
 def make_run(root: Path, steps: int = 120, finished: bool = True) -> Path:
     """A run of the 15m recipe over three sources in `root`/runs/demo, with all that came before it."""
     run = root / "runs/demo"
