@@ -18,7 +18,7 @@ from torch import nn
 # name: dim, layers, heads, ffn, vocabulary, context, sequences a step
 SIZES = {
     "15m": (288, 6, 6, 768, 4096, 512, 16),
-    "110m": (768, 12, 12, 2048, 32_000, 512, 8),
+    "110m": (768, 12, 12, 2048, 32_000, 512, 4),
 }
 
 

@@ -29,7 +29,7 @@ SAMPLE = (
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """Recorded paths are tried from the working directory: a demo that was run in the checkout is not ours."""
+    """Recorded paths are tried from the working directory, where a demo of the checkout's may lie."""
     monkeypatch.chdir(tmp_path)
 
 

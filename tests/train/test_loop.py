@@ -353,6 +353,14 @@ def test_a_tracker_that_is_not_installed_is_named(shards, tmp_path, monkeypatch)
         train(tiny(shards, track=("wandb",)), tmp_path / "run")
 
 
+def test_data_may_lie_where_fsspec_reaches(shards, tmp_path, monkeypatch, undisturbed):
+    monkeypatch.setenv("PUNA_CACHE", str(tmp_path / "cache"))
+    config = tiny(shards)
+    remote = replace(config, data=(f"file://{shards}",))
+    assert train(remote, tmp_path / "run").finished
+    assert [point[:3] for point in curve(tmp_path / "run")] == [point[:3] for point in curve(undisturbed)]
+
+
 @pytest.mark.slow
 def test_with_compiled_kernels_too_a_killed_run_ends_with_the_same_curve(shards, tmp_path):
     import json
