@@ -42,7 +42,7 @@ def start(name: str, size: str, precision: str) -> subprocess.Popen | None:
     if not Path(python).exists():
         return None
     return subprocess.Popen(
-        [python, str(HERE / "train_contestant.py"), name, size, precision],
+        [python, str(HERE / "_train_contestant.py"), name, size, precision],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -74,7 +74,7 @@ def matrix_peak(precision: str) -> float:
 
 
 def compete(size: str, precision: str, steps: int, turn: int, names: list[str]) -> None:
-    from train_contestant import SIZES
+    from _train_contestant import SIZES
 
     dim, layers, heads, ffn, vocabulary, context, sequences = SIZES[size]
     shape = ModelConfig(

@@ -18,7 +18,7 @@ from pathlib import Path
 from puna.config import RunConfig, Sampling
 from puna.corpus.samples import fetch_sample
 from puna.corpus.stage import SOURCES, clean_source
-from puna.files import human_bytes, human_seconds
+from puna.files import human_bytes, human_seconds, read_json_lines
 from puna.generate.samples import sampler
 from puna.recipes import recipe
 from puna.report.page import build_report
@@ -116,9 +116,7 @@ def _train(out: Path) -> Outcome:
 
 
 def _show_samples(out: Path) -> None:
-    lines = (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    for line in lines[-len(PROMPTS) :]:
-        sample = json_module.loads(line)
+    for sample in read_json_lines(out / "samples.jsonl")[-len(PROMPTS) :]:
         text = " ".join((sample["prompt"] + sample["text"]).split())
         print(f"\n  {text[:300]}")
 

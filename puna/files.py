@@ -128,6 +128,11 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not valid JSON ({error}); delete it and run its stage again") from error
 
 
+def read_json_lines(path: Path) -> list[Any]:
+    """The records of a JSON-lines file. Split at \\n alone: texts may hold other line separators."""
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+
+
 def read_manifest(directory: Path, stage: str, command: str) -> dict[str, Any]:
     """The manifest of a finished `stage` in `directory`; `command` is what makes one, for the error.
 

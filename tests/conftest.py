@@ -1,6 +1,5 @@
 """A small corpus of our own, cleaned, tokenized and sharded once for all tests that train on it."""
 
-import json
 import random
 from pathlib import Path
 
@@ -68,8 +67,3 @@ def shards(tmp_path_factory) -> Path:
     train_tokenizer(documents, root / "tokenizer", vocab_size=512)
     write_shards(documents, root / "tokenizer", root / "shards", workers=1)
     return root / "shards"
-
-
-def read_lines(path: Path) -> list[dict]:
-    """The records of a JSON-lines file."""
-    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import functions, read_lines, sentences
+from puna.files import read_json_lines
+from tests.conftest import functions, sentences
 
 SCRIPT = """
 import sys
@@ -116,7 +117,9 @@ def test_the_mixture_as_run_is_near_the_intended(undisturbed):
 def outcome(out: Path) -> dict[str, object]:
     """What must not depend on how often a run was killed."""
     files = [*out.glob("documents/*/*.parquet"), *out.glob("shards/*.npy"), out / "tokenizer/tokenizer.model"]
-    curve = [(record["kind"], record["step"], record["loss"]) for record in read_lines(out / "metrics.jsonl")]
+    curve = [
+        (record["kind"], record["step"], record["loss"]) for record in read_json_lines(out / "metrics.jsonl")
+    ]
     return {
         "files": {str(path.relative_to(out)): path.read_bytes() for path in files},
         "curve": curve,

@@ -12,7 +12,6 @@ from puna.config import RunConfig, Sampling, read_config
 from puna.generate.cache import KVCache
 from puna.generate.sampling import draw
 from puna.model.llama import Llama
-from puna.model.parts import VOCABULARY
 from puna.model.weights import load_weights, newest_weights
 from puna.tokens.tokenizer import Tokenizer
 
@@ -31,9 +30,11 @@ class Engine:
         Stops where the context is full.
 
         Raises:
-            ValueError: when the prompt alone fills the context.
+            ValueError: when the prompt alone fills the context, or an option cannot be.
         """
         sampling.validate()
+        if max_tokens < 1:
+            raise ValueError(f"max-tokens is {max_tokens}; it must be positive")
         ids = self.tokenizer.encode(prompt, bos=True)
         if len(ids) >= self.context:
             raise ValueError(
@@ -51,7 +52,7 @@ class Engine:
                 break
             if piece := decoder.push(token):
                 yield piece
-            if cache.length < total:
+            if cache.length + 1 < total:  # the last token drawn is not looked behind
                 logits_BTV = self.model(torch.tensor([[token]]), cache)
         if rest := decoder.flush():
             yield rest
@@ -75,5 +76,4 @@ def load_engine(run: Path) -> Engine:
     for parameter in model.parameters():
         if parameter.ndim >= 2:  # norms stay fp32: they are small, and multiply in fp32
             parameter.data = parameter.data.to(compute)
-    within = run / VOCABULARY  # of a model that came as GGUF
-    return Engine(model.eval(), Tokenizer(within if within.is_file() else run))
+    return Engine(model.eval(), Tokenizer(run))

@@ -29,9 +29,10 @@ from puna.tokens.training import MODEL
 if TYPE_CHECKING:
     from puna.tokens.hub import HubModel
 
-__all__ = ["HUB", "MODEL", "StreamDecoder", "Tokenizer"]
+__all__ = ["GGUF", "HUB", "MODEL", "StreamDecoder", "Tokenizer"]
 
 HUB = "tokenizer.json"
+GGUF = "tokenizer.gguf"  # what `puna convert` leaves of a GGUF file: its vocabulary
 # Characters after which the fast encoder, which takes half a second to make, has paid for itself.
 FAST_FROM = 4_000_000
 
@@ -190,10 +191,11 @@ class StreamDecoder:
 
 def _find(path: Path) -> Path:
     """The vocabulary's file, in a directory or itself."""
-    files = [path / name for name in (MODEL, HUB)] if path.is_dir() else [path]
+    files = [path / name for name in (GGUF, MODEL, HUB)] if path.is_dir() else [path]
     found = next((file for file in files if file.is_file()), None)
     if found is None:
-        raise ValueError(f"no tokenizer at {files[0]}; make one with: puna tokenizer train DOCS… --out DIR")
+        missing = path / MODEL if path.is_dir() else path
+        raise ValueError(f"no tokenizer at {missing}; make one with: puna tokenizer train DOCS… --out DIR")
     return found
 
 

@@ -72,6 +72,21 @@ def test_a_prompt_that_fills_the_context_is_refused(engine):
         engine.generate("stones " * 100, GREEDY)
 
 
+@pytest.mark.parametrize("max_tokens", [0, -5])
+def test_a_length_that_is_none_is_refused(engine, max_tokens):
+    with pytest.raises(ValueError, match="max-tokens"):
+        engine.generate("A", GREEDY, max_tokens)
+
+
+def test_the_model_runs_once_a_token(engine):
+    calls: list[int] = []
+    hook = engine.model.register_forward_pre_hook(lambda *_: calls.append(1))
+    text = engine.generate("A", Sampling(temperature=1.0, seed=3), 7)
+    hook.remove()
+    assert text
+    assert len(calls) == 7
+
+
 @pytest.mark.parametrize(
     ("options", "name"),
     [({"temperature": -1}, "temperature"), ({"top_k": -2}, "top-k"), ({"top_p": 0}, "top-p")],

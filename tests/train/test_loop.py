@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from puna.config import RunConfig, read_config
-from puna.files import read_json, write_json
+from puna.files import read_json, read_json_lines, write_json
 from puna.model.llama import Llama
 from puna.recipes import recipe
 from puna.tokens.mixture import Mixture
@@ -22,7 +22,6 @@ from puna.train import checkpoint
 from puna.train.loop import train
 from puna.train.optim import build_optimizer
 from puna.train.step import OutlierGuard, train_step
-from tests.conftest import read_lines
 
 STEPS = 30
 
@@ -49,7 +48,7 @@ def curve(run: Path) -> list[tuple]:
             str(record["loss_by_source"]),
             record.get("grad_norm"),
         )
-        for record in read_lines(run / "metrics.jsonl")
+        for record in read_json_lines(run / "metrics.jsonl")
     ]
 
 
@@ -68,7 +67,9 @@ def undisturbed(shards, tmp_path_factory) -> Path:
 
 def test_the_model_learns(undisturbed):
     losses = [
-        record["loss"] for record in read_lines(undisturbed / "metrics.jsonl") if record["kind"] == "train"
+        record["loss"]
+        for record in read_json_lines(undisturbed / "metrics.jsonl")
+        if record["kind"] == "train"
     ]
     assert losses[0] == pytest.approx(np.log(512), abs=0.2)  # untrained: a uniform guess
     assert losses[-1] < 0.6 * losses[0]
@@ -86,7 +87,7 @@ def test_a_run_tells_what_it_was_made_of(undisturbed, shards):
 
 
 def test_metrics_hold_the_loss_of_each_source(undisturbed):
-    records = read_lines(undisturbed / "metrics.jsonl")
+    records = read_json_lines(undisturbed / "metrics.jsonl")
     training = [record for record in records if record["kind"] == "train"]
     assert [record["step"] for record in training] == list(range(1, STEPS + 1))
     for record in training:
@@ -187,7 +188,7 @@ def test_a_finished_run_is_not_trained_again(undisturbed):
     outcome = train(read_config(undisturbed), undisturbed)
     assert outcome.finished
     assert outcome.state.step == STEPS
-    assert outcome.validation["loss"] == read_lines(undisturbed / "metrics.jsonl")[-1]["loss"]
+    assert outcome.validation["loss"] == read_json_lines(undisturbed / "metrics.jsonl")[-1]["loss"]
     assert (undisturbed / "metrics.jsonl").read_bytes() == before
 
 
@@ -295,7 +296,7 @@ def test_a_step_that_is_not_finite_never_moves_the_weights(shards):
 def test_skipping_survives_a_restart(shards, tmp_path):
     config = tiny(shards, skip_outliers=0.9)  # far below what one would set, so that steps are skipped
     train(config, tmp_path / "whole")
-    skipped = [r["step"] for r in read_lines(tmp_path / "whole/metrics.jsonl") if r.get("skipped")]
+    skipped = [r["step"] for r in read_json_lines(tmp_path / "whole/metrics.jsonl") if r.get("skipped")]
     assert skipped
 
     run = tmp_path / "stopped"
@@ -314,7 +315,7 @@ def test_skipping_survives_a_restart(shards, tmp_path):
 
 def test_evaluation_is_called_with_each_validation(shards, tmp_path):
     train(tiny(shards), tmp_path / "run", evaluate=lambda model: {"score": float(model.config.dim)})
-    records = [r for r in read_lines(tmp_path / "run/metrics.jsonl") if r["kind"] == "validation"]
+    records = [r for r in read_json_lines(tmp_path / "run/metrics.jsonl") if r["kind"] == "validation"]
     assert [record["evaluation"] for record in records] == [{"score": 64.0}] * 2
 
 
@@ -343,7 +344,7 @@ def test_tensorboard_gets_the_same_figures(shards, tmp_path, undisturbed):
     train(tiny(shards, track=("tensorboard",)), tmp_path / "run")
     accumulator = events.EventAccumulator(str(tmp_path / "run/tensorboard"))
     accumulator.Reload()
-    losses = [r["loss"] for r in read_lines(undisturbed / "metrics.jsonl") if r["kind"] == "train"]
+    losses = [r["loss"] for r in read_json_lines(undisturbed / "metrics.jsonl") if r["kind"] == "train"]
     assert [event.value for event in accumulator.Scalars("train/loss")] == pytest.approx(losses, rel=1e-6)
 
 

@@ -4,8 +4,8 @@ import json
 
 import torch
 
+from puna.files import read_json_lines
 from puna.train.metrics import JsonLines, matrix_peak
-from tests.conftest import read_lines
 
 
 def test_rewinding_keeps_the_lines_up_to_a_step(tmp_path):
@@ -13,9 +13,9 @@ def test_rewinding_keeps_the_lines_up_to_a_step(tmp_path):
     for step in range(1, 6):
         lines.write({"step": step, "text": f"a\u2028b\x85c\n{step}"})
     lines.rewind(3)
-    assert [record["step"] for record in read_lines(lines.path)] == [1, 2, 3]
+    assert [record["step"] for record in read_json_lines(lines.path)] == [1, 2, 3]
     lines.write({"step": 4, "text": "again"})
-    assert [record["step"] for record in read_lines(lines.path)] == [1, 2, 3, 4]
+    assert [record["step"] for record in read_json_lines(lines.path)] == [1, 2, 3, 4]
 
 
 def test_rewinding_drops_a_torn_last_line(tmp_path):
@@ -25,7 +25,7 @@ def test_rewinding_drops_a_torn_last_line(tmp_path):
     with lines.path.open("a") as file:
         file.write(json.dumps({"step": 2, "loss": 5.123})[:-4])
     lines.rewind(9)
-    assert read_lines(lines.path) == [{"step": 1}, {"step": 2}]
+    assert read_json_lines(lines.path) == [{"step": 1}, {"step": 2}]
 
 
 def test_rewinding_nothing_is_nothing(tmp_path):
