@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -49,6 +50,19 @@ def code_version() -> str:
         digest.update(str(path.relative_to(package)).encode())
         digest.update(path.read_bytes())
     return f"{__version__}+{digest.hexdigest()[:8]}"
+
+
+def cache_dir() -> Path:
+    """Where downloads and compiled kernels are kept: $PUNA_CACHE, or `puna` in the cache folder."""
+    if chosen := os.environ.get("PUNA_CACHE"):
+        return Path(chosen).expanduser()
+    if chosen := os.environ.get("XDG_CACHE_HOME"):
+        return Path(chosen) / "puna"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "puna" / "cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "puna"
+    return Path.home() / ".cache" / "puna"
 
 
 def _sync_directory(path: Path) -> None:

@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, cast
 
-from puna.files import atomic_directory, atomic_file, fingerprint, sha256_file
+from puna.files import atomic_directory, atomic_file, cache_dir, fingerprint, sha256_file
 from puna.progress import Bar
 
 if TYPE_CHECKING:
@@ -129,19 +129,6 @@ MODELS: dict[str, Sample] = {
 
 _WAITS = (1.0, 4.0, 16.0)  # seconds between attempts
 _BLOCK_BYTES = 1 << 16
-
-
-def cache_dir() -> Path:
-    """Where downloads are kept: $PUNA_CACHE, or `puna` in the platform's cache folder."""
-    if chosen := os.environ.get("PUNA_CACHE"):
-        return Path(chosen).expanduser()
-    if chosen := os.environ.get("XDG_CACHE_HOME"):
-        return Path(chosen) / "puna"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "puna" / "cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "puna"
-    return Path.home() / ".cache" / "puna"
 
 
 def fetch_sample(source: str, cache: Path | None = None) -> Path:

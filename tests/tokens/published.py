@@ -5,7 +5,8 @@ import zipfile
 from functools import cache
 from pathlib import Path
 
-from puna.corpus.samples import Package, cache_dir, fetch_packages
+from puna.corpus.samples import Package, fetch_packages
+from puna.files import cache_dir
 
 # Mistral 7B's first tokenizer: 32,000 pieces, SentencePiece BPE with byte fallback.
 MISTRAL = Package(
