@@ -23,6 +23,7 @@ from torch.autograd import Function
 
 from puna.config import RopeScaling
 from puna.model import kernels
+from puna.model.products import Weight, weight_gradient
 
 
 def rms_norm(x_BTD: Tensor, norm_D: Tensor, eps: float) -> Tensor:
@@ -85,13 +86,13 @@ class Linear(Function):
     @staticmethod
     def forward(ctx: Any, x_BTI: Tensor, weight_OI: Tensor) -> Tensor:
         ctx.save_for_backward(x_BTI, weight_OI)
-        return linear(x_BTI, weight_OI)
+        return Weight(weight_OI, x_BTI.dtype).forward(x_BTI)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         x_BTI, weight_OI = ctx.saved_tensors
-        dx = grads[0] @ weight_OI.to(grads[0].dtype)
-        return dx, (grads[0].flatten(0, 1).T @ x_BTI.flatten(0, 1)).to(weight_OI.dtype)
+        dx = Weight(weight_OI, grads[0].dtype).backward(grads[0])
+        return dx, weight_gradient(grads[0], x_BTI, weight_OI)
 
 
 class Norm(Function):
@@ -125,16 +126,15 @@ class NormLinear(Function):
         n, r = kernels.rms_forward(x_BTD, norm_D, eps, dtype)
         ctx.save_for_backward(x_BTD, r, norm_D, weight_OD)
         ctx.dtype = dtype
-        return linear(n, weight_OD)
+        return Weight(weight_OD, dtype).forward(n)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, r, norm_D, weight_OD = ctx.saved_tensors
-        dy_NO = grads[0].flatten(0, 1)
-        dn = grads[0] @ weight_OD.to(ctx.dtype)
+        dn = Weight(weight_OD, ctx.dtype).backward(grads[0])
         # Here tensor parallelism starts the reduction of dn, and computes dW while it travels.
-        n_ND = kernels.rms_again(x, r, norm_D, ctx.dtype).flatten(0, 1)
-        dweight_OD = (dy_NO.T @ n_ND).to(weight_OD.dtype)
+        n = kernels.rms_again(x, r, norm_D, ctx.dtype)
+        dweight_OD = weight_gradient(grads[0], n, weight_OD)
         dx, dnorm_D = kernels.rms_backward(dn, x, r, norm_D)
         return dx, dnorm_D, dweight_OD, None, None
 
@@ -151,14 +151,14 @@ class SwiGLULinear(Function):
     @staticmethod
     def forward(ctx: Any, gate_up_BT2F: Tensor, weight_DF: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up_BT2F, weight_DF)
-        return linear(kernels.swiglu_forward(gate_up_BT2F), weight_DF)
+        return Weight(weight_DF, gate_up_BT2F.dtype).forward(kernels.swiglu_forward(gate_up_BT2F))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         gate_up_BT2F, weight_DF = ctx.saved_tensors
-        dz = grads[0] @ weight_DF.to(grads[0].dtype)
+        dz = Weight(weight_DF, grads[0].dtype).backward(grads[0])
         dgate_up, z = kernels.swiglu_backward(dz, gate_up_BT2F)
-        return dgate_up, (grads[0].flatten(0, 1).T @ z.flatten(0, 1)).to(weight_DF.dtype)
+        return dgate_up, weight_gradient(grads[0], z, weight_DF)
 
 
 class SplitRotate(Function):

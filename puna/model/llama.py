@@ -17,17 +17,15 @@ from torch import Tensor, nn
 from puna.config import Activations, ModelConfig
 from puna.model import layers
 from puna.model.activations import recomputed
-from puna.model.attention import causal_attention
+from puna.model.attention import rotary_attention
 from puna.model.loss import LinearCrossEntropy, cross_entropy
 
 
-class Cache(Protocol):
-    """Keys and values of the tokens before: what generation hands to `Llama.forward`."""
+class Attention(Protocol):
+    """How rows see those before them: what generation, which keeps keys and values, hands to `hidden`."""
 
-    length: int
-
-    def update(self, layer: int, k_BKTE: Tensor, v_BKTE: Tensor) -> tuple[Tensor, Tensor]:
-        """Append a layer's new keys and values at `length`; give all so far, (B, K, S, E)."""
+    def __call__(self, layer: int, q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> Tensor:
+        """A layer's queries, and the new rows' keys and values -> (B, T, H, E)."""
 
 
 class Block(nn.Module):
@@ -46,7 +44,13 @@ class Block(nn.Module):
         self.w2 = nn.Parameter(torch.empty(D, F_))
 
     def forward(
-        self, x_BTD: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype, cache: Cache | None, manual: bool
+        self,
+        x_BTD: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        dtype: torch.dtype,
+        attend: Attention | None,
+        manual: bool,
     ) -> Tensor:
         """x (B, T, D) -> x (B, T, D). `manual`: the layers whose backward is written by hand."""
         norm_linear = layers.NormLinear.apply if manual else layers.norm_linear
@@ -57,14 +61,10 @@ class Block(nn.Module):
         eps = self.config.norm_eps
 
         qkv = norm_linear(x_BTD, self.attention_norm, self.wqkv, eps, dtype).unflatten(-1, (H + 2 * K, E))
-        q_BHTE, k_BKTE, v_BKTE = split_rotate(qkv, cos, sin, H, K)
-        if cache is not None:
-            k_BKTE, v_BKTE = cache.update(self.layer, k_BKTE, v_BKTE)
-        if q_BHTE.shape[2] == k_BKTE.shape[2]:
-            o_BTHE = causal_attention(q_BHTE, k_BKTE, v_BKTE)
-        else:  # one new token, which sees all that is cached
-            o_BHTE = F.scaled_dot_product_attention(q_BHTE, k_BKTE, v_BKTE, enable_gqa=H != K)
-            o_BTHE = o_BHTE.transpose(1, 2)
+        if attend is None:
+            o_BTHE = rotary_attention(qkv, cos, sin, H, K, split_rotate)
+        else:
+            o_BTHE = attend(self.layer, *split_rotate(qkv, cos, sin, H, K))
         h_BTD = x_BTD + linear(o_BTHE.flatten(2), self.wo)
 
         gate_up = norm_linear(h_BTD, self.ffn_norm, self.w13, eps, dtype)
@@ -118,36 +118,39 @@ class Llama(nn.Module):
         """The output projection: its own weight, or the embedding when tied."""
         return self.embedding if self.output is None else self.output
 
-    def hidden(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
+    def hidden(
+        self, tokens_BT: Tensor, positions_T: Tensor | None = None, attend: Attention | None = None
+    ) -> Tensor:
         """The residual stream after the last norm, (B, T, D), in the compute precision.
 
+        Whole sequences, each token seeing itself and those before; or, with `attend`, whatever rows at
+        whatever `positions_T` it knows to see.
+
         Raises:
-            ValueError: when the tokens, with those cached, are more than `model.context`.
+            ValueError: when the tokens are more than `model.context`.
         """
-        T = tokens_BT.shape[1]
-        start = 0 if cache is None else cache.length
-        if start + T > self.config.context:
-            raise ValueError(
-                f"{start + T} tokens are more than model.context {self.config.context}; give a shorter text"
-            )
-        if start and T > 1:
-            raise ValueError("a cache that holds tokens takes one new token a call")
-        cos, sin = self.cos[start : start + T], self.sin[start : start + T]
+        if positions_T is None:
+            count = tokens_BT.shape[1]
+            if count > self.config.context:
+                raise ValueError(
+                    f"{count} tokens are more than model.context {self.config.context}; give a shorter text"
+                )
+            cos, sin = self.cos[:count], self.sin[:count]
+        else:
+            cos, sin = self.cos[positions_T], self.sin[positions_T]
         x_BTD = F.embedding(tokens_BT, self.embedding).float()
         # Without gradients there is nothing to save, and no reason to compile kernels for another shape.
         manual = self.activations == "manual" and torch.is_grad_enabled()
         for block in self.blocks:
-            run = partial(block, cos=cos, sin=sin, dtype=self.compute, cache=cache, manual=manual)
+            run = partial(block, cos=cos, sin=sin, dtype=self.compute, attend=attend, manual=manual)
             x_BTD = recomputed(run, x_BTD, self.activations)
-        if cache is not None:
-            cache.length += T
         if manual:
             return layers.Norm.apply(x_BTD, self.norm, self.config.norm_eps, self.compute)
         return layers.rms_norm(x_BTD, self.norm, self.config.norm_eps).to(self.compute)
 
-    def forward(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, tokens_BT: Tensor) -> Tensor:
         """Token ids (B, T) -> logits (B, T, V), fp32."""
-        return layers.linear(self.hidden(tokens_BT, cache), self.output_VD).float()
+        return layers.linear(self.hidden(tokens_BT), self.output_VD).float()
 
     @torch.no_grad()
     def losses(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:

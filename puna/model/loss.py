@@ -12,6 +12,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
 from puna.model.kernels import cross_entropy_block
+from puna.model.products import Weight, add_weight_gradient
 
 IGNORE = -100  # a target that does not count: padding
 # Of a block. Few, and the gradient of the projection is added to too often (at 32,000 pieces and 64 rows that
@@ -32,18 +33,18 @@ class LinearCrossEntropy(Function):
     def forward(
         ctx: FunctionCtx, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, scale: float
     ) -> tuple[Tensor, Tensor]:
-        weight = weight_VD.to(hidden_ND.dtype)
+        weight = Weight(weight_VD, hidden_ND.dtype)
         dhidden_ND = torch.empty_like(hidden_ND)
         # The sum over blocks is kept in the weight's own precision: fp32 for the master weights.
         dweight_VD = torch.zeros_like(weight_VD)
         losses = []
         for rows in (slice(i, i + ROWS) for i in range(0, len(hidden_ND), ROWS)):
             block_losses, d_nV = cross_entropy_block(
-                hidden_ND[rows] @ weight.T, targets_N[rows], scale, IGNORE
+                weight.forward(hidden_ND[rows]), targets_N[rows], scale, IGNORE
             )
             losses.append(block_losses)
-            dhidden_ND[rows] = d_nV @ weight
-            dweight_VD += d_nV.T @ hidden_ND[rows]
+            dhidden_ND[rows] = weight.backward(d_nV)
+            add_weight_gradient(dweight_VD, d_nV, hidden_ND[rows])
         ctx.save_for_backward(dhidden_ND, dweight_VD)
         losses_N = torch.cat(losses)
         ctx.mark_non_differentiable(losses_N)

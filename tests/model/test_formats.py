@@ -421,8 +421,8 @@ def test_a_converted_directory_generates(tmp_path, capsys):
     assert main(["convert", str(tmp_path / "hf"), str(tmp_path / "puna"), "--to", "puna", "--json"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["counts"]["parameters"] == sum(p.numel() for p in random_model(PLAIN).parameters())
+    assert read_config(tmp_path / "puna").train.precision == "bf16"
     engine = load_engine(tmp_path / "puna")
-    assert engine.model.embedding.dtype == torch.bfloat16
     assert engine.generate("the llama", Sampling(temperature=0), 5) is not None
 
 
