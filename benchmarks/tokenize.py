@@ -147,8 +147,9 @@ def real_model(folder):
 
 def corpus(folder):
     """The demo's documents: their directories, and their texts cut to 20 kB, in a random order."""
+    from puna.corpus.output import read_documents
     from puna.corpus.samples import fetch_sample
-    from puna.corpus.stage import clean_source, read_documents
+    from puna.corpus.stage import clean_source
 
     directories = [folder / source for source in ("books", "github", "wikipedia")]
     for directory in directories:

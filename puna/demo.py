@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from puna.config import RunConfig, Sampling
-from puna.corpus.samples import fetch_sample
-from puna.corpus.stage import SOURCES, clean_source
+from puna.corpus.samples import SAMPLES, fetch_sample
+from puna.corpus.stage import clean_source
 from puna.files import human_bytes, human_seconds, read_json_lines
 from puna.generate.samples import sampler
 from puna.recipes import recipe
@@ -63,7 +63,7 @@ def _stage(title: str, quiet: bool) -> Iterator[list[str]]:
 def run_demo(out: Path, json: bool = False) -> int:
     """Run or go on with the demo in `out`; gives the exit code."""
     started = time.monotonic()
-    documents = {source: out / "documents" / source for source in SOURCES}
+    documents = {source: out / "documents" / source for source in SAMPLES}
     for source, directory in documents.items():
         with _stage(source, json) as facts:
             manifest = clean_source(source, [fetch_sample(source)], directory)

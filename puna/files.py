@@ -12,13 +12,15 @@ is there, and that is written last, in one step:
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from puna import __version__
 
@@ -41,12 +43,26 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def to_path(location: str | Path) -> Path:
+    """A path here, or with `://` one in object storage, which does what a Path does (s3://, gs://, memory://)."""
+    if "://" not in str(location):
+        return Path(location)
+    from upath import UPath  # fsspec's file systems behind pathlib's interface
+
+    return cast(Path, UPath(location))
+
+
+def is_remote(path: Path) -> bool:
+    """Whether the path lies in object storage."""
+    return not isinstance(path, Path)
+
+
 @cache
 def code_version() -> str:
     """`0.1.0+1a2b3c4d`: the release, and a digest of the package's source as it is on disk."""
     digest = hashlib.sha256()
     package = Path(__file__).parent
-    for path in sorted(package.rglob("*.py")):
+    for path in sorted([*package.rglob("*.py"), *package.rglob("*.cpp")]):
         digest.update(str(path.relative_to(package)).encode())
         digest.update(path.read_bytes())
     return f"{__version__}+{digest.hexdigest()[:8]}"
@@ -74,15 +90,28 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def _temporary(path: Path) -> Path:
+    # Unlike any other's: process numbers repeat on the machines that share a disk.
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it becomes `path`, on any error it is gone.
 
+    In object storage, where a write is whole or absent of itself, the temporary file is on this machine.
+
     Raises:
         OSError: naming `path`, for example when the disk is full.
     """
+    if is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="puna-") as here:
+            temporary = Path(here) / path.name
+            yield temporary
+            path.fs.put_file(str(temporary), path.path)  # type: ignore[attr-defined]
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = _temporary(path)
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -97,7 +126,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary directory beside `path`; on success it becomes `path`, on any error it is gone."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = _temporary(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -115,9 +144,11 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_partials(directory: Path) -> None:
-    """Delete what a killed run left under temporary names in `directory`."""
-    for partial in directory.glob(".*.partial"):
+def remove_partials(directory: Path, name: str = "") -> None:
+    """Delete the temporary files of names that begin with `name`, which a killed run left in `directory`."""
+    if is_remote(directory):
+        return  # temporary files are never there
+    for partial in directory.glob(f".{name}*.partial"):
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         else:

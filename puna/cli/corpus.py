@@ -1,63 +1,23 @@
-"""Verbs from raw dumps to documents: fetch, corpus."""
+"""The verb corpus: one for each source, and those that train what CommonCrawl is filtered with."""
 
-from pathlib import Path
+from cyclopts import App
 
-from puna.cli.common import Json, print_result
-
-
-def fetch(source: str, /, *, json: Json = False) -> int:
-    """Download a source's sample corpus, or a small model, checked against pinned SHA-256 sums.
-
-    Parameters
-    ----------
-    source
-        wikipedia, books or github; or the model smollm2.
-    """
-    from puna.corpus.samples import MODELS, fetch_sample
-
-    folder = fetch_sample(source)
-    step = f"puna corpus {source} {folder} --out documents/{source}"
-    if source in MODELS:
-        step = f"puna convert {next(folder.glob('*.gguf'))} models/{source} --to puna"
-    print_result({"source": source, "path": str(folder)}, json, [f"{source}: {folder}", f"next: {step}"])
-    return 0
+SOURCES = {
+    "commoncrawl": "Web pages as CCNet cleans them: lines that are nowhere else, language, perplexity.",
+    "c4": "Web pages by the rules of C4.",
+    "github": "Source code under Apache, BSD and MIT licences.",
+    "wikipedia": "Articles, without their markup.",
+    "books": "Project Gutenberg, each book once.",
+    "arxiv": "Papers, from their LaTeX.",
+    "stackexchange": "Questions with their answers, the best first.",
+}
 
 
-def corpus(
-    source: str,
-    inputs: list[Path],
-    /,
-    *,
-    out: Path,
-    workers: int | None = None,
-    max_bad: float = 0.1,
-    json: Json = False,
-) -> int:
-    """Clean raw dumps into documents (Parquet).
-
-    Parameters
-    ----------
-    source
-        wikipedia, books or github.
-    inputs
-        Files, or folders that are searched for the source's files.
-    out
-        The directory to write.
-    workers
-        Processes; all cores when not given. The output is the same for any number.
-    max_bad
-        The share of damaged records above which the stage is an error.
-    """
-    from puna.corpus.stage import clean_source
-    from puna.files import human_bytes, human_seconds
-
-    manifest = clean_source(source, inputs, out, workers, max_bad)
-    counts = manifest["counts"]
-    lines = [f"{count:>12,}  {reason}" for reason, count in counts.items()]
-    lines += [f"{manifest['bad']:>12,}  damaged (see {out}/*.bad.jsonl)"] if manifest["bad"] else []
-    lines += [
-        f"{out}: {human_bytes(manifest['bytes'])} in {human_seconds(manifest['seconds'])} of work",
-        f"next: puna tokenizer train {out} --out tokenizer",
-    ]
-    print_result(manifest, json, lines)
-    return 0
+app = App(name="corpus", help="Clean raw dumps into documents (Parquet).")
+for name, text in SOURCES.items():
+    app.command(f"puna.cli.sources:{name}", name=name, help=text)
+app.command("puna.cli.corpus_models:references", help="List the URLs that a Wikipedia dump cites.")
+app.command(
+    "puna.cli.corpus_models:language_model", help="Train the model that CommonCrawl's perplexity is of."
+)
+app.command("puna.cli.corpus_models:classifier", help="Train what tells cited pages from others.")

@@ -79,7 +79,8 @@ _STYLES = {
     "PHP": _Comments(("//", "#"), (("/*", "*/"),)),
     "PowerShell": _Comments(("#",), (("<#", "#>"),)),
     "OCaml": _Comments(block=(("(*", "*)"),)),
-    "Fortran": _Comments(("!",)),
+    # Fixed form has its mark in the first column; code begins in the seventh.
+    "Fortran": _Comments(("!", "C ", "c ", "C\n", "c\n", "*")),
     "reStructuredText": _Comments(),
 }
 

@@ -1,200 +1,121 @@
-"""GitHub: archives of permissively licensed projects -> documents (paper section 2.1).
+"""GitHub: files of permissively licensed projects -> documents (paper section 2.1).
 
-In:  wheels, sdists and GitHub's own archives: `*.whl`, `*.zip`, `*.tar.gz`, `*.tgz`, `*.tar.bz2`.
-Out: one Document a file of source code or prose, its licence boilerplate gone.
+In:  archives (`*.whl`, `*.zip`, `*.tar.gz`, `*.tgz`, `*.tar.bz2`, `*.tar.xz`), exports of BigQuery's
+     github_repos as JSON lines (`*.json`, `*.jsonl`, `*.json.gz`), or folders of unpacked projects.
+Out: one Document a file of source code or prose, its licence boilerplate gone, each content once.
 
     flask-3.1.3.whl ─┬─> METADATA: BSD-3-Clause ─────────────────┐
                      ├─> flask/app.py ─> SourceFile(licence) ────┴─> Document("flask-3.1.3/flask/app.py")
                      └─> flask/logo.png ─> SourceFile ─────────────> Drop("not source code or prose")
 
-Members are read in memory, bounded in size; nothing is unpacked to disk and nothing is run.
+    steps/digests      the digest of every file's original content, by ranges
+    steps/duplicates   one content in many files: all but the first
+    .                  the others, filtered and cleaned
+
+Which of several files of one content is first is decided by a hash of (project, path), whatever the order of
+the inputs. A project without a permitted licence gives nothing. Members are read in memory, bounded in size;
+nothing is unpacked to disk and nothing is run.
 """
 
-import lzma
-import re
-import stat
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any
 
+import numpy as np
+
+from puna.corpus.archives import PATTERNS as ARCHIVES
 from puna.corpus.boilerplate import LANGUAGES, is_generated, without_licence_header
 from puna.corpus.document import Bad, Document, Drop
-from puna.corpus.licence import is_permitted, licence_of_metadata, licence_of_texts
-
-PATTERNS: tuple[str, ...] = ("*.whl", "*.zip", "*.tar.gz", "*.tgz", "*.tar.bz2")
-
-MAX_FILE_BYTES = 1_000_000
-MAX_LINE = 1000
-MAX_MEAN_LINE = 100
-MIN_ALPHANUMERIC = 0.25
-
-_SUFFIX = re.compile(r"\.(?:whl|zip|tar\.gz|tgz|tar\.bz2)$")
-_LICENCE_FILE = re.compile(r"(?:un)?licen[sc]e|copying", re.IGNORECASE)
-_METADATA = re.compile(r"PKG-INFO|[^/]+\.dist-info/METADATA")
-_PROJECT_LICENCE = re.compile(
-    r"(?:[^/]+\.dist-info/(?:licenses/)?)?(?:(?:un)?licen[sc]e|copying)(?:[.-][^/]*)?", re.IGNORECASE
+from puna.corpus.licence import is_permitted
+from puna.corpus.lines import orders, repeated_in, write_repeated
+from puna.corpus.output import ShardWriter
+from puna.corpus.projects import (
+    EXPORT,
+    LICENCE_FILE,
+    SUFFIX,
+    SourceFile,
+    own_licence,
+    read_archive,
+    read_export,
+    read_loose,
+    refusal,
 )
-_CODE = frozenset(LANGUAGES) - {".md", ".markdown", ".rst", ".html", ".htm", ".tex"}
-_VENDORED = frozenset({"vendor", "_vendor", "vendored", "_vendored", "third_party", "node_modules", "extern"})
-_MINIFIED = re.compile(r"[.-]min\.\w+$")
+from puna.corpus.ranges import RangeWriter
+from puna.corpus.runs import Runs, Shard, plan_shards
+from puna.corpus.steps import after, finish_with, n_ranges_for, range_shards
 
-_DAMAGE = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    OSError,
-    NotImplementedError,  # a zip method that Python lacks
-    RuntimeError,  # an encrypted zip
-    ValueError,  # offsets that point outside the file
-)
+_EXPORTS = ("*.json", "*.jsonl", "*.json.gz", "*.jsonl.gz")
+PATTERNS: tuple[str, ...] = (*ARCHIVES, *_EXPORTS)
 
 
 @dataclass(frozen=True)
-class SourceFile:
-    """One file of a project. `data` is empty where the path, the size or the licence already decides."""
+class Options:
+    """Which files become documents."""
 
-    project: str
-    licence: str | None
-    path: str
-    size: int
-    data: bytes
+    max_line: int = 1000
+    """Files with a longer line, in characters, are dropped."""
+    max_mean_line: float = 100
+    """Files whose lines are longer on average are dropped."""
+    min_alphanumeric: float = 0.25
+    """Files with a smaller share of letters and digits are dropped."""
+    deduplicate: bool = True
+    """Keep each content once, of all inputs."""
+
+    def validate(self) -> None:
+        """Raise ValueError for a value that makes no sense."""
+        if self.max_line < 1 or self.max_mean_line <= 0:
+            raise ValueError("max_line and max_mean_line must be more than 0")
+        if not 0 <= self.min_alphanumeric <= 1:
+            raise ValueError(f"min_alphanumeric is {self.min_alphanumeric:g}; give a share between 0 and 1")
 
 
 # ---- reading --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Member:
-    path: str
-    size: int
-    offset: int
-    data: bytes = b""
-    damage: str = ""
+def find(folder: Path) -> list[Path]:
+    """A folder's archives, exports and files of unpacked projects (with their licences); sorted.
+
+    A project is a folder with a licence, packaging metadata or `.git`: what is packed in it is part of it.
+    """
+    found = []
+    for path in folder.rglob("*"):
+        parts = path.relative_to(folder).parts
+        if ".git" in parts or path.is_symlink() or not path.is_file():
+            continue
+        suffix = path.suffix.lower()
+        if SUFFIX.search(path.name) or EXPORT.fullmatch(path.name):
+            if not any(own_licence(above)[1] for above in path.parents[: len(parts)]):
+                found.append(path)
+        elif suffix in LANGUAGES or LICENCE_FILE.match(path.name) or path.name == "PKG-INFO":
+            found.append(path)
+    return sorted(found, key=str)
 
 
-# Whether a member's bytes are needed, from its path and size.
-_Wanted = Callable[[str, int], bool]
+def read(path: Path, options: Options = Options()) -> Iterator[SourceFile | Bad]:
+    """Stream the files of an archive, the records of an export, or the one file of an unpacked project.
 
-
-def read(path: Path) -> Iterator[SourceFile | Bad]:
-    """Stream the files of an archive. The offset of a Bad is where its member begins."""
-    with path.open("rb") as raw:
-        top, licence = _survey(path, raw)
-        project = "-".join(path.name.split("-")[:2]) if path.suffix == ".whl" else _SUFFIX.sub("", path.name)
-        permitted = licence is not None and is_permitted(licence)
-
-        def is_wanted(name: str, size: int) -> bool:
-            return permitted and _refusal(name.removeprefix(top), size) is None
-
-        offset = 0
-        try:
-            for member in _members(path, raw, is_wanted):
-                offset = member.offset
-                if member.damage:
-                    yield Bad(f"{path}!{member.path}", offset, member.damage)
-                else:
-                    name = member.path.removeprefix(top)
-                    size = max(member.size, len(member.data))
-                    yield SourceFile(project, licence, name, size, member.data)
-        except _DAMAGE as error:
-            yield Bad(str(path), offset, f"the archive is damaged or cut ({error})")
-
-
-def _survey(path: Path, raw: BinaryIO) -> tuple[str, str | None]:
-    """The folder that all members share (`flask-3.1.3/` in an sdist), and the project's licence."""
-    found: dict[str, str] = {}
-    tops: set[str] = set()
-
-    def below_top(name: str) -> str:
-        return name if path.suffix == ".whl" else name.partition("/")[2] or name
-
-    def is_wanted(name: str, size: int) -> bool:
-        names = (name, below_top(name))
-        return size <= MAX_FILE_BYTES and any(
-            _METADATA.fullmatch(name) or _is_project_licence(name) for name in names
-        )
-
-    try:
-        for member in _members(path, raw, is_wanted):
-            tops.add(member.path.partition("/")[0] + "/" if "/" in member.path else "")
-            if member.data:
-                found[member.path] = member.data.decode("utf-8", "replace")
-    except _DAMAGE:
-        pass  # named when the files are read; what was whole until there counts
-    top = tops.pop() if len(tops) == 1 and path.suffix != ".whl" else ""
-    texts = {name.removeprefix(top): text for name, text in found.items()}
-    for name, text in sorted(texts.items()):
-        if _METADATA.fullmatch(name) and (licence := licence_of_metadata(text)):
-            return top, licence
-    return top, licence_of_texts(text for name, text in sorted(texts.items()) if _is_project_licence(name))
-
-
-def _is_project_licence(name: str) -> bool:
-    return bool(_PROJECT_LICENCE.fullmatch(name)) and PurePosixPath(name).suffix.lower() not in _CODE
-
-
-def _members(path: Path, raw: BinaryIO, is_wanted: _Wanted) -> Iterator[_Member]:
-    """The regular files of an archive, in its order, with the bytes of those that are wanted."""
-    raw.seek(0)
-    yield from (_zip_members if path.suffix in (".whl", ".zip") else _tar_members)(raw, is_wanted)
-
-
-def _zip_members(raw: BinaryIO, is_wanted: _Wanted) -> Iterator[_Member]:
-    with zipfile.ZipFile(raw) as archive:
-        for info in archive.infolist():
-            if info.is_dir() or stat.S_ISLNK(info.external_attr >> 16):
-                continue
-            name, size, offset = _posix(info.filename), info.file_size, info.header_offset
-            if not is_wanted(name, size):
-                yield _Member(name, size, offset)
-                continue
-            try:
-                with archive.open(info) as file:  # bounded: a header may lie about the size
-                    yield _Member(name, size, offset, file.read(MAX_FILE_BYTES + 1))
-            except _DAMAGE as error:
-                yield _Member(name, size, offset, damage=f"member is damaged ({error})")
-
-
-def _tar_members(raw: BinaryIO, is_wanted: _Wanted) -> Iterator[_Member]:
-    with tarfile.open(fileobj=raw) as archive:
-        for info in archive:
-            # Else the headers of all members stay in memory.
-            archive.members = []  # type: ignore[attr-defined]
-            if not info.isreg():
-                continue
-            name = _posix(info.name)
-            file = archive.extractfile(info) if is_wanted(name, info.size) else None
-            yield _Member(name, info.size, info.offset, file.read(MAX_FILE_BYTES + 1) if file else b"")
-        # A damaged header ends the loop as an end mark does, so look at what ended it,
-        # and read on to the end, where the checksum is.
-        stream = archive.fileobj
-        assert stream is not None
-        stream.seek(archive.offset)
-        if any(stream.read(tarfile.BLOCKSIZE)):
-            raise tarfile.ReadError("a member's header is damaged")
-        while stream.read(1 << 16):
-            pass
-
-
-def _posix(name: str) -> str:
-    return str(PurePosixPath(name.lstrip("/")))
+    The offset of a Bad is where its member or its line begins.
+    """
+    if EXPORT.fullmatch(path.name):
+        yield from read_export(path)
+    elif SUFFIX.search(path.name):
+        yield from read_archive(path)
+    else:
+        yield read_loose(path)
 
 
 # ---- cleaning -------------------------------------------------------------------------------------
 
 
-def clean(file: SourceFile) -> Document | Drop:
+def clean(file: SourceFile, options: Options = Options()) -> Document | Drop:
     """A source file under a permitted licence, or why it is left out."""
     if file.licence is None or not is_permitted(file.licence):
         return Drop("licence not permitted", detail=f"{file.project}: {file.licence or 'none stated'}")
-    if refusal := _refusal(file.path, file.size):
-        return refusal
+    if refused := refusal(file.path, file.size):
+        return refused
     text = _decode(file.data)
     if text is None:
         return Drop("binary", detail=file.path)
@@ -205,11 +126,11 @@ def clean(file: SourceFile) -> Document | Drop:
     if not text.strip():
         return Drop("empty", detail=file.path)
     lines = text.split("\n")
-    if max(map(len, lines)) > MAX_LINE:
+    if max(map(len, lines)) > options.max_line:
         return Drop("longest line too long", detail=file.path)
-    if len(text) > MAX_MEAN_LINE * len(lines):
+    if len(text) > options.max_mean_line * len(lines):
         return Drop("mean line too long", detail=file.path)
-    if sum(map(str.isalnum, text)) < MIN_ALPHANUMERIC * len(text):
+    if _count_alphanumeric(text) < options.min_alphanumeric * len(text):
         return Drop("few letters or digits", detail=file.path)
     return Document(
         id=f"{file.project}/{file.path}",
@@ -217,22 +138,6 @@ def clean(file: SourceFile) -> Document | Drop:
         text=text + "\n",
         meta={"licence": file.licence, "path": file.path, "language": language},
     )
-
-
-def _refusal(path: str, size: int) -> Drop | None:
-    """What path and size alone decide, so that the bytes need not be read."""
-    where = PurePosixPath(path)
-    if not _VENDORED.isdisjoint(where.parts[:-1]):
-        return Drop("vendored", detail=path)
-    if _LICENCE_FILE.match(where.name) and where.suffix.lower() not in _CODE:
-        return Drop("licence file", detail=path)
-    if where.suffix.lower() not in LANGUAGES:
-        return Drop("not source code or prose", detail=path)
-    if _MINIFIED.search(where.name):
-        return Drop("minified", detail=path)
-    if size > MAX_FILE_BYTES:
-        return Drop("larger than 1 MB", detail=path)
-    return None
 
 
 def _decode(data: bytes) -> str | None:
@@ -243,3 +148,111 @@ def _decode(data: bytes) -> str | None:
     except UnicodeDecodeError:
         return None
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+_ALPHANUMERIC = bytes(byte for byte in range(128) if chr(byte).isalnum())
+
+
+def _count_alphanumeric(text: str) -> int:
+    if text.isascii():  # 40 times as fast
+        return len(text) - len(text.encode().translate(None, _ALPHANUMERIC))
+    return sum(map(str.isalnum, text))
+
+
+# ---- the steps ------------------------------------------------------------------------------------
+
+# A content's digest; a hash of project and path, by which the first is chosen; the place in its shard.
+_FIELDS = [("key", "<u8"), ("first", "<u8"), ("order", "<u8")]
+_BATCH = 4096
+
+
+def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) -> dict[str, Any]:
+    """Run every step; returns the last one's manifest, whose counts are those of all steps."""
+    config: dict[str, Any] = {"source": "github", "options": asdict(options)}
+    shards, n_ranges = plan_shards(inputs), n_ranges_for(inputs)
+    ranges = range_shards(n_ranges)
+    folder = out / "steps"
+    steps: list[dict[str, Any]] = []
+    repeated: tuple[Path, ...] = ()
+    if options.deduplicate:
+        work = partial(write_digests, n_ranges)
+        held = {"source": "github", "ranges": n_ranges}
+        steps.append(runs.stage("digests", work, shards, folder / "digests", held, "digest files"))
+        files = tuple(folder / "digests" / f"{shard.name}.ranges" for shard in shards)
+        compare, place = partial(write_duplicates, files), folder / "duplicates"
+        steps.append(
+            runs.stage("duplicates", compare, ranges, place, {**held, **after(steps)}, "compare files")
+        )
+        repeated = tuple(folder / "duplicates" / f"{shard.name}.npy" for shard in ranges)
+    return runs.stage(
+        "documents",
+        partial(write_cleaned, options, repeated, runs.keep_dropped),
+        shards,
+        out,
+        {**config, **after(steps)},
+        "clean github",
+        # The files are read in two steps, and their damage is counted once.
+        finish=finish_with("github", [{**step, "bad": 0} for step in steps]),
+    )
+
+
+def _is_compared(record: SourceFile) -> bool:
+    return bool(record.data) and b"\0" not in record.data
+
+
+def write_digests(n_ranges: int, shard: Shard, out: Path) -> dict[str, Any]:
+    """The digest of the original content of each file that could become a document."""
+    path = out / f"{shard.name}.ranges"
+    seen = 0
+    with RangeWriter(path, _FIELDS, n_ranges) as writer:
+        held: list[tuple[int, int]] = []
+
+        def write() -> None:
+            records = np.empty(len(held), _FIELDS)
+            if held:
+                records["key"], records["first"] = np.array(held, np.uint64).T
+            records["order"] = orders(int(shard.name), seen - len(held), len(held))
+            writer.add(records)
+            held.clear()
+
+        for source in shard.inputs:
+            for record in read(source):
+                if isinstance(record, SourceFile) and _is_compared(record):
+                    held.append((_digest(record.data), _digest(f"{record.project}/{record.path}".encode())))
+                    seen += 1
+                    if len(held) == _BATCH:
+                        write()
+        write()
+    return {"outputs": [path], "counts": {"files compared": seen}, "bad": 0}
+
+
+def _digest(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def write_duplicates(files: tuple[Path, ...], shard: Shard, out: Path) -> dict[str, Any]:
+    """Of one range of digests, the places of all files but the first of each content."""
+    path = out / f"{shard.name}.npy"
+    write_repeated(files, int(shard.name.removeprefix("range-")), True, path)
+    return {"outputs": [path], "counts": {}, "bad": 0}
+
+
+def write_cleaned(
+    options: Options, repeated: tuple[Path, ...], keep_dropped: bool, shard: Shard, out: Path
+) -> dict[str, Any]:
+    """A shard's files, but those whose content is another's, cleaned."""
+    gone = set(repeated_in(repeated, int(shard.name)).tolist())
+    seen = 0
+    with ShardWriter(out, shard.name, "github", keep_dropped) as writer:
+        for source in shard.inputs:
+            for record in read(source, options):
+                if isinstance(record, Bad):
+                    writer.bad(record)
+                    continue
+                compared = _is_compared(record)
+                is_copy = compared and seen in gone
+                seen += compared
+                writer.add(
+                    Drop("duplicate", detail=record.path) if is_copy else clean(record, options), record
+                )
+    return writer.result()

@@ -40,13 +40,14 @@ class HubModel:
     """
 
     def __init__(self, definition: Mapping[str, Any]) -> None:
-        self._definition = dict(definition)
-        separators = self._definition.get(SEPARATORS) or {}
+        self.source = dict(definition)
+        separators = self.source.get(SEPARATORS) or {}
         model = definition.get("model") or {}
         if model.get("type") != "BPE":
             raise ValueError(f"holds a {model.get('type')} model; only byte-pair encoding (BPE) is read")
-        self.data = json.dumps(self._definition, ensure_ascii=False, separators=(",", ":")).encode()
+        self.data = json.dumps(self.source, ensure_ascii=False, separators=(",", ":")).encode()
         self.bos_id, self.eos_id = separators["bos_id"], separators["eos_id"]
+        self.is_ours = False
 
         added = {token["id"]: token for token in definition.get("added_tokens") or []}
         names: dict[int, str] = {id: piece for piece, id in model["vocab"].items()}
@@ -57,6 +58,7 @@ class HubModel:
         self.table = [spell(names[id]) if id in names else b"" for id in range(self.vocab_size)]
         for id, token in added.items():
             self.table[id] = b"" if token["special"] else token["content"].encode()
+        self.controls = {token["content"]: id for id, token in added.items() if token["special"]}
         self.byte_ids: dict[bytes, int] = {}
         if self.marks_spaces:
             pieces = {bytes([value]): f"<0x{value:02X}>" for value in range(256)}
@@ -81,10 +83,10 @@ class HubModel:
 
     def definition(self) -> dict[str, Any]:
         """The tokenizer.json without special tokens, and without what is put around a text."""
-        added = self._definition.get("added_tokens") or []
+        added = self.source.get("added_tokens") or []
         kept = [token for token in added if not token["special"]]
         special = {token["content"] for token in added if token["special"]}
-        model = dict(self._definition["model"])
+        model = dict(self.source["model"])
         # With ignore_merges a word that is in the vocabulary is its id, "<s>" too if it is left there. Added
         # tokens have the ids that the vocabulary gives them, whatever was taken out before them.
         model["vocab"] = {
@@ -93,7 +95,7 @@ class HubModel:
             if piece not in special or piece == model.get("unk_token")
         } | {token["content"]: token["id"] for token in kept}
         without = {"truncation": None, "padding": None, "post_processor": None}
-        definition = {**self._definition, **without, "added_tokens": kept, "model": model}
+        definition = {**self.source, **without, "added_tokens": kept, "model": model}
         definition.pop(SEPARATORS, None)
         return definition
 
@@ -110,9 +112,12 @@ def read_hub(file: Path) -> HubModel:
         raise ValueError(f"is not valid JSON ({error}); fetch it again") from error
     if not isinstance(definition, dict) or "model" not in definition:
         raise ValueError("is no tokenizer.json; give one, or a tokenizer.model")
-    if SEPARATORS not in definition:
+    is_ours = SEPARATORS in definition
+    if not is_ours:
         definition[SEPARATORS] = _separators(definition, file.parent)
-    return HubModel(definition)
+    model = HubModel(definition)
+    model.is_ours = is_ours
+    return model
 
 
 def _separators(definition: Mapping[str, Any], folder: Path) -> dict[str, int]:

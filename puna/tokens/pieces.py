@@ -67,6 +67,8 @@ class PieceModel:
         self.byte_ids = {self.table[id]: id for id in range(self.vocab_size) if self._model.is_byte(id)}
         if len(self.byte_ids) != 256:
             raise ValueError("has no byte fallback, so it cannot spell every text; give another model")
+        ids = range(self.vocab_size)
+        self.controls = {self._model.id_to_piece(id): id for id in ids if self._model.is_control(id)}
         self.adds_space = self._model.id_to_piece(self._model.encode("a")[0]).startswith(SPACE)
 
     def _bytes_of(self, id: int) -> bytes:

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from puna.corpus.stage import read_documents
+from puna.corpus.output import read_documents
 from puna.files import read_manifest
 from puna.tokens.order import digest64, shares
 

@@ -29,7 +29,8 @@ from numpy.lib import format as npy
 from numpy.typing import DTypeLike, NDArray
 
 from puna.corpus.document import Document
-from puna.corpus.stage import Shard, read_documents, run_stage
+from puna.corpus.output import read_documents
+from puna.corpus.runs import Shard, run_stage
 from puna.files import atomic_file
 from puna.tokens.order import digest64, in_table_order
 from puna.tokens.sample import Documents, find_documents, sources_in

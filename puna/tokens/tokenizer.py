@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from puna.files import atomic_file
 from puna.tokens.fast import FastEncoder, load_fast
 from puna.tokens.pieces import SPACE, UNKNOWN, PieceModel
+from puna.tokens.settings import Settings, gguf_settings, puts_bos, settings_beside
 from puna.tokens.training import MODEL
 
 if TYPE_CHECKING:
@@ -63,6 +64,40 @@ class Tokenizer:
         self._waits = -1 if fast is False else FAST_FROM
         if fast:
             self._start_fast()
+
+    @cached_property
+    def settings(self) -> Settings:
+        """What the vocabulary's makers say of its use."""
+        model = self._model
+        if _begins(self.path) == b"GGUF":
+            return gguf_settings(self.path)
+        if isinstance(model, PieceModel):
+            return settings_beside(self.path, adds_bos=True)
+        # A vocabulary that we wrote is one that we trained with, and there every document began with BOS.
+        adds_bos = model.is_ours or puts_bos(model.source, self.control_text(self.bos_id))
+        return settings_beside(self.path, adds_bos)
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether a text to go on from begins with BOS."""
+        return self.settings.adds_bos
+
+    @property
+    def controls(self) -> dict[str, int]:
+        """The control tokens: how files write them -> id. In a text they are never looked for."""
+        return self._model.controls
+
+    def control_text(self, id: int) -> str:
+        """How files write a control token, as "<s>"; of other tokens what they add to a text."""
+        return self._control_texts.get(id) or self.piece(id).decode("utf-8", "replace")
+
+    @cached_property
+    def _control_texts(self) -> dict[int, str]:
+        return {id: text for text, id in self.controls.items()}
+
+    def piece(self, id: int) -> bytes:
+        """What a token adds to a text, in bytes: a part of a character perhaps; of a control token none."""
+        return self._bytes[id]
 
     def save(self, path: Path) -> None:
         """Write the vocabulary, whole and without weights, as one file that gives the same fingerprint."""
@@ -199,10 +234,14 @@ def _find(path: Path) -> Path:
     return found
 
 
+def _begins(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(4)
+
+
 def _read(file: Path) -> "PieceModel | HubModel":
     """The model in a file, by what it begins with."""
-    with file.open("rb") as stream:
-        begins = stream.read(4)
+    begins = _begins(file)
     # Imported here, for most vocabularies need neither.
     if begins == b"GGUF":
         from puna.tokens.gguf_vocab import read_gguf

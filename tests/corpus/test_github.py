@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import tarfile
 import tracemalloc
 import zipfile
@@ -10,7 +11,12 @@ from pathlib import Path
 import pytest
 
 from puna.corpus.document import Bad, Document, Drop
-from puna.corpus.github import SourceFile, clean, read
+from puna.corpus.github import Options, SourceFile, clean, read
+from puna.corpus.output import read_documents
+from puna.corpus.runs import Runs
+from puna.corpus.samples import Package, fetch_packages
+from puna.corpus.stage import clean_source
+from tests.corpus.killed import run_killed
 
 CODE = '"""Counts llamas."""\n\n\ndef count(herd):\n    return len(herd)\n'
 MIT = (
@@ -313,6 +319,20 @@ C_HEADER = "/*\n * Copyright (c) 2020 The Herders\n * SPDX-License-Identifier: M
         ("a.md", "<!-- Copyright 2020 -->\n# Llamas\n", "# Llamas\n"),
         ("a.html", "<!doctype html>\n<!-- (c) 2020 -->\n<p>Herd</p>\n", "<!doctype html>\n<p>Herd</p>\n"),
         ("a.sql", "-- Copyright 2020\nSELECT 1 FROM herd;\n", "SELECT 1 FROM herd;\n"),
+        ("a.sh", "#!/bin/sh\n# Copyright 2020\n\nset -e\necho llamas\n", "#!/bin/sh\nset -e\necho llamas\n"),
+        ("a.el", ";;; herd.el --- Herds\n\n(provide 'herd)\n", None),
+        ("a.el", ";; Copyright (C) 2020 Ana\n;; License: MIT\n\n(provide 'herd)\n", "(provide 'herd)\n"),
+        ("a.f", "C Copyright 2020\nC MIT licence\n      call herd(x)\n", "      call herd(x)\n"),
+        ("a.f90", "! Copyright 2020\n\n! Counts herds.\ncall herd(x)\n", "! Counts herds.\ncall herd(x)\n"),
+        ("a.f", "      call copyright(x)\n", None),
+        ("a.hs", "{- Copyright 2020 -}\nmodule Herd where\n", "module Herd where\n"),
+        ("a.hs", "{-# LANGUAGE GADTs #-}\n-- Copyright 2020\nmodule Herd where\n", None),
+        ("a.lua", "--[[ Copyright\n2020 ]]\nreturn herd\n", "return herd\n"),
+        ("a.ml", "(* Copyright 2020 *)\nlet herd = 1\n", "let herd = 1\n"),
+        ("a.php", "<?php\n/* Copyright 2020 */\necho $herd;\n", "<?php\necho $herd;\n"),
+        ("a.ps1", "<# Copyright 2020 #>\nGet-Herd\n", "Get-Herd\n"),
+        ("a.css", "/*! herd v1 | MIT License */\nbody { color: red }\n", None),
+        ("a.py", '"""Counts herds.\n\nCopyright 2020.\n"""\n\nx = 1\n', None),
         ("a.rst", ".. Copyright 2020\n\nHerds\n=====\n\nText here\n", None),
     ],
 )
@@ -368,3 +388,280 @@ def test_metadata_permits_only_what_all_of_it_permits(tmp_path, metadata, permit
     documents, drops, bad = results(path)
     assert bool(documents) == permitted, drops
     assert not bad
+
+
+# ---- other archives, exports, folders
+
+
+class Pipe(io.BytesIO):
+    """Written from beginning to end, as a zip on its way through a pipe is."""
+
+    def tell(self) -> int:
+        raise OSError
+
+    def seekable(self) -> bool:
+        return False
+
+
+def test_a_zip_without_its_directory_gives_what_is_whole(tmp_path):
+    path = tmp_path / "herd-1.0.zip"
+    files = {"LICENSE": MIT, "a.py": CODE, "b.py": CODE * 900, "c.py": CODE + "# c\n"}
+    for target in io.BytesIO(), Pipe():  # with sizes before the data; and after it, where one cannot go back
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, text in files.items():
+                archive.writestr(f"herd-1.0/{name}", text)
+        whole = target.getvalue()
+        path.write_bytes(whole[: whole.index(b"PK\x01\x02") + 10])
+        documents, _, bad = results(path)
+        assert set(documents) == {"a.py", "b.py", "c.py"} and len(bad) == 1
+        assert documents["b.py"].text == CODE * 900
+        path.write_bytes(whole[: whole.index(b"herd-1.0/c.py") + 30])
+        documents, _, bad = results(path)
+        assert set(documents) == {"a.py", "b.py"} and len(bad) == 1
+
+
+def test_a_folder_with_another_licence_gives_nothing(tmp_path):
+    files = {
+        "LICENSE": MIT,
+        "a.py": CODE,
+        "lib/COPYING": GPL,
+        "lib/deep/b.py": CODE,
+        "doc/license.rst": "See LICENSE.",
+        "doc/d.py": CODE,
+        "x/LICENSE": BSD,
+        "x/c.py": CODE,
+    }
+    documents, drops, _ = results(sdist(tmp_path / "herd-1.0.tar.gz", files))
+    assert set(documents) == {"a.py", "x/c.py", "doc/d.py"}
+    assert drops["lib/deep/b.py"] == "licence not permitted"
+    # Nor does a permitted folder help in a project that is not.
+    documents, _, _ = results(sdist(tmp_path / "b-1.0.tar.gz", {**files, "LICENSE": GPL}))
+    assert not documents
+
+
+def test_unpacked_projects_are_read_as_their_archives_are(tmp_path):
+    raw = tmp_path / "raw"
+    files = {
+        "herd/LICENSE": MIT,
+        "herd/.git/config.py": CODE,
+        "herd/src/a.py": CODE + "# a\n",
+        "herd/logo.png": "x",
+        "herd/data/x.zip": "part of the project",
+        "herd/nested/.git/HEAD": "ref",
+        "herd/nested/COPYING": GPL,
+        "herd/nested/b.py": CODE + "# b\n",
+        "none/c.py": CODE + "# c\n",
+        "gpl/COPYING": GPL,
+        "gpl/d.py": CODE + "# d\n",
+    }
+    for name, text in files.items():
+        path = raw / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    wheel(raw / "flock-1.0-py3-none-any.whl", {"e.py": CODE + "# e\n"})
+    manifest = clean_source("github", [raw], tmp_path / "out", runs=Runs(workers=1))
+    assert set(kept(tmp_path / "out")) == {"herd/src/a.py", "flock-1.0/e.py"}
+    assert manifest["counts"]["dropped: licence not permitted"] >= 3
+
+
+def export(path: Path, records: list[dict]) -> Path:
+    data = "".join(json.dumps(record) + "\n" for record in records).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+@pytest.mark.parametrize("name", ["export.json", "export-000000000000.json.gz", "export.jsonl"])
+@pytest.mark.parametrize(
+    ("repo", "path", "licence"),
+    [
+        ("repo_name", "path", "license"),
+        ("sample_repo_name", "sample_path", "license"),
+        ("max_stars_repo_name", "max_stars_repo_path", "max_stars_repo_licenses"),
+    ],
+)
+def test_bigquery_exports_are_read_line_by_line(tmp_path, name, repo, path, licence):
+    records = [
+        {repo: "ana/herd", path: "src/a.py", licence: "mit", "content": CODE, "size": str(len(CODE))},
+        {repo: "ana/herd", path: "b.py", licence: ["apache-2.0"], "content": CODE + "# b\n"},
+        {repo: "ana/gpl", path: "c.py", licence: "gpl-3.0", "content": CODE},
+        {repo: "ana/none", path: "d.py", "content": CODE},
+        {repo: "ana/herd", path: "e.py", licence: "mit", "binary": True, "size": "70"},
+        {repo: "ana/herd", path: "f.py", licence: "mit", "size": "2000000"},
+    ]
+    file = export(tmp_path / name, records)
+    documents, drops, bad = results(file)
+    assert {path: document.id for path, document in documents.items()} == {
+        "src/a.py": "ana/herd/src/a.py",
+        "b.py": "ana/herd/b.py",
+    }
+    refused = "licence not permitted"
+    assert drops == {"c.py": refused, "d.py": refused, "e.py": "binary", "f.py": "larger than 1 MB"}
+    assert not bad
+
+
+def test_an_export_with_other_fields_is_an_error_that_names_them(tmp_path):
+    file = export(
+        tmp_path / "x.json", [{"repo_name": "a/b", "path": "c.py", "license": "mit", "body": "x = 1"}]
+    )
+    with pytest.raises(ValueError, match=r"x\.json: .* has no content, but repo_name, path, license, body;"):
+        list(read(file))
+    file = export(tmp_path / "y.json", [{"url": "a/b", "path": "c.py"}])
+    with pytest.raises(ValueError, match="has no repo_name"):
+        list(read(file))
+
+
+def test_damaged_lines_and_cuts_of_an_export_are_named(tmp_path):
+    record = {"repo_name": "a/b", "path": "c.py", "license": "mit", "content": CODE}
+    lines = [json.dumps({**record, "path": f"{n}.py", "content": f"{CODE}# {n**9}\n"}) for n in range(400)]
+    lines[3] = lines[3][:-9]
+    lines[5] = '"a string"'
+    plain = "\n".join(lines).encode()
+    path = tmp_path / "x.json"
+    path.write_bytes(plain)
+    documents, _, bad = results(path)
+    assert len(documents) == 398
+    assert [
+        plain[item.offset :].startswith(lines[n].encode()) for item, n in zip(bad, (3, 5), strict=True)
+    ] == [True] * 2
+    packed = tmp_path / "x.json.gz"
+    packed.write_bytes(gzip.compress(plain)[:-3000])
+    cut, _, bad = results(packed)
+    assert 5 < len(cut) < 398 and len(bad) == 3 and "cut" in bad[-1].reason
+
+
+def test_a_line_of_any_length_is_never_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("puna.corpus.projects.MAX_RECORD_BYTES", 1 << 16)
+    record = {"repo_name": "a/b", "path": "c.py", "license": "mit", "content": CODE}
+    path = tmp_path / "x.json"
+    path.write_text(
+        f"{json.dumps({**record, 'content': 'x' * 200_000})}\n{json.dumps(record)}\n", encoding="utf-8"
+    )
+    documents, _, bad = results(path)
+    assert set(documents) == {"c.py"}
+    assert [(item.offset, "skipped" in item.reason) for item in bad] == [(0, True)]
+
+
+# ---- each content once
+
+
+def kept(out: Path) -> dict[str, str]:
+    return {
+        document.id: document.text
+        for path in sorted(out.glob("0*.parquet"))
+        for document in read_documents(path)
+    }
+
+
+@pytest.fixture
+def forks(tmp_path) -> Path:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for number in range(6):
+        own = {
+            f"own{number}.py": f"{CODE}# {number}\n",
+            "shared.py": CODE,
+            "LICENSE": MIT,
+            f"copy{number}.py": CODE,
+        }
+        sdist(raw / f"herd-{number}.tar.gz", own, f"herd-{number}/")
+    sdist(raw / "gpl-1.tar.gz", {"only.py": CODE, "LICENSE": GPL}, "gpl-1/")
+    return raw
+
+
+def test_a_content_is_kept_once_whatever_the_order_and_the_shards(forks, tmp_path, monkeypatch):
+    manifest = clean_source("github", [forks], tmp_path / "one", runs=Runs(workers=1))
+    assert manifest["counts"]["kept"] == 7 and manifest["counts"]["dropped: duplicate"] == 11
+    monkeypatch.setattr("puna.corpus.runs.plan_shards.__defaults__", (1,))
+    files = sorted(forks.iterdir(), reverse=True)
+    again = clean_source("github", files, tmp_path / "many", runs=Runs(workers=2))
+    assert len(list((tmp_path / "many").glob("0*.parquet"))) == 7
+    assert kept(tmp_path / "one") == kept(tmp_path / "many") and again["counts"] == manifest["counts"]
+    ids = set(kept(tmp_path / "one"))
+    assert {f"herd-{number}/own{number}.py" for number in range(6)} < ids and "gpl-1/only.py" not in ids
+
+
+def test_the_digest_is_of_the_original_and_not_of_the_cleaned(tmp_path):
+    files = {"LICENSE": MIT, "a.py": HEADER + CODE, "b.py": CODE, "c.py": HEADER + CODE}
+    sdist(tmp_path / "herd-1.0.tar.gz", files)
+    manifest = clean_source("github", [tmp_path / "herd-1.0.tar.gz"], tmp_path / "out", runs=Runs(workers=1))
+    assert manifest["counts"]["kept"] == 2 and manifest["counts"]["dropped: duplicate"] == 1
+    whole = clean_source(
+        "github",
+        [tmp_path / "herd-1.0.tar.gz"],
+        tmp_path / "all",
+        Options(deduplicate=False),
+        Runs(workers=1),
+    )
+    assert whole["counts"]["kept"] == 3
+
+
+def test_damage_is_counted_once_though_files_are_read_twice(forks, tmp_path):
+    path = forks / "herd-3.tar.gz"
+    path.write_bytes(path.read_bytes()[:-12])
+    manifest = clean_source("github", [forks], tmp_path / "out", runs=Runs(workers=1, max_bad=0.5))
+    assert manifest["bad"] == 1
+
+
+@pytest.mark.parametrize("step", ["duplicates", "."])
+def test_a_run_that_is_killed_in_any_step_ends_with_the_same_documents(forks, tmp_path, step):
+    out = tmp_path / "out"
+    run_killed("github", forks, out, step)
+    clean_source("github", [forks], out, runs=Runs(workers=1))
+    clean_source("github", [forks], tmp_path / "undisturbed", runs=Runs(workers=1))
+    assert (out / "00000.parquet").read_bytes() == (tmp_path / "undisturbed" / "00000.parquet").read_bytes()
+
+
+def test_memory_does_not_grow_with_the_number_of_files(tmp_path):
+    peaks = []
+    for factor in (1, 8):
+        text = {f"m{n}.py": f"{CODE}# {n}\n" * 200 for n in range(16 * factor)}
+        path = sdist(tmp_path / f"herd-{factor}.tar.gz", {"LICENSE": MIT, **text})
+        tracemalloc.start()
+        assert sum(isinstance(clean(record), Document) for record in read(path)) == 16 * factor
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.3 * peaks[0]
+
+
+# ---- real projects
+
+
+def _sdist(project: str, version: str, sha256: str) -> Package:
+    return Package(project, version, f"{project}-{version}.tar.gz", sha256)
+
+
+REAL = {
+    "gpl": _sdist("Unidecode", "1.4.0", "ce35985008338b676573023acc382d62c264f307c8f7963733405add37ea2b23"),
+    "lgpl": _sdist("paramiko", "5.1.0", "239b5f9b2a53006cd54f83cf8495ee742083708ead947882c8dd2786de79f39b"),
+    "gpl, c": _sdist(
+        "mysqlclient", "2.3.1", "c07e1b83b530fd6c5888259f36afad1980d21fcb33ba97384650dd23c8f73ea8"
+    ),
+    "bsd, c": _sdist("psutil", "7.2.2", "0746f5f8d406af344fd547f1c8daa5f5c33dbc293bb8d6a16d80b4bb88f59372"),
+    "bsd": _sdist("markupsafe", "3.0.4", "2e9ad7dd851bf45fab9f75cbff4cb493fee9979e8d8c7c9c3ee119022518edd6"),
+    "mit": _sdist("pyyaml", "6.0.3", "d76623373421df22fb4cf8817020cbb7ef15c725b9d5e45f17e189bfc384190f"),
+}
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("kind", REAL)
+def test_real_projects_give_what_their_licence_permits(tmp_path, kind):
+    (path,) = fetch_packages([REAL[kind]], tmp_path)
+    documents, drops, bad = results(path)
+    assert not bad
+    if "gpl" in kind:
+        assert not documents and set(drops.values()) == {"licence not permitted"}
+        return
+    assert len(documents) > 10
+    files = {
+        record.path: record.data.decode()
+        for record in read(path)
+        if isinstance(record, SourceFile) and record.data
+    }
+    for name, document in documents.items():
+        original, text = files[name], document.text
+        assert original.startswith("#!") <= text.startswith("#!"), name
+        assert text.count("#include") == original.count("#include"), name
+        if name.endswith(".md"):
+            assert original.split("\n# ")[0][:20] in text, name
+        head = "\n".join(text.splitlines()[:3]).lower()
+        assert "copyright (c)" not in head or name.endswith((".rst", ".md")), name

@@ -6,22 +6,17 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from puna.corpus import books as books_source
 from puna.corpus.document import Document
-from puna.corpus.stage import (
-    clean_shard,
-    clean_source,
-    find_inputs,
-    plan_shards,
-    read_documents,
-    run_stage,
-    write_documents,
-)
+from puna.corpus.output import read_documents, write_documents
+from puna.corpus.runs import Runs, plan_shards, run_stage
+from puna.corpus.stage import clean_in_one_step, clean_source, find_inputs
 from puna.files import MANIFEST, read_json, read_manifest, sha256_file
 from tests.corpus import works
 from tests.corpus.dumps import page, write_dump
@@ -41,7 +36,13 @@ def books(tmp_path) -> Path:
 
 def clean_in_shards(folder: Path, out: Path, workers: int) -> dict:
     shards = plan_shards(find_inputs("books", [folder]), shard_bytes=1)
-    return run_stage("documents", partial(clean_shard, "books"), shards, out, {"source": "books"}, workers)
+    return clean_in_one_step("books", shards, out, books_source.Options(), Runs(workers=workers))
+
+
+def clean_books(folder: Path, out: Path, **runs: object) -> dict:
+    """Books in one step, without looking for overlap."""
+    shards = plan_shards(find_inputs("books", [folder]))
+    return clean_in_one_step("books", shards, out, books_source.Options(), Runs(workers=1, **runs))
 
 
 def timeless(value: object) -> object:
@@ -72,11 +73,11 @@ def test_one_and_two_workers_write_the_same_bytes(books, tmp_path):
 
 
 def test_the_fingerprint_is_of_contents_and_not_of_places(books, tmp_path):
-    first = clean_source("books", [books], tmp_path / "a")
+    first = clean_books(books, tmp_path / "a")
     moved = books.rename(tmp_path / "elsewhere")
-    assert clean_source("books", [moved], tmp_path / "b")["fingerprint"] == first["fingerprint"]
+    assert clean_books(moved, tmp_path / "b")["fingerprint"] == first["fingerprint"]
     (moved / "book0.txt").write_text("Other words, as many as a book must have. " * 9, encoding="utf-8")
-    assert clean_source("books", [moved], tmp_path / "c")["fingerprint"] != first["fingerprint"]
+    assert clean_books(moved, tmp_path / "c")["fingerprint"] != first["fingerprint"]
 
 
 @pytest.mark.parametrize(("workers", "records"), [(1, 0), (1, 2), (2, 0), (2, 3)])
@@ -142,9 +143,9 @@ def test_what_a_killed_run_left_never_counts(books, tmp_path):
 
 
 def test_a_finished_stage_is_not_run_again(books, tmp_path):
-    first = clean_source("books", [books], tmp_path / "out")
+    first = clean_books(books, tmp_path / "out")
     before = (tmp_path / "out" / "00000.parquet").stat().st_mtime_ns
-    assert clean_source("books", [books], tmp_path / "out") == first
+    assert clean_books(books, tmp_path / "out") == first
     assert (tmp_path / "out" / "00000.parquet").stat().st_mtime_ns == before
 
 
@@ -156,9 +157,9 @@ def test_a_full_disk_leaves_nothing_that_counts(books, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(pq.ParquetWriter, "write_table", full)
         with pytest.raises(OSError, match="No space left"):
-            clean_source("books", [books], out)
+            clean_books(books, out)
     assert {path.name for path in out.iterdir()} == {"plan.json", "progress.jsonl"}
-    assert clean_source("books", [books], out)["counts"]["kept"] == 6
+    assert clean_books(books, out)["counts"]["kept"] == 6
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files")
@@ -167,9 +168,9 @@ def test_a_file_that_cannot_grow_is_taken_back(tmp_path):
     raw.mkdir()
     (raw / "book.txt").write_bytes("".join(f"{number:x} " for number in range(200_000)).encode())
     script = (
-        "import resource, sys; from pathlib import Path; from puna.corpus.stage import clean_source\n"
+        "import resource, sys; from pathlib import Path; from tests.corpus.test_stage import clean_books\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
-        "clean_source('books', [Path(sys.argv[1])], Path(sys.argv[2]))"
+        "clean_books(Path(sys.argv[1]), Path(sys.argv[2]))"
     )
     command = [sys.executable, "-c", script, str(raw), str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -189,15 +190,14 @@ def test_a_dead_worker_is_an_error_that_says_how_to_go_on(books, tmp_path):
 
 def test_another_configuration_is_refused_and_nothing_is_overwritten(books, tmp_path):
     out = tmp_path / "out"
-    clean_source("books", [books], out)
+    clean_books(books, out)
     before = contents(out)
     with pytest.raises(ValueError, match=r"begun with another config.*choose another --out"):
-        run_stage(
-            "documents", works.slow_copy, plan_shards(find_inputs("books", [books])), out, {"source": "x"}
-        )
+        shards = plan_shards(find_inputs("books", [books]))
+        run_stage("documents", works.slow_copy, shards, out, {"source": "x"})
     (books / "book9.txt").write_text("one more", encoding="utf-8")
     with pytest.raises(ValueError, match="another inputs"):
-        clean_source("books", [books], out)
+        clean_books(books, out)
     assert contents(out) == before
 
 
@@ -241,7 +241,7 @@ def test_more_bad_input_than_allowed_stops_the_stage_without_output(tmp_path):
     with pytest.raises(ValueError, match=r"2 of 8 records are damaged.*--max-bad 0\.1.*bad\.jsonl"):
         clean_source("wikipedia", [raw], tmp_path / "out")
     assert not (tmp_path / "out" / MANIFEST).exists()
-    assert clean_source("wikipedia", [raw], tmp_path / "out", max_bad=0.3)["counts"]["kept"] == 6
+    assert clean_source("wikipedia", [raw], tmp_path / "out", runs=Runs(max_bad=0.3))["counts"]["kept"] == 6
 
 
 # ---- records
@@ -250,9 +250,10 @@ def test_more_bad_input_than_allowed_stops_the_stage_without_output(tmp_path):
 def test_the_manifest_says_what_went_in_and_what_came_out(books, tmp_path):
     (books / "short.txt").write_text("Too short.", encoding="utf-8")
     out = tmp_path / "out"
-    manifest = clean_source("books", [books], out)
+    manifest = clean_books(books, out)
     assert manifest == read_manifest(out, "documents", "puna corpus")
-    assert manifest["config"] == {"source": "books"}
+    options = asdict(books_source.Options())
+    assert manifest["config"] == {"source": "books", "options": options}
     assert manifest["counts"]["dropped: too short"] == 1
     assert {Path(item["path"]).name: item["sha256"] for item in manifest["inputs"]} == {
         path.name: sha256_file(path) for path in books.iterdir()
@@ -265,8 +266,21 @@ def test_the_manifest_says_what_went_in_and_what_came_out(books, tmp_path):
     assert manifest["counts"]["characters"] == sum(len(document.text) for document in documents)
 
 
+def test_what_was_dropped_is_kept_beside_when_asked(books, tmp_path):
+    (books / "short.txt").write_text("Too short.", encoding="utf-8")
+    plain = clean_books(books, tmp_path / "plain")
+    out = tmp_path / "out"
+    manifest = clean_books(books, out, keep_dropped=True)
+    (row,) = pq.read_table(out / "dropped" / "00000.parquet").to_pylist()
+    assert (row["source"], row["reason"], row["detail"]) == ("books", "too short", "short")
+    assert json.loads(row["record"]) == {"name": "short", "text": "Too short."}
+    assert manifest["fingerprint"] == plain["fingerprint"]  # the documents are the same
+    with pytest.raises(ValueError, match="another keep_dropped"):
+        clean_books(books, out)
+
+
 def test_documents_come_back_as_they_were_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("puna.corpus.stage.ROW_GROUP_CHARACTERS", 100)
+    monkeypatch.setattr("puna.corpus.output.ROW_GROUP_CHARACTERS", 100)
     written = [
         Document(f"d{number}", "books", "née 🦙\n" * (number + 1), {"title": "Ñ", "n": number})
         for number in range(50)
@@ -286,7 +300,7 @@ def test_shards_hold_every_input_once_in_order(books):
 
 
 def test_progress_is_written_beside_the_output(books, tmp_path):
-    clean_source("books", [books], tmp_path / "out")
+    clean_books(books, tmp_path / "out")
     lines = (tmp_path / "out" / "progress.jsonl").read_text(encoding="utf-8").splitlines()
     last = json.loads(lines[-1])
     assert last["done"] == last["total"] == sum(path.stat().st_size for path in books.iterdir())

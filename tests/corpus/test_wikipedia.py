@@ -1,12 +1,14 @@
 """Wikipedia dumps become prose: what a reader of the page sees, and no more."""
 
 import bz2
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from puna.corpus.document import Bad, Document, Drop
-from puna.corpus.wikipedia import Page, Site, clean, read
+from puna.corpus.stage import find_inputs
+from puna.corpus.wikipedia import Options, Page, Site, clean, read
 from tests.corpus.dumps import END, PROSE, head, page, write_dump
 
 
@@ -52,6 +54,15 @@ def pages_and_bad(path: Path) -> tuple[list[Page], list[Bad]]:
         ("Llama ({{IPA|x}}; from Quechua) is", "Llama (from Quechua) is"),
         ("one<br />two", "one\ntwo"),
         ("* first\n* second\n:# third", "first\nsecond\nthird"),
+        ("[[Llama (animal)|]] and [[Help:Herds|]]", "Llama and Herds"),
+        ("see [[wikt:llama|the word]] [[wikt:llama]]", "see the word"),
+        ("fact<ref name='a'>{{cite|title=[[x]]}}\nmore</ref><ref group=n>b</ref>.", "fact."),
+        ("fact<REF>a</REF><ref name=open>never closed", "factnever closed"),
+        ("{{{1|default}}}seen &#x41;&#66;&#xD800;", "seen AB\ufffd"),
+        ("[[File:A.jpg|thumb|A [[File:B.jpg|10px|small [[c]]]] map]]seen", "seen"),
+        ("<gallery mode=packed>\nFile:A.jpg|[[x]]\n</gallery>seen", "seen"),
+        ("{{open|never closed [[link]] seen", "open|never closed link seen"),
+        ("<div class='x' {{style}}>in a box</div>", "in a box"),
     ],
 )
 def test_wikitext_keeps_what_is_read_and_drops_what_is_not(wikitext, text):
@@ -85,6 +96,86 @@ def test_file_and_category_names_come_from_the_dump(tmp_path):
     assert document.meta["language"] == "de"
     # The same text is another thing where `Datei` is no namespace.
     assert "Datei:" not in document.text and "Ein Lama" in text_of("[[Datei:Lama.jpg|Ein Lama]]")
+
+
+@pytest.mark.parametrize(
+    ("language", "file", "category", "older"),
+    [
+        ("de", "Datei", "Kategorie", "Bild"),
+        ("fr", "Fichier", "Catégorie", "Image"),
+        ("ru", "Файл", "Категория", "Изображение"),
+        ("uk", "Файл", "Категорія", "Зображення"),
+        ("sr", "Датотека", "Категорија", "Слика"),
+        ("sl", "Slika", "Kategorija", "Datoteka"),
+        ("pt", "Ficheiro", "Categoria", "Imagem"),
+        ("hu", "Fájl", "Kategória", "Kép"),
+        ("ro", "Fișier", "Categorie", "Imagine"),
+    ],
+)
+def test_files_and_categories_go_by_their_names_in_each_language(tmp_path, language, file, category, older):
+    links = (
+        f"[[{file}:a.jpg|thumb|x [[y]]]]",
+        f"[[{older}:a.jpg|thumb|x]]",
+        f"[[{file.lower()}: a.jpg]]",
+        f"[[{category}:Z]]",
+        "[[File:a.jpg|x]]",
+        "[[Category:Z]]",
+        "[[en:Llama]]",
+    )
+    site = {"language": language, "media": "M", "file": file, "category": category}
+    pages, bad = pages_and_bad(write_dump(tmp_path / "dump.xml", [page(1, PROSE + "".join(links))], **site))
+    document = clean(pages[0])
+    assert isinstance(document, Document) and not bad
+    assert document.text == PROSE.strip() and document.meta["language"] == language
+    assert document.id == f"{language}wiki/1"
+
+
+def test_both_scripts_of_serbian_are_read_without_their_marks():
+    site = Site("srwiki", "sr")
+    wikitext = "Лама -{Lama glama}- живи -{sr-ec: овде; sr-el: ovde}- у Андима. " + PROSE
+    document = clean(Page(site, "7", "Лама", "0", "11", False, wikitext))
+    assert isinstance(document, Document)
+    assert document.text.startswith("Лама Lama glama живи овде у Андима.")
+
+
+def test_the_paper_keeps_twenty_languages_and_options_others(tmp_path):
+    assert len(Options().languages) == 20
+    (record,) = read(write_dump(tmp_path / "dump.xml", [page(1)], language="ja"))
+    assert clean(record) == Drop("another language", detail="jawiki: ja")
+    assert isinstance(clean(record, Options(languages=("ja",))), Document)
+    with pytest.raises(ValueError, match="languages is empty"):
+        Options(languages=()).validate()
+
+
+@pytest.mark.parametrize("mark", ["{{disambig}}", "{{Begriffsklärung}}", "{{hndis|Smith}}", "__DISAMBIG__"])
+def test_disambiguation_pages_and_stubs_are_the_user_s_choice(mark):
+    record = Page(Site("enwiki", "en"), "7", "Llama", "0", "11", False, PROSE + mark)
+    assert isinstance(clean(record), Document)
+    assert clean(record, Options(keep_disambiguation=False)) == Drop("disambiguation", detail="Llama")
+    assert clean(record, Options(min_characters=1000)) == Drop("too short", detail="Llama")
+
+
+def test_words_of_external_links_are_kept_where_that_is_asked_for():
+    record = Page(
+        Site("enwiki", "en"), "7", "x", "0", "1", False, PROSE + "[http://x.org the ''site''] http://y.org"
+    )
+    document = clean(record, Options(external_labels=True))
+    assert isinstance(document, Document) and document.text == PROSE + "the site"
+
+
+@pytest.mark.parametrize("unit", ["{{a|", "[[a|<br><!--{{{a|", '<b a="', "{{a|<!--", "<div ", "{{a|[[b|<i>"])
+def test_a_page_that_would_take_minutes_to_parse_is_dropped_at_once(unit):
+    # By its marks that are left open, not by a clock: the same page is dropped on every machine.
+    reason = "too short" if "<!--" in unit else "wikitext not understood"
+    result = article(unit * 20_000)
+    assert isinstance(result, Drop) and result.reason == reason
+
+
+def test_an_index_of_a_dump_is_not_taken_for_one(tmp_path):
+    names = ("a.xml", "enwiki-pages-articles1.xml-p1p41242.bz2", "b.xml.bz2")
+    for name in (*names, "enwiki-pages-articles-multistream-index.txt.bz2"):
+        (tmp_path / name).write_bytes(b"")
+    assert {path.name for path in find_inputs("wikipedia", [tmp_path])} == set(names)
 
 
 def test_links_to_other_languages_are_removed():
@@ -173,6 +264,61 @@ def test_a_cut_bz2_keeps_what_can_be_unpacked_and_names_the_cut(tmp_path):
     pages, bad = pages_and_bad(path)
     assert [record.id for record in pages] == [str(number) for number in range(10)]
     assert len(bad) == 1 and "compressed data" in bad[0].reason
+
+
+def multistream(path: Path, pages: list[str], each: int = 10) -> list[int]:
+    """Writes a multistream dump; returns where its streams begin."""
+    texts = [head(), *("".join(pages[start : start + each]) for start in range(0, len(pages), each)), END]
+    streams = [bz2.compress(text.encode()) for text in texts]
+    path.write_bytes(b"".join(streams))
+    return [sum(map(len, streams[:number])) for number in range(len(streams))]
+
+
+@pytest.mark.parametrize("damage", ["middle", "magic", "checksum"])
+def test_a_damaged_stream_costs_its_own_pages_and_is_named(tmp_path, damage):
+    path = tmp_path / "dewiki-latest-pages-articles-multistream.xml.bz2"
+    starts = multistream(path, [page(number) for number in range(60)])
+    data = bytearray(path.read_bytes())
+    at = {"middle": (starts[2] + starts[3]) // 2, "magic": starts[2] + 5, "checksum": starts[3] - 6}[damage]
+    data[at] ^= 0x55
+    path.write_bytes(data)
+    found, bad = pages_and_bad(path)
+    assert [int(record.id) for record in found] == [*range(10), *range(20, 60)]
+    assert [(item.file, item.offset) for item in bad] == [(str(path), starts[2])]
+    assert "compressed data" in bad[0].reason
+
+
+def test_a_dump_whose_head_is_lost_is_known_by_its_name(tmp_path):
+    path = tmp_path / "dewiki-20260101-pages-articles-multistream.xml.bz2"
+    starts = multistream(path, [page(number, PROSE + "[[Datei:A.jpg|x]]") for number in range(20)])
+    data = bytearray(path.read_bytes())
+    data[starts[1] // 2] ^= 0x55
+    path.write_bytes(data)
+    found, bad = pages_and_bad(path)
+    assert len(found) == 20 and len(bad) == 1
+    document = clean(found[3])
+    assert isinstance(document, Document)
+    assert (document.text, document.id) == (PROSE.strip(), "dewiki/3")
+
+
+def test_streams_may_be_cut_anywhere_in_the_xml(tmp_path):
+    text = (head() + "".join(page(number) for number in range(30)) + END).encode()
+    path = tmp_path / "parallel.xml.bz2"
+    path.write_bytes(b"".join(bz2.compress(text[start : start + 777]) for start in range(0, len(text), 777)))
+    found, bad = pages_and_bad(path)
+    assert len(found) == 30 and not bad
+
+
+def test_memory_does_not_grow_with_the_dump(tmp_path):
+    peaks = []
+    for factor in (1, 8):
+        path = tmp_path / f"{factor}.xml.bz2"
+        multistream(path, [page(number, PROSE * 50) for number in range(60 * factor)], each=20)
+        tracemalloc.start()
+        assert sum(isinstance(clean(record), Document) for record in read(path)) == 60 * factor
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.3 * peaks[0]
 
 
 def test_a_damaged_page_costs_that_page_alone(tmp_path):

@@ -1,0 +1,53 @@
+"""Directories of finished documents -> their files: what a step that learns from documents begins with."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from puna.corpus.document import Document
+from puna.corpus.output import read_documents
+from puna.files import read_manifest
+
+_COMMAND = "puna corpus SOURCE INPUT… --out DIR"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A directory of finished documents: its manifest's fingerprint, its Parquet files."""
+
+    directory: Path
+    fingerprint: str
+    files: tuple[Path, ...]
+
+    def documents(self) -> Iterator[Document]:
+        """All documents, in the order of the files."""
+        for file in self.files:
+            yield from read_documents(file)
+
+
+def find_finished(directories: Sequence[Path]) -> list[Finished]:
+    """Look the directories up in their manifests.
+
+    Raises:
+        ValueError: no directory, one without a finished documents stage, a file missing or cut.
+    """
+    if not directories:
+        raise ValueError(f"no documents given; name directories made by: {_COMMAND}")
+    found = []
+    for directory in directories:
+        manifest = read_manifest(directory, "documents", _COMMAND)
+        for item in manifest["outputs"]:
+            path = directory / item["path"]
+            if not path.is_file() or path.stat().st_size != item["bytes"]:
+                raise ValueError(
+                    f"{path} is missing or not the {item['bytes']} bytes that its manifest says; "
+                    f"delete {directory} and make it again with: {_COMMAND}"
+                )
+        names = [item["path"] for item in manifest["outputs"] if item["path"].endswith(".parquet")]
+        found.append(Finished(directory, manifest["fingerprint"], tuple(directory / name for name in names)))
+    return found
+
+
+def as_inputs(found: Iterable[Finished]) -> list[dict[str, str]]:
+    """What a manifest says of them."""
+    return [{"path": str(item.directory), "fingerprint": item.fingerprint} for item in found]

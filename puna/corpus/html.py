@@ -1,0 +1,37 @@
+"""HTML -> text, a line for each block of the page: what Common Crawl's WET files hold for the same page.
+
+Resiliparse, because its lines are those of WET files: on a real page that is stored both ways it gave 86 % of
+the WET's lines and none wrong, at 40 MB/s; selectolax (its text is cut at inline tags) 68 % and 138 lines
+that the WET has not, at 180 MB/s; trafilatura, which looks for the main text alone, 6 %, at 2 MB/s.
+"""
+
+_MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
+
+
+def html_text(payload: bytes, charset: str = "") -> str:
+    """The page's title and text. Scripts and comments are none; what a style hides is, as in WET.
+
+    The encoding is that of a byte order mark, else `charset` (the server's), else the page's own `<meta>`,
+    else detected, as browsers do it. Bytes that are not of the encoding become U+FFFD.
+    """
+    # Imported here: other sources are read without it.
+    from resiliparse.extract.html2text import extract_plain_text
+    from resiliparse.parse.encoding import bytes_to_str
+    from resiliparse.parse.html import HTMLTree
+
+    tree = HTMLTree.parse(bytes_to_str(payload, encoding_of(payload, charset), errors="replace"))
+    text = extract_plain_text(tree, list_bullets=False, alt_texts=False, form_fields=False)
+    title = " ".join((tree.title or "").split())
+    return f"{title}\n{text}" if title else text
+
+
+def encoding_of(payload: bytes, charset: str) -> str:
+    """The name of the encoding that a browser would read the page in."""
+    from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
+
+    for mark, encoding in _MARKS.items():
+        if payload.startswith(mark):
+            return encoding
+    if charset and (known := map_encoding_to_html5(charset.strip("\"' "), fallback_utf8=False)):
+        return known
+    return detect_encoding(payload, from_html_meta=True) or "utf-8"

