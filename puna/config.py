@@ -7,6 +7,7 @@ The docstring under a field is its help text on the command line.
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -273,7 +274,10 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. Temperature 0 is greedy; the filters are applied in the order listed."""
+    """How tokens are drawn: the repetition penalty first, then temperature, top-k, top-p, min-p.
+
+    Temperature 0 is greedy, and needs no filter.
+    """
 
     temperature: float = 0.8
     """0: always the likeliest token; 1: the model's own distribution."""
@@ -281,17 +285,29 @@ class Sampling:
     """Keep the k likeliest tokens; 0: all."""
     top_p: float = 0.95
     """Keep the fewest likeliest tokens whose probabilities reach p (Holtzman et al. 2020); 1: all."""
+    min_p: float = 0.0
+    """Keep the tokens at least p times as likely as the likeliest (Nguyen et al. 2024); 0: all."""
+    repetition_penalty: float = 1.0
+    """Divide the positive logits of what prompt and answer hold already by this, and multiply the negative
+    ones (Keskar et al. 2019); 1: leave them."""
     seed: int = 1
     """The same seed draws the same tokens."""
 
     def validate(self) -> None:
         """Raise ValueError naming the option that cannot be."""
-        if self.temperature < 0:
+        # Said so that NaN, which compares as False, is refused too.
+        if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or above")
         if self.top_k < 0:
             raise ValueError(f"top-k is {self.top_k}; it must be 0 (all) or above")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top-p is {self.top_p}; it must be above 0 and at most 1")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min-p is {self.min_p}; it must be from 0 to 1")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(f"repetition-penalty is {self.repetition_penalty}; it must be above 0")
+        if not -(1 << 63) <= self.seed < 1 << 63:
+            raise ValueError(f"seed is {self.seed}; it must fit into 64 bits")
 
 
 T = TypeVar("T")

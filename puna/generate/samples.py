@@ -6,6 +6,8 @@ from typing import Any
 
 from puna.config import Sampling
 from puna.generate.engine import Engine
+from puna.generate.request import Request
+from puna.generate.runner import BLOCK, PlainRunner
 from puna.model.llama import Llama
 from puna.tokens.tokenizer import Tokenizer
 
@@ -19,16 +21,24 @@ def sampler(
     """
 
     def sample(model: Llama) -> list[dict[str, Any]]:
-        engine = Engine(model, Tokenizer(tokenizer))
+        vocabulary = Tokenizer(tokenizer)
+        requests = [
+            Request(tuple(vocabulary.encode(prompt, bos=True)), sampling, max_tokens) for prompt in prompts
+        ]
+        tokens = sum(min(len(r.prompt) + max_tokens, model.config.context) + BLOCK for r in requests)
+        engine = Engine(PlainRunner(model, tokens // BLOCK), vocabulary, max_batch=len(prompts))
+        texts = [""] * len(prompts)
+        for index, chunk in engine.answers(requests):
+            texts[index] += chunk.text
         return [
             {
                 "prompt": prompt,
-                "text": engine.generate(prompt, sampling, max_tokens),
+                "text": text,
                 "temperature": sampling.temperature,
                 "top_p": sampling.top_p,
                 "seed": sampling.seed,
             }
-            for prompt in prompts
+            for prompt, text in zip(prompts, texts, strict=True)
         ]
 
     return sample

@@ -1,0 +1,69 @@
+"""What fewer bits cost: a model in some precision against itself in fp32, on the same text.
+
+tokens ─> windows ─┬─> fp32 ─────> logits ─┐
+                   └─> weights ──> logits ─┴─> perplexity of both, KL divergence, how often the top agrees
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, exp
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from puna.generate.packed import PackedRunner
+from puna.generate.quantize import Weights
+from puna.generate.runner import BLOCK
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Means over all predicted tokens."""
+
+    tokens: int
+    perplexity: float
+    perplexity_fp32: float
+    kl: float
+    """Σ p · log(p / q) in nats, p the fp32 model's distribution of the next token."""
+    same_top: float
+    """Share of the tokens whose likeliest successor is the same."""
+
+
+@torch.inference_mode()
+def quality(path: Path, tokens: Sequence[int], weights: Weights, window: int = 512) -> Quality:
+    """Measure a run's newest weights, held as `weights` and with a bf16 cache, on windows of some tokens.
+
+    Both models are in memory.
+
+    Raises:
+        ValueError: when the tokens are fewer than two, or the run cannot be read.
+    """
+    if len(tokens) < 2:
+        raise ValueError("the text is shorter than two tokens; give a longer one")
+    blocks = ceil(window / BLOCK)
+    exact = PackedRunner.load(path, "fp32", blocks, torch.float32)
+    tried = PackedRunner.load(path, weights, blocks)
+    window = min(window, exact.config.context)
+    sums = torch.zeros(4, dtype=torch.float64)
+    count = 0
+    for start in range(0, len(tokens) - 1, window):
+        ids = tokens[start : start + window]
+        if len(ids) < 2:
+            break
+        p = _log_probabilities(exact.prefill(ids, 0, range(blocks), every=True))
+        q = _log_probabilities(tried.prefill(ids, 0, range(blocks), every=True))
+        targets = torch.tensor(ids[1:])
+        sums[0] += F.nll_loss(q, targets, reduction="sum")
+        sums[1] += F.nll_loss(p, targets, reduction="sum")
+        sums[2] += F.kl_div(q, p, reduction="sum", log_target=True)
+        sums[3] += (p.argmax(-1) == q.argmax(-1)).sum()
+        count += len(targets)
+    loss, loss_fp32, kl, same = (sums / count).tolist()
+    return Quality(count, exp(loss), exp(loss_fp32), kl, same)
+
+
+def _log_probabilities(logits_TV: Tensor) -> Tensor:
+    """Of the tokens that have a successor in the window."""
+    return logits_TV[:-1].log_softmax(-1)

@@ -1,0 +1,152 @@
+"""What computes: tokens in, logits out, keys and values kept in blocks between the calls.
+
+    Engine ──prefill(tokens, start, table)──────────> Runner ──> logits of the last token
+           ──decode(tokens, positions, tables)──────>        ──> logits of each sequence
+
+A sequence's keys and values lie in the cache blocks that its table names: position p in block
+table[p // BLOCK], at p % BLOCK. Which blocks are whose is the engine's affair (prefix.py); a runner only
+writes where it is told.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from puna.config import ModelConfig
+from puna.generate.cache import BLOCK, ROWS, BlockCache
+from puna.model import layers
+from puna.model.llama import Llama
+from puna.model.weights import load_weights, newest_weights
+
+__all__ = ["BLOCK", "PlainRunner", "Runner"]
+
+Weights = Literal["fp32", "bf16", "int8", "int4"]
+CacheDtype = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Runner(Protocol):
+    """A model with its cache."""
+
+    config: ModelConfig
+    n_blocks: int
+    """Cache blocks there are; block b holds BLOCK tokens of keys and values of all layers."""
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether a row's logits do not depend, to the bit, on the other rows of a call."""
+
+    @property
+    def prefill_is_decode(self) -> bool:
+        """Whether logits, keys and values are the same bits however the tokens were cut into calls."""
+
+    def prefill(self, tokens: Sequence[int], start: int, table: Sequence[int], every: bool = False) -> Tensor:
+        """Run tokens at positions start… of the sequence whose keys and values lie in the blocks `table`.
+
+        Gives the fp32 logits of the last token, (V,), or with `every` of all, (T, V).
+        """
+
+    def decode(
+        self, tokens: Sequence[int], positions: Sequence[int], tables: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """One token of each of n sequences -> fp32 logits (n, V)."""
+
+
+class PlainRunner:
+    """PyTorch alone, on any device, in fp32 or bf16: the reference, and what training's samples use.
+
+    Each product has a multiple of ROWS rows, and a row's attention spans whole blocks up to its own, so a
+    token's arithmetic is the same in any call. Whether this machine's matrix library keeps to that is tried
+    on the model's own matrices before it is relied on; if not, sequences are decoded one at a time.
+    Not tried on CUDA devices, where nothing is compiled either.
+    """
+
+    def __init__(self, model: Llama, n_blocks: int, dtype: torch.dtype | None = None) -> None:
+        """`dtype` is the cache's; the model's compute precision when not given."""
+        self.model, self.config, self.n_blocks = model, model.config, n_blocks
+        self.device = model.embedding.device
+        self.cache = BlockCache(model.config, n_blocks, dtype or model.compute, self.device)
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Always: by rows that come out alike, or one sequence at a time."""
+        return True
+
+    @cached_property
+    @torch.inference_mode()
+    def prefill_is_decode(self) -> bool:
+        """Tried out: rows of the first block's matrices and the last one's, alone and among others."""
+        first = self.model.blocks[0]
+        for weight in (first.wqkv, first.wo, first.w13, first.w2, self.model.output_VD):
+            assert isinstance(weight, Tensor)
+            weight = weight[: 1 << 15].to(self.model.compute)
+            generator = torch.Generator().manual_seed(0)
+            x = torch.randn(BLOCK, weight.shape[1], generator=generator)
+            x = x.to(self.device, self.model.compute)
+            among = F.linear(x, weight)
+            for rows in (ROWS, 2 * ROWS, 3 * ROWS, BLOCK // 2):
+                if not torch.equal(F.linear(x[:rows].clone(), weight), among[:rows]):
+                    return False
+        return True
+
+    @torch.inference_mode()
+    def prefill(self, tokens: Sequence[int], start: int, table: Sequence[int], every: bool = False) -> Tensor:
+        """See Runner."""
+        hidden_TD = self._hidden(tokens, [(len(tokens), start, table)])
+        return self._logits(hidden_TD) if every else self._logits(hidden_TD[-1:])[0]
+
+    @torch.inference_mode()
+    def decode(
+        self, tokens: Sequence[int], positions: Sequence[int], tables: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """See Runner."""
+        if len(tokens) > ROWS and not self.prefill_is_decode:
+            rows = zip(tokens, positions, tables, strict=True)
+            return torch.cat([self.decode([token], [at], [table]) for token, at, table in rows])
+        parts = [(1, at, table) for at, table in zip(positions, tables, strict=True)]
+        return self._logits(self._hidden(tokens, parts))
+
+    def _hidden(self, tokens: Sequence[int], parts: Sequence[tuple[int, int, Sequence[int]]]) -> Tensor:
+        """The residual stream after the last norm, (T, D). `parts` as BlockCache.attention has them."""
+        padding = [0] * (-len(tokens) % ROWS)
+        positions = [at for count, start, _ in parts for at in range(start, start + count)]
+        hidden_BTD = self.model.hidden(
+            torch.tensor([[*tokens, *padding]], device=self.device),
+            torch.tensor([*positions, *padding], device=self.device),
+            self.cache.attention(parts),
+        )
+        return hidden_BTD[0, : len(tokens)]
+
+    def _logits(self, hidden_TD: Tensor) -> Tensor:
+        rows = len(hidden_TD)
+        padded_TD = F.pad(hidden_TD, (0, 0, 0, -rows % ROWS))
+        return layers.linear(padded_TD, self.model.output_VD)[:rows].float()
+
+
+def load_runner(
+    path: Path, config: ModelConfig, weights: Weights, n_blocks: int, cache_dtype: torch.dtype
+) -> Runner:
+    """The runner for a run's newest weights: packed on CPUs, PyTorch alone on a CUDA device.
+
+    The packed one holds its cache in fp32 or bf16; with fp16 PyTorch computes on CPUs too.
+
+    Raises:
+        ValueError: when there are no weights, or no runner has what is asked for.
+    """
+    on_cuda = torch.cuda.is_available()
+    if weights in ("int8", "int4") or not (on_cuda or cache_dtype == torch.float16):
+        from puna.generate.packed import PackedRunner  # which is made with this module
+
+        return PackedRunner.load(path, weights, n_blocks, cache_dtype)
+    compute = DTYPES[weights]
+    model = Llama(config, compute)
+    load_weights(newest_weights(path), model)
+    for parameter in model.parameters():
+        if parameter.ndim >= 2:  # norms stay fp32: they are small, and multiply in fp32
+            parameter.data = parameter.data.to(compute)
+    return PlainRunner(model.eval().to("cuda" if on_cuda else "cpu"), n_blocks, cache_dtype)
