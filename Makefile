@@ -38,12 +38,13 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
 	$(BIN)/pip install -e ".[dev]"
+	$(BIN)/pip install -e ".[perplexity]" || echo "kenlm needs a C++ compiler: its tests are skipped"
 	touch $@
 
 $(PEERS)/.installed: benchmarks/peers.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install "torch==2.13.*"
-	$(PEERS)/bin/pip install -r benchmarks/peers.txt
+	CMAKE_ARGS="-DGGML_NATIVE=ON" $(PEERS)/bin/pip install -r benchmarks/peers.txt   # llama.cpp for this processor
 	touch $@
 
 clean:

@@ -10,7 +10,7 @@ from puna.cli import app, main
 from tests.conftest import write_corpus
 
 VERBS = ["demo", "fetch", "corpus", "tokenizer", "tokenizer train", "tokenizer encode", "tokenizer decode"]
-VERBS += ["shards", "train", "generate", "chat", "report"]
+VERBS += ["shards", "train", "generate", "chat", "serve", "report"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -55,10 +55,13 @@ def failure(arguments: list[str], capsys) -> str:
         (["train", "--data", "no-such", "--out", "y"], "no-such holds no finished shards"),
         (["train", "--config", "no-such", "--out", "y"], "no-such holds no run configuration"),
         (["fetch", "library"], "library"),
-        (["corpus", "library", ".", "--out", "y"], "unknown source 'library'; choose one of: github"),
+        (
+            ["corpus", "library", ".", "--out", "y"],
+            'Unknown command "library". Available commands: commoncrawl',
+        ),
         (["corpus", "books", "no-such", "--out", "y"], "input no-such does not exist"),
         (["tokenizer", "train", "no-such", "--out", "y"], "no-such"),
-        (["generate", "hello", "--model", "no-such"], "no-such holds no run configuration"),
+        (["generate", "hello", "--model", "no-such"], "there is no model no-such; give a run directory"),
         (["report", "no-such"], "no-such"),
         (["trian"], "Did you mean"),
     ],

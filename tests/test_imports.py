@@ -21,7 +21,7 @@ ALLOWED = {
     "carbon": set(),
     "report": set(),
     "demo": {"corpus", "tokens", "train", "generate", "report"},
-    "cli": {"corpus", "tokens", "model", "train", "generate", "report", "demo"},
+    "cli": {"corpus", "tokens", "model", "train", "generate", "serve", "report", "demo"},
 }
 
 

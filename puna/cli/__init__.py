@@ -1,7 +1,7 @@
 """The verbs. A command's own modules are imported only when it is called, so that --help is quick.
 
     puna demo · fetch · corpus · tokenizer train|encode|decode · shards · tokens inspect · train · generate
-         chat · convert · report
+         chat · serve · convert · report
 
 Results go to stdout (`--json` for programs), progress and errors to stderr. Exit codes: 0 done; 1 a bug;
 2 an error of input, named in one line with its mend; 130 stopped by Ctrl-C, go on with the same command.
@@ -17,7 +17,7 @@ from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
 from cyclopts.config import Dict
 
 from puna import __version__
-from puna.cli import corpus, tokens, training, weights
+from puna.cli import corpus, fetch, serve, tokens, training, weights
 from puna.cli.common import STOPPED, Json
 from puna.config import RunConfig, read_config, to_dict
 from puna.recipes import recipe as recipe_of
@@ -64,8 +64,8 @@ app = App(
     version_flags=["--version"],
 )
 
-app.command(corpus.fetch)
-app.command(corpus.corpus)
+app.command(fetch.app)
+app.command(corpus.app)
 
 tokenizer_app = App(name="tokenizer", help="Train a tokenizer, and use one.")
 tokenizer_app.command(tokens.tokenizer_train, name="train")
@@ -80,6 +80,7 @@ app.command(tokens_app)
 app.command(training.train)
 app.command(weights.generate)
 app.command(weights.chat)
+app.command(serve.serve)
 app.command(weights.convert)
 app.command(training.report)
 
