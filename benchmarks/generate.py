@@ -1,7 +1,7 @@
 """Generation against llama.cpp and transformers: speed, memory and quality, interleaved in one run.
 
     python benchmarks/generate.py                        SmolLM2-135M and a random 1.1B, all contestants
-    python benchmarks/generate.py --quick --model 135m   one short round
+    python benchmarks/generate.py --quick --model 135m   short rounds
     python benchmarks/generate.py --only puna:int4 --only llama.cpp:q4_0 --rounds 5
 
 Every contestant is a process of its own with its model loaded, idle while another runs; they take turns.
@@ -230,16 +230,18 @@ def main() -> None:
     )
     parser.add_argument("--model", action="append", choices=["135m", "1.1b"])
     parser.add_argument("--only", action="append", choices=CONTESTANTS)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, help="3 when not given, 1 with --quick")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="one short round: whether it runs, no figures")
+    parser.add_argument(
+        "--quick", action="store_true", help="short rounds: 128 tokens of prompt, 16 of answer"
+    )
     parser.add_argument("--llama-python", type=Path, default=PEERS, help="a Python with llama-cpp-python")
     parser.add_argument("--text", type=Path, help="for quality; the sample corpus's sonnets when not given")
     parser.add_argument("--quality-tokens", type=int, default=4096, help="0: no quality")
     options = parser.parse_args()
     names = options.only or CONTESTANTS
     for model in options.model or ["135m", "1.1b"]:
-        compete(model, names, 1 if options.quick else options.rounds, options.quick, options)
+        compete(model, names, options.rounds or (1 if options.quick else 3), options.quick, options)
         if model == "135m" and options.quality_tokens and not options.quick:
             text = options.text or fetch_sample("books") / "sonnets_gut.txt"
             measure_quality(model_directory(model), names, text, options.quality_tokens)
