@@ -232,9 +232,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=CONTESTANTS)
     parser.add_argument("--rounds", type=int, help="3 when not given, 1 with --quick")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--quick", action="store_true", help="short rounds: 128 tokens of prompt, 16 of answer"
-    )
+    parser.add_argument("--quick", action="store_true", help="short: prompts of 128, answers of 16 tokens")
     parser.add_argument("--llama-python", type=Path, default=PEERS, help="a Python with llama-cpp-python")
     parser.add_argument("--text", type=Path, help="for quality; the sample corpus's sonnets when not given")
     parser.add_argument("--quality-tokens", type=int, default=4096, help="0: no quality")

@@ -15,10 +15,11 @@ import logging
 import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -178,7 +179,9 @@ class PackedRunner:
         config = source.config
         E = config.head_dim + -config.head_dim % 16
         shape = (n_blocks, config.n_layers, 2, config.kv_heads, E * BLOCK)
-        self._kept = [torch.zeros(shape, dtype=cache_dtype)]  # what C++ has pointers to
+        # What C++ has pointers to. NumPy's zeros are the system's: memory is taken when it is used.
+        zeros = torch.from_numpy(np.zeros(prod(shape) * cache_dtype.itemsize, np.uint8))
+        self._kept = [zeros.view(cache_dtype).view(shape)]
         self._model = self._packed(source, weights)
         self._model.cache = self._kept[0].data_ptr()
         self._model.cache_is_fp32 = cache_dtype == torch.float32

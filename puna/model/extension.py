@@ -40,7 +40,7 @@ def load(source: Path) -> ctypes.CDLL | None:
         return None
     command = compiler()
     if command is None:
-        _log.warning("no C++ compiler: %s is done by PyTorch alone, slower; install g++", source.stem)
+        say_no_compiler()
         return None
     library = cache_dir() / "kernels" / f"{source.stem}-{_key(source, command)}.so"
     if not library.is_file():
@@ -57,10 +57,16 @@ def load(source: Path) -> ctypes.CDLL | None:
             _log.warning(
                 "%s could not be compiled (%s); PyTorch does its work, slower",
                 source.name,
-                said.strip().splitlines()[0],
+                (said.strip().splitlines() or ["no reason given"])[0],
             )
             return None
     return ctypes.CDLL(str(library))
+
+
+@cache
+def say_no_compiler() -> None:
+    """One line, however many kernels there are."""
+    _log.warning("no C++ compiler: PyTorch does the work of puna's kernels, slower; install g++")
 
 
 def _key(source: Path, command: str) -> str:

@@ -12,7 +12,6 @@ Out: a run directory:
 """
 
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ import torch
 
 from puna.config import RunConfig
 from puna.files import MANIFEST, read_json
+from puna.model.extension import say_no_compiler
 from puna.model.kernels import compile_kernels
 from puna.model.llama import Llama
 from puna.model.precision import use_onednn_for_fp32
@@ -90,7 +90,7 @@ def train(
         torch.use_deterministic_algorithms(True)
     compiled = compile_kernels(config.train.compile)
     if config.train.compile and not compiled:
-        print("no C++ compiler found: kernels run uncompiled, slower; install g++", file=sys.stderr)
+        say_no_compiler()
     compute = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     if compute == torch.float32:
         use_onednn_for_fp32()
