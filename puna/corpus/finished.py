@@ -19,6 +19,10 @@ class Finished:
     fingerprint: str
     files: tuple[Path, ...]
 
+    @property
+    def bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.files)
+
     def documents(self) -> Iterator[Document]:
         """All documents, in the order of the files."""
         for file in self.files:

@@ -21,51 +21,14 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from puna.corpus.finished import Finished
 from puna.corpus.output import read_documents
-from puna.files import read_manifest
 from puna.tokens.order import digest64, shares
 
 # SentencePiece silently leaves out longer sentences; in characters, of at most four bytes each.
 LINE_CHARACTERS = 4000
 # It also leaves out any sentence with its own mark for unknown bytes, U+2585, and takes U+2581 for a space.
 _BREAKS = re.compile("[\n\u2581\u2585]")
-
-
-@dataclass(frozen=True)
-class Documents:
-    """A directory of finished documents: its name, its manifest's fingerprint, its Parquet files."""
-
-    directory: Path
-    fingerprint: str
-    files: tuple[Path, ...]
-
-    @property
-    def bytes(self) -> int:
-        return sum(file.stat().st_size for file in self.files)
-
-
-def find_documents(directories: Sequence[Path]) -> list[Documents]:
-    """Look the directories up in their manifests.
-
-    Raises:
-        ValueError: no directory, one without a finished documents stage, a file missing or cut.
-    """
-    if not directories:
-        raise ValueError("no documents given; name directories made by: puna corpus SOURCE INPUT… --out DIR")
-    command = "puna corpus SOURCE INPUT… --out DIR"
-    found = []
-    for directory in directories:
-        manifest = read_manifest(directory, "documents", command)
-        for item in manifest["outputs"]:
-            path = directory / item["path"]
-            if not path.is_file() or path.stat().st_size != item["bytes"]:
-                raise ValueError(
-                    f"{path} is missing or not the {item['bytes']} bytes that its manifest says; "
-                    f"delete {directory} and make it again with: {command}"
-                )
-        files = [item["path"] for item in manifest["outputs"] if item["path"].endswith(".parquet")]
-        found.append(Documents(directory, manifest["fingerprint"], tuple(directory / name for name in files)))
-    return found
 
 
 def sources_in(file: Path) -> set[str]:
@@ -108,7 +71,7 @@ class Sample:
 
 
 def sample_documents(
-    documents: Sequence[Documents],
+    documents: Sequence[Finished],
     sample_bytes: int,
     weights: Mapping[str, float],
     seed: int,

@@ -29,11 +29,12 @@ from numpy.lib import format as npy
 from numpy.typing import DTypeLike, NDArray
 
 from puna.corpus.document import Document
+from puna.corpus.finished import Finished, find_finished
 from puna.corpus.output import read_documents
 from puna.corpus.runs import Shard, run_stage
 from puna.files import atomic_file
 from puna.tokens.order import digest64, in_table_order
-from puna.tokens.sample import Documents, find_documents, sources_in
+from puna.tokens.sample import sources_in
 from puna.tokens.tokenizer import MODEL, Tokenizer
 
 # Documents are encoded in groups of about so much text; a group's ids are what a worker holds in memory.
@@ -60,7 +61,7 @@ def write_shards(
     if not 0 < validation_share < 1:
         raise ValueError(f"validation_share is {validation_share}; it must be between 0 and 1")
     model = Tokenizer(tokenizer)
-    documents = find_documents(docs)
+    documents = find_finished(docs)
     files = [file for item in documents for file in item.files]
     held_below = hold_out(files, validation_share)
     if not held_below:
@@ -95,7 +96,7 @@ def token_dtype(vocab_size: int) -> str:
 
 
 def _finish(
-    documents: Sequence[Documents],
+    documents: Sequence[Finished],
     model: Tokenizer,
     dtype: str,
     out: Path,

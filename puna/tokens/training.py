@@ -18,6 +18,7 @@ from typing import Any
 
 import sentencepiece
 
+from puna.corpus.finished import Finished, find_finished
 from puna.files import (
     MANIFEST,
     atomic_file,
@@ -28,7 +29,7 @@ from puna.files import (
     write_json,
 )
 from puna.progress import Bar
-from puna.tokens.sample import LINE_CHARACTERS, Documents, Sample, find_documents, sample_documents
+from puna.tokens.sample import LINE_CHARACTERS, Sample, sample_documents
 
 MODEL = "tokenizer.model"
 # SentencePiece holds about 13 bytes for each byte of the sample: 1.3 GB, for half a minute.
@@ -53,7 +54,7 @@ def train_tokenizer(
         ValueError: no documents, a vocabulary the sample cannot fill, `out` of another configuration.
     """
     started = time.monotonic()
-    documents = find_documents(docs)
+    documents = find_finished(docs)
     config = {
         "vocab_size": vocab_size,
         "sample_bytes": sample_bytes,
@@ -106,7 +107,7 @@ def _finished(
 
 
 def _sample(
-    documents: Sequence[Documents], sample_bytes: int, weights: Mapping[str, float], seed: int, out: Path
+    documents: Sequence[Finished], sample_bytes: int, weights: Mapping[str, float], seed: int, out: Path
 ) -> Sample:
     total = sum(item.bytes for item in documents)
     with Bar("sample documents", total, "bytes", out / "progress.jsonl") as bar:

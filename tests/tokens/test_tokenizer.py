@@ -9,7 +9,8 @@ import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from puna.tokens.sample import LINE_CHARACTERS, find_documents, sample_documents, split_lines
+from puna.corpus.finished import find_finished
+from puna.tokens.sample import LINE_CHARACTERS, sample_documents, split_lines
 from puna.tokens.tokenizer import Tokenizer
 from puna.tokens.training import train_tokenizer
 
@@ -219,7 +220,7 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path):
 
 def test_sources_of_equal_weight_give_equal_shares_of_the_sample(books, github):
     # 8 documents against 40: the small source is repeated until its half is full.
-    sample = sample_documents(find_documents([books, github]), 10**9, {}, seed=1)
+    sample = sample_documents(find_finished([books, github]), 10**9, {}, seed=1)
     report = sample.report()
     assert report["books"]["share"] == report["github"]["share"] == 0.5
     assert report["books"]["epochs"] > 2 and report["github"]["documents"] < 40
@@ -229,7 +230,7 @@ def test_sources_of_equal_weight_give_equal_shares_of_the_sample(books, github):
 
 
 def test_a_sample_keeps_its_bound_and_follows_its_seed(github):
-    documents = find_documents([github])
+    documents = find_finished([github])
     first, same, other = (sample_documents(documents, 5000, {}, seed=seed) for seed in (1, 1, 2))
     assert sum(len(line.encode()) for line in first.lines()) <= first.bytes == 5000
     assert list(first.lines()) == list(same.lines()) != list(other.lines())
