@@ -71,6 +71,13 @@ class Live:
         lines = httpx2.get(f"{self.url}/metrics").text.splitlines()
         return float(next(line.split()[-1] for line in lines if line.startswith(name)))
 
+    def wait_until_running(self, count: int, seconds: float = 20) -> None:
+        """Until so many requests are answered at once: the figures follow a step, and may be one behind."""
+        deadline = time.monotonic() + seconds
+        while self.app.state.worker.stats["running"] != count:
+            assert time.monotonic() < deadline, self.app.state.worker.stats
+            time.sleep(0.01)
+
     def wait_until_free(self, seconds: float = 20) -> None:
         """Until the engine holds nothing and every place is free."""
         deadline = time.monotonic() + seconds

@@ -41,7 +41,7 @@ def test_a_client_that_leaves_a_stream_frees_its_place(vocabulary):
     engine = slowed(tiny_engine(vocabulary, max_batch=2), 0.01)
     with live(engine) as one:
         with streaming(one.url, LONG), streaming(one.url, LONG):
-            assert one.app.state.worker.stats["running"] == 2
+            one.wait_until_running(2)
         one.wait_until_free(2)
         assert one.metric("puna_generated_tokens_total") < 400
 
