@@ -78,7 +78,7 @@ def serve(
         )
     listening = listen(host, port)  # before the weights, which take their time
     from puna.cli.models import model_path
-    from puna.generate.engine import load_engine
+    from puna.generate.load import load_engine
     from puna.serve.app import Limits, build_app
 
     path = model_path(model)

@@ -72,7 +72,7 @@ def generate(
     if n < 1:
         raise ValueError(f"--n is {n}; it must be positive")
     texts = _prompts(prompt, prompts)
-    from puna.generate.engine import load_engine
+    from puna.generate.load import load_engine
     from puna.generate.request import Request
 
     batch = min(16, len(texts) * n)
@@ -205,7 +205,7 @@ def chat(
     if max_tokens < 1:
         raise ValueError(f"max-tokens is {max_tokens}; it must be positive")
     from puna.generate.chat import Chat
-    from puna.generate.engine import load_engine
+    from puna.generate.load import load_engine
 
     engine = load_engine(model_path(model), weights=weights, cache_dtype=cache_dtype, max_batch=1)
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()

@@ -22,7 +22,7 @@ not: of 30 real English pages it gives none 0.99, where langdetect gives all. On
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -44,7 +44,6 @@ from puna.corpus.steps import (
     by_size,
     finish_with,
     n_ranges_for,
-    options_as_json,
     range_shards,
     step_shards,
 )
@@ -244,7 +243,7 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) ->
     """Run every step; returns the last one's manifest, whose counts are those of all steps."""
     given = options.bad_words
     listed = {"bad_words": bad_words(given).fingerprint} if given is not None else {}
-    config: dict[str, Any] = {"source": "c4", "options": options_as_json(options, **listed)}
+    config: dict[str, Any] = {"source": "c4", "options": {**asdict(options), **listed}}
     shards = plan_shards(inputs)
     steps: list[dict[str, Any]] = []
     if not options.deduplicate:

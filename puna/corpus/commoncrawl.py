@@ -13,7 +13,7 @@ fall away.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ from puna.corpus.steps import (
     by_size,
     finish_with,
     n_ranges_for,
-    options_as_json,
     range_shards,
     step_shards,
 )
@@ -207,7 +206,7 @@ def _in_words(options: Options) -> dict[str, Any]:
         models["language_model"] = _language_model(options.language_model).fingerprint
     if options.classifier:
         models["classifier"] = _classifier(options.classifier).fingerprint
-    return options_as_json(options, **models)
+    return {**asdict(options), **models}
 
 
 def write_pages(

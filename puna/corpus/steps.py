@@ -6,10 +6,8 @@ A step's configuration names the fingerprint of the manifest before it, and the 
 steps dropped.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,12 +53,6 @@ def by_size(items: Iterable[T], size_of: Callable[[T], int]) -> Iterator[list[T]
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def options_as_json(options: Any, **replaced: Any) -> dict[str, Any]:
-    """A source's options as they are read back from a plan: lists for tuples."""
-    words: dict[str, Any] = json.loads(json.dumps({**asdict(options), **replaced}))
-    return words
 
 
 def after(steps: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -15,16 +15,15 @@ the runner promises that rows do not touch each other (`Runner.batch_invariant`)
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from puna.config import Sampling, read_config
-from puna.generate.cache import BLOCK, block_bytes
+from puna.config import Sampling
+from puna.generate.cache import BLOCK
 from puna.generate.prefix import BlockPool, names
 from puna.generate.request import Chunk, Finish, Request, Token
-from puna.generate.runner import DTYPES, CacheDtype, Runner, Weights, load_runner
+from puna.generate.runner import Runner
 from puna.generate.sampling import draw, logprobs
 from puna.generate.speculate import Drafts
 from puna.generate.templates import ChatTemplate
@@ -407,43 +406,3 @@ class Engine:
 def _is_plain(sequence: _Sequence) -> bool:
     """Whether the likeliest token is what it draws, so that all such rows are looked through at once."""
     return sequence.request.sampling.temperature == 0 and sequence.seen is None
-
-
-# ---- from files --------------------------------------------------------------------------------------
-
-_CACHE_BYTES = 1 << 31  # of the cache, at most, when nobody says how many tokens
-
-
-def load_engine(
-    path: Path,
-    *,
-    weights: Weights | None = None,
-    cache_tokens: int | None = None,
-    cache_dtype: CacheDtype | None = None,
-    max_batch: int = 16,
-) -> Engine:
-    """Load a run's newest weights, or a converted model, with its tokenizer.
-
-    `weights`: their precision; as the run trained when not given. `cache_tokens`: places for keys and values;
-    enough for `max_batch` full contexts when not given, or as many as fit into 2 GiB, one context at least.
-    `cache_dtype`: that of the products when not given.
-
-    Raises:
-        ValueError: when `path` holds no model, or an option cannot be.
-    """
-    config = read_config(path)
-    if max_batch < 1:
-        raise ValueError(f"max-batch is {max_batch}; it must be positive")
-    tokenizer = Tokenizer(path)
-    chosen: Weights = weights or config.train.precision
-    dtype = DTYPES[cache_dtype or ("fp32" if chosen == "fp32" else "bf16")]
-    context = -(-config.model.context // BLOCK)
-    if cache_tokens is None:
-        n_blocks = min(max_batch * context, _CACHE_BYTES // block_bytes(config.model, dtype))
-        n_blocks = max(n_blocks, context)
-    elif cache_tokens < BLOCK:
-        raise ValueError(f"cache-tokens is {cache_tokens}; it must be {BLOCK} or above")
-    else:
-        n_blocks = cache_tokens // BLOCK
-    runner = load_runner(path, config.model, chosen, n_blocks, dtype)
-    return Engine(runner, tokenizer, max_batch, ChatTemplate.of(tokenizer))

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from puna.config import Sampling
 from puna.generate.cache import BLOCK
-from puna.generate.engine import CHUNK, Engine, load_engine
+from puna.generate.engine import CHUNK, Engine
+from puna.generate.load import load_engine
 from puna.generate.request import Chunk, Request
 from puna.generate.runner import PlainRunner
 from puna.model.llama import Llama

@@ -10,7 +10,8 @@ from puna.cli.models import model_path
 from puna.config import RunConfig, Sampling, to_dict
 from puna.files import write_json
 from puna.generate.chat import _printable
-from puna.generate.engine import Engine, load_engine
+from puna.generate.engine import Engine
+from puna.generate.load import load_engine
 from puna.model.formats import convert
 from puna.model.weights import save_weights
 from tests.generate.conftest import CONFIG, random_model
@@ -157,7 +158,7 @@ def test_chat_talks_through_pipes(run, engine, capsys, monkeypatch):
 
 @pytest.mark.network
 def test_smollm2_answers_by_its_name(capsys):
-    from puna.generate.engine import load_engine
+    from puna.generate.load import load_engine
 
     engine = load_engine(model_path("smollm2"), max_batch=1)
     assert engine.template is not None

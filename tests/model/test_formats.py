@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from puna.cli import main
 from puna.config import Sampling, read_config
-from puna.generate.engine import load_engine
+from puna.generate.load import load_engine
 from puna.model import huggingface, meta
 from puna.model.formats import convert
 from puna.model.layers import rope_table, split_rotate

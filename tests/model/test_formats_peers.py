@@ -138,7 +138,7 @@ def test_smollm2_knows_the_capital_of_france(smollm2):
 @pytest.mark.network
 def test_smollm2_speaks_english(smollm2):
     from puna.config import Sampling
-    from puna.generate.engine import load_engine
+    from puna.generate.load import load_engine
 
     text = load_engine(smollm2).generate("The capital of France is", Sampling(temperature=0), 8)
     assert text.startswith(" Paris")
