@@ -1,12 +1,13 @@
 """Directories of finished documents -> their files: what a step that learns from documents begins with."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from puna.corpus.document import Document
 from puna.corpus.output import read_documents
-from puna.files import read_manifest
+from puna.files import MANIFEST, read_manifest
 
 _COMMAND = "puna corpus SOURCE INPUT… --out DIR"
 
@@ -55,3 +56,33 @@ def find_finished(directories: Sequence[Path]) -> list[Finished]:
 def as_inputs(found: Iterable[Finished]) -> list[dict[str, str]]:
     """What a manifest says of them."""
     return [{"path": str(item.directory), "fingerprint": item.fingerprint} for item in found]
+
+
+def trained_before(
+    out: Path,
+    files: Sequence[str],
+    stage: tuple[str, str],
+    config: Mapping[str, Any],
+    inputs: Sequence[Mapping[str, str]],
+    kind: str,
+    learned_from: str = "documents",
+) -> dict[str, Any] | None:
+    """The manifest of what was trained in `out`, None when that is not finished.
+
+    `stage` is its name and the command that makes it, `files` what it must hold, `kind` what to call it.
+
+    Raises:
+        ValueError: when it was trained with another configuration, or from other inputs.
+    """
+    if not all((out / name).is_file() for name in (MANIFEST, *files)):
+        return None
+    manifest = read_manifest(out, *stage)
+    differing = [key for key in config if manifest["config"].get(key) != config[key]]
+    if [item["fingerprint"] for item in manifest["inputs"]] != [item["fingerprint"] for item in inputs]:
+        differing.append(learned_from)
+    if differing:
+        raise ValueError(
+            f"{out} holds a {kind} trained with another {' and '.join(differing)}; "
+            f"choose another --out, or delete {out} to train again"
+        )
+    return manifest

@@ -27,7 +27,7 @@ import numpy as np
 import sentencepiece
 from numpy.typing import ArrayLike
 
-from puna.corpus.finished import Finished, as_inputs, find_finished
+from puna.corpus.finished import Finished, as_inputs, find_finished, trained_before
 from puna.corpus.kneser_ney import FALLBACK, train_kneser_ney
 from puna.corpus.ngrams import SPECIALS
 from puna.files import (
@@ -128,7 +128,9 @@ def train_language_model(
     }
     if min(vocab_size, max_documents) < 1 or vocab_size > VOCAB_SIZE:
         raise ValueError(f"vocab_size must be from 1 to {VOCAB_SIZE}, max_documents at least 1")
-    if (held := _finished(out, config, found)) is not None:
+    inputs = as_inputs(found)
+    stage = (_STAGE, _COMMAND)
+    if (held := trained_before(out, (PIECES, ARPA), stage, config, inputs, "language model")) is not None:
         return held
     out.mkdir(parents=True, exist_ok=True)
     remove_partials(out)
@@ -165,22 +167,6 @@ def train_language_model(
         "outputs": outputs,
     }
     write_json(out / MANIFEST, manifest)
-    return manifest
-
-
-def _finished(out: Path, config: dict[str, Any], found: Sequence[Finished]) -> dict[str, Any] | None:
-    """The manifest in `out` if it is of the same configuration and documents, None if there is none."""
-    if not all((out / name).is_file() for name in (MANIFEST, PIECES, ARPA)):
-        return None
-    manifest = read_manifest(out, _STAGE, _COMMAND)
-    differing = [key for key in config if manifest["config"].get(key) != config[key]]
-    if [item["fingerprint"] for item in manifest["inputs"]] != [item.fingerprint for item in found]:
-        differing.append("documents")
-    if differing:
-        raise ValueError(
-            f"{out} holds a language model trained with another {' and '.join(differing)}; "
-            f"choose another --out, or delete {out} to train again"
-        )
     return manifest
 
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from puna.corpus.document import Document
-from puna.corpus.finished import Finished, as_inputs, find_finished
+from puna.corpus.finished import Finished, as_inputs, find_finished, trained_before
 from puna.corpus.refs import page_key, read_references
 from puna.files import (
     MANIFEST,
@@ -127,7 +127,8 @@ def train_classifier(
     config = {"max_each": max_each, "seed": seed, "kinds": len(found)}
     if max_each < 1:
         raise ValueError(f"max_each is {max_each}; give at least 1")
-    if (held := _finished(out, config, inputs)) is not None:
+    stage = (_STAGE, _COMMAND)
+    if (held := trained_before(out, (WEIGHTS,), stage, config, inputs, "classifier", "pages")) is not None:
         return held
     out.mkdir(parents=True, exist_ok=True)
     remove_partials(out)
@@ -152,22 +153,6 @@ def train_classifier(
         "outputs": [{"path": WEIGHTS, "bytes": len(data), "sha256": digest}],
     }
     write_json(out / MANIFEST, manifest)
-    return manifest
-
-
-def _finished(out: Path, config: dict[str, Any], inputs: list[dict[str, str]]) -> dict[str, Any] | None:
-    """The manifest in `out` if it is of the same configuration and pages, None if there is none."""
-    if not all((out / name).is_file() for name in (MANIFEST, WEIGHTS)):
-        return None
-    manifest = read_manifest(out, _STAGE, _COMMAND)
-    differing = [key for key in config if manifest["config"].get(key) != config[key]]
-    if [item["fingerprint"] for item in manifest["inputs"]] != [item["fingerprint"] for item in inputs]:
-        differing.append("pages")
-    if differing:
-        raise ValueError(
-            f"{out} holds a classifier trained with another {' and '.join(differing)}; "
-            f"choose another --out, or delete {out} to train again"
-        )
     return manifest
 
 

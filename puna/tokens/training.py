@@ -18,13 +18,12 @@ from typing import Any
 
 import sentencepiece
 
-from puna.corpus.finished import Finished, find_finished
+from puna.corpus.finished import Finished, as_inputs, find_finished, trained_before
 from puna.files import (
     MANIFEST,
     atomic_file,
     code_version,
     fingerprint,
-    read_manifest,
     remove_partials,
     write_json,
 )
@@ -61,8 +60,9 @@ def train_tokenizer(
         "weights": dict(sorted((weights or {}).items())),
         "seed": seed,
     }
-    inputs = [{"path": str(item.directory), "fingerprint": item.fingerprint} for item in documents]
-    if (held := _finished(out, config, inputs)) is not None:
+    inputs = as_inputs(documents)
+    stage = ("tokenizer", "puna tokenizer train DOCS… --out DIR")
+    if (held := trained_before(out, (MODEL,), stage, config, inputs, "tokenizer")) is not None:
         return held
     out.mkdir(parents=True, exist_ok=True)
     remove_partials(out)
@@ -85,24 +85,6 @@ def train_tokenizer(
         "outputs": [{"path": MODEL, "bytes": len(model), "sha256": digest}],
     }
     write_json(out / MANIFEST, manifest)
-    return manifest
-
-
-def _finished(
-    out: Path, config: dict[str, Any], inputs: Sequence[Mapping[str, str]]
-) -> dict[str, Any] | None:
-    """The manifest in `out` if it is of the same configuration and documents, None if there is none."""
-    if not (out / MANIFEST).is_file() or not (out / MODEL).is_file():
-        return None
-    manifest = read_manifest(out, "tokenizer", "puna tokenizer train DOCS… --out DIR")
-    differing = [key for key in config if manifest["config"].get(key) != config[key]]
-    if [item["fingerprint"] for item in manifest["inputs"]] != [item["fingerprint"] for item in inputs]:
-        differing.append("documents")
-    if differing:
-        raise ValueError(
-            f"{out} holds a tokenizer trained with another {' and '.join(differing)}; "
-            f"choose another --out, or delete {out} to train again"
-        )
     return manifest
 
 
