@@ -62,7 +62,7 @@ def code_version() -> str:
     """`0.1.0+1a2b3c4d`: the release, and a digest of the package's source as it is on disk."""
     digest = hashlib.sha256()
     package = Path(__file__).parent
-    for path in sorted([*package.rglob("*.py"), *package.rglob("*.cpp")]):
+    for path in sorted(path for ending in ("py", "cpp", "h") for path in package.rglob(f"*.{ending}")):
         digest.update(str(path.relative_to(package)).encode())
         digest.update(path.read_bytes())
     return f"{__version__}+{digest.hexdigest()[:8]}"

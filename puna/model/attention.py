@@ -1,16 +1,13 @@
 """Causal attention that never stores the scores and never computes the masked ones (paper section 2.4).
 
-Three ways to the same numbers:
-
-* `FusedAttention`, our own kernel (attention.cpp) for bf16 on CPUs with AVX512-BF16: a head at a time in a
-  core's cache, two to three times as fast as the others on a CPU (docs/lab-notes.md);
-* `BlockedAttention`, written out by blocks of rows as batched matrix products (Rabe & Staats 2021; the
-  backward of Dao et al. 2022), for other CPUs and precisions, up to contexts of about a thousand;
-* PyTorch's `scaled_dot_product_attention`, whose flash kernels are the best there is on GPUs.
+On CPUs it is `FusedAttention`, our own kernels, which keep a head in a core's cache: attention_bf16.cpp for
+bf16 where there is AVX512-BF16, attention.cpp for fp32 and bf16 with any instruction set. They are faster
+than PyTorch's (docs/lab-notes.md). On GPUs, in fp64 and without a C++ compiler it is PyTorch's
+`scaled_dot_product_attention`, whose flash kernels are the best there are on GPUs.
 
         keys ─────────────>
-    rows ████                 block 0: rows 0..127 against keys 0..127, the diagonal masked
-     │   ████████             block 1: rows 128..255 against keys 0..255
+    rows ████                 a block of rows against the keys up to its last row, the diagonal masked
+     │   ████████
      v   ████████████         ...
 """
 
@@ -18,6 +15,7 @@ import ctypes
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +24,6 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
 from puna.model import extension
-from puna.model.kernels import softmax_block, softmax_block_backward
-
-ROWS = 128  # of a block: the scores of one head stay in a core's second-level cache
-BLOCKED_UP_TO = 1024  # longer contexts go to the flash kernel
 
 Split = Callable[[Tensor, Tensor, Tensor, int, int], tuple[Tensor, Tensor, Tensor]]
 
@@ -39,7 +33,7 @@ def rotary_attention(
 ) -> Tensor:
     """Fused q, k, v (B, T, H + 2K, E), not yet rotated -> attention (B, T, H, E).
 
-    `split_rotate` takes them apart where our kernel, which reads them as they lie, does not run.
+    `split_rotate` takes them apart where our kernels, which read them as they lie, do not run.
     """
     if is_fused(qkv_BTXE) and cos_TE.dtype == torch.float32:
         return FusedAttention.apply(qkv_BTXE, cos_TE, sin_TE, heads, kv_heads)
@@ -48,34 +42,41 @@ def rotary_attention(
 
 def causal_attention(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> Tensor:
     """Softmax attention of a whole sequence, (B, T, H, E); each token sees itself and those before."""
-    H, T = q_BHTE.shape[1:3]
     if is_fused(q_BHTE) and not torch.is_grad_enabled():
         return _forward(q_BHTE, k_BKTE, v_BKTE)[0]
-    if q_BHTE.is_cpu and T <= BLOCKED_UP_TO and k_BKTE.shape[1] == H:
-        return BlockedAttention.apply(q_BHTE, k_BKTE, v_BKTE)
     o_BHTE = F.scaled_dot_product_attention(
-        q_BHTE, k_BKTE, v_BKTE, is_causal=True, enable_gqa=k_BKTE.shape[1] != H
+        q_BHTE, k_BKTE, v_BKTE, is_causal=True, enable_gqa=k_BKTE.shape[1] != q_BHTE.shape[1]
     )
     return o_BHTE.transpose(1, 2)
 
 
 def is_fused(x: Tensor) -> bool:
-    """Whether our kernel takes a tensor (..., E): bf16 on this CPU, heads of a multiple of 16."""
-    return x.is_cpu and x.dtype == torch.bfloat16 and x.shape[-1] % 16 == 0 and _library() is not None
+    """Whether one of our kernels takes a tensor (..., E): fp32 or bf16 on the CPU, an even head dimension."""
+    return x.is_cpu and _kernel(x.dtype, x.shape[-1]) is not None
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
-    """The compiled kernel; None where there is no compiler, or the processor lacks its instructions."""
+def _kernel(dtype: torch.dtype, head_dim: int) -> tuple[Any, Any] | None:
+    """The forward and the backward function; None without a compiler or where no kernel takes these heads."""
+    if dtype not in (torch.float32, torch.bfloat16) or head_dim % 2:
+        return None
+    if dtype == torch.bfloat16 and head_dim % 16 == 0:
+        library = extension.load(Path(__file__).with_name("attention_bf16.cpp"))
+        if library is not None and library.attention_runs_here():
+            return library.attention_forward, library.attention_backward
     library = extension.load(Path(__file__).with_name("attention.cpp"))
-    return library if library is not None and library.attention_runs_here() else None
+    if library is None:
+        return None
+    if dtype == torch.bfloat16:
+        return library.attention_forward_bf16, library.attention_backward_bf16
+    return library.attention_forward_fp32, library.attention_backward_fp32
 
 
 class FusedAttention(Function):
     """o = softmax(mask(q @ k.T / sqrt(E))) @ v, q and k rotated      qkv: (B, T, H + 2K, E)   o: (B, T, H, E)
 
-    Saves qkv as it came, o, and the rows' log Σ exp; the backward rotates and computes the probabilities
-    again. The rotation's own backward, a turn by the opposite angles, is done on the way out.
+    Saves qkv as it came, o, and the rows' log Σ exp; the backward recomputes the rotation and the
+    probabilities. The rotation's own backward, a turn by the opposite angles, is done on the way out.
     """
 
     @staticmethod
@@ -93,8 +94,8 @@ class FusedAttention(Function):
         H = o.shape[2]
         K = (qkv.shape[2] - H) // 2
         dqkv = torch.empty_like(qkv)
-        tensors = (*_split(qkv, H, K), o.transpose(1, 2), grads[0].contiguous().transpose(1, 2))
-        _call("attention_backward", (*tensors, *_split(dqkv, H, K)), lse, cos, sin)
+        views = (*_split(qkv, H, K), o.transpose(1, 2), grads[0].contiguous().transpose(1, 2))
+        _call(1, (*views, *_split(dqkv, H, K)), lse, cos, sin)
         return dqkv, None, None, None, None
 
 
@@ -110,80 +111,18 @@ def _forward(
     B, H, T, E = q.shape
     o_BTHE = q.new_empty(B, T, H, E)
     lse_BHT = q.new_empty(B, H, T, dtype=torch.float32)
-    _call("attention_forward", (q, k, v, o_BTHE.transpose(1, 2)), lse_BHT, cos, sin)
+    _call(0, (q, k, v, o_BTHE.transpose(1, 2)), lse_BHT, cos, sin)
     return o_BTHE, lse_BHT
 
 
-def _call(
-    function: str, views: tuple[Tensor, ...], lse: Tensor, cos: Tensor | None, sin: Tensor | None
-) -> None:
-    """Call the kernel; views: (B, heads, T, E), the first q, the second k."""
+def _call(which: int, views: tuple[Tensor, ...], lse: Tensor, cos: Tensor | None, sin: Tensor | None) -> None:
+    """Call the kernel's forward (0) or backward (1); views: (B, heads, T, E), the first q, the second k."""
     (B, H, T, E), K = views[0].shape, views[1].shape[1]
-    assert all(view.stride(3) == 1 for view in views)
+    assert all(view.stride(3) == 1 and view.dtype == views[0].dtype for view in views)
     assert cos is None or (cos.is_contiguous() and cos.shape == (T, E // 2) and cos.dtype == torch.float32)
     numbers = [view.data_ptr() for view in views], (B, T, H, K, E), [n for x in views for n in x.stride()[:3]]
     pointers, shape, strides = ((ctypes.c_int64 * len(n))(*n) for n in numbers)
     angles = [ctypes.c_void_p(None if x is None else x.data_ptr()) for x in (cos, sin)]
-    library = _library()
-    assert library is not None
-    getattr(library, function)(pointers, ctypes.c_void_p(lse.data_ptr()), *angles, shape, strides)
-
-
-class BlockedAttention(Function):
-    """o = softmax(mask(q @ k.T / sqrt(E))) @ v      q, k, v: (B, H, T, E)   o: (B, T, H, E)
-
-    Saves q, k, v, the rows' log Σ exp, and o, laid as the next product reads it, so that both share one copy.
-    Recomputes the probabilities p a block at a time in backward:
-
-        delta = Σ do · o        dp = do @ v.T       ds = p · (dp - delta) / sqrt(E)
-        dq = ds @ k             dk = ds.T @ q       dv = p.T @ do
-    """
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor) -> Tensor:
-        B, H, T, E = q_BHTE.shape
-        q, k, v = (x.flatten(0, 1) for x in (q_BHTE, k_BHTE, v_BHTE))
-        o_BTHE = q.new_empty(B, T, H, E)
-        o_BHTE = o_BTHE.transpose(1, 2)
-        lse = q.new_empty(B * H, T, 1, dtype=_sums(q.dtype))
-        for start in range(0, T, ROWS):
-            end = min(start + ROWS, T)
-            scores = _scores(q, k, start, end)
-            p, lse[:, start:end] = softmax_block(scores, E**-0.5)
-            o_BHTE[:, :, start:end] = (p @ v[:, :end]).view(B, H, -1, E)
-        ctx.save_for_backward(q, k, v, o_BTHE, lse)
-        return o_BTHE
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v, o_BTHE, lse = ctx.saved_tensors  # type: ignore[attr-defined]
-        B, T, H, E = o_BTHE.shape
-        do = grads[0].transpose(1, 2).flatten(0, 1)
-        delta = (grads[0].to(lse.dtype) * o_BTHE).sum(-1).transpose(1, 2).reshape(lse.shape)
-        dq = torch.empty_like(q)
-        dk, dv = torch.zeros_like(k, dtype=lse.dtype), torch.zeros_like(v, dtype=lse.dtype)
-        for start in range(0, T, ROWS):
-            end = min(start + ROWS, T)
-            rows = slice(start, end)
-            scores = _scores(q, k, start, end)
-            dp = do[:, rows] @ v[:, :end].transpose(1, 2)
-            p, ds = softmax_block_backward(scores, dp, lse[:, rows], delta[:, rows], E**-0.5)
-            dq[:, rows] = ds @ k[:, :end]
-            dk[:, :end] += ds.transpose(1, 2) @ q[:, rows]
-            dv[:, :end] += p.transpose(1, 2) @ do[:, rows]
-        dk, dv = dk.to(k.dtype), dv.to(v.dtype)
-        return dq.view(B, H, T, E), dk.view(B, H, T, E), dv.view(B, H, T, E)
-
-
-def _sums(dtype: torch.dtype) -> torch.dtype:
-    """What sums are kept in: fp32 for half precisions."""
-    return dtype if dtype == torch.float64 else torch.float32
-
-
-def _scores(q: Tensor, k: Tensor, start: int, end: int) -> Tensor:
-    """q @ k.T of a block of rows with the keys up to its end; only the diagonal square needs the mask."""
-    scores = q[:, start:end] @ k[:, :end].transpose(1, 2)
-    scores[:, :, start:end] += torch.full(
-        (end - start, end - start), float("-inf"), dtype=q.dtype, device=q.device
-    ).triu_(1)
-    return scores
+    kernel = _kernel(views[0].dtype, E)
+    assert kernel is not None
+    kernel[which](pointers, ctypes.c_void_p(lse.data_ptr()), *angles, shape, strides)

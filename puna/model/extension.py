@@ -1,6 +1,7 @@
 """Small C++ kernels, compiled where they run: for what PyTorch has no kernel for on CPUs.
 
-In:  a .cpp file beside the module that uses it, its functions `extern "C"` over plain pointers.
+In:  a .cpp file beside the module that uses it, its functions `extern "C"` over plain pointers; what it
+     includes stands in .h files beside it.
 Out: the loaded library, from the cache when this source was compiled for this processor before.
 
 No PyTorch header is included, so that a kernel compiles in a second or two and suits any build of PyTorch.
@@ -70,8 +71,10 @@ def say_no_compiler() -> None:
 
 
 def _key(source: Path, command: str) -> str:
-    """A name for what the compiled library depends on: source, flags, compiler, processor."""
-    digest = hashlib.sha256(source.read_bytes())
+    """A name for what the compiled library depends on: source, headers, flags, compiler, processor."""
+    digest = hashlib.sha256()
+    for file in (source, *sorted(source.parent.glob("*.h"))):
+        digest.update(file.read_bytes())
     digest.update(" ".join((command, *FLAGS, platform.machine(), _processor())).encode())
     return digest.hexdigest()[:16]
 

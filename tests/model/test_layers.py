@@ -9,7 +9,6 @@ from torch.autograd import gradcheck
 
 from puna.config import ModelConfig
 from puna.model import layers
-from puna.model.attention import BlockedAttention, causal_attention
 from puna.model.layers import Linear, Norm, NormLinear, SplitRotate, SwiGLULinear
 from puna.model.llama import Llama
 from puna.model.loss import IGNORE, LinearCrossEntropy, cross_entropy
@@ -34,24 +33,6 @@ def test_gradients_of_every_function_are_right_in_fp64():
     )
     assert gradcheck(SwiGLULinear.apply, (values(2, 3, 8), values(5, 4)))
     assert gradcheck(lambda qkv: SplitRotate.apply(qkv, cos.double(), sin.double(), 2, 1), values(2, 5, 4, 4))
-
-
-@pytest.mark.parametrize("T", [3, 127, 128, 129, 300])
-def test_blocked_attention_is_attention_for_any_length(T):
-    q, k, v = (values(1, 2, T, 4, seed=seed) for seed in range(3))
-    ours = BlockedAttention.apply(q, k, v).transpose(1, 2)
-    theirs = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    torch.testing.assert_close(ours, theirs)
-    do = values(1, 2, T, 4, seed=9)
-    torch.testing.assert_close(
-        torch.autograd.grad(ours, (q, k, v), do), torch.autograd.grad(theirs, (q, k, v), do)
-    )
-
-
-def test_attention_of_grouped_heads_is_that_of_repeated_ones():
-    q, k, v = values(1, 4, 40, 8), values(1, 2, 40, 8, seed=1), values(1, 2, 40, 8, seed=2)
-    repeated = BlockedAttention.apply(q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1))
-    torch.testing.assert_close(causal_attention(q, k, v), repeated)
 
 
 @pytest.mark.parametrize("N", [1, 7, 50])
