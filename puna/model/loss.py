@@ -53,7 +53,10 @@ class LinearCrossEntropy(Function):
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         dhidden_ND, dweight_VD = ctx.saved_tensors  # type: ignore[attr-defined]
-        return dhidden_ND * grads[0].to(dhidden_ND.dtype), dweight_VD * grads[0], None, None
+        # On a CPU a look at the gradient costs nothing, and usually spares two passes over memory.
+        if not (grads[0].is_cpu and grads[0].item() == 1):
+            dhidden_ND, dweight_VD = dhidden_ND * grads[0].to(dhidden_ND.dtype), dweight_VD * grads[0]
+        return dhidden_ND, dweight_VD, None, None
 
 
 def cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:

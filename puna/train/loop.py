@@ -24,8 +24,7 @@ import torch
 
 from puna.config import RunConfig
 from puna.files import MANIFEST, read_json
-from puna.model.extension import say_no_compiler
-from puna.model.kernels import compile_kernels
+from puna.model import extension, kernels
 from puna.model.llama import Llama
 from puna.model.precision import use_onednn_for_fp32
 from puna.model.sizes import train_flops_per_token
@@ -88,9 +87,7 @@ def train(
         torch.set_num_threads(config.train.threads)
     if config.train.deterministic:
         torch.use_deterministic_algorithms(True)
-    compiled = compile_kernels(config.train.compile)
-    if config.train.compile and not compiled:
-        say_no_compiler()
+    kernels.compile_kernels(config.train.compile)
     compute = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     if compute == torch.float32:
         use_onednn_for_fp32()
@@ -119,7 +116,8 @@ def train(
         log = StepLog(
             mixture.sources, train_flops_per_token(config.model), peak, [metrics.write, show, *tracked]
         )
-        bar.advance(0, "compiling kernels, once" if compiled else "")
+        extension.prepare(kernels.SOURCES, lambda line: bar.advance(0, line))
+        bar.advance(0)
         for step in range(state.step, every.steps):
             started = time.perf_counter()
             batch = mixture.batch(step)

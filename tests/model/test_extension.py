@@ -2,6 +2,11 @@
 
 import ctypes
 import logging
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,8 +26,8 @@ extern "C" void twice(float* x, long n) { for (long i = 0; i < n; i++) x[i] *= 2
 @pytest.fixture
 def source(tmp_path, monkeypatch):
     monkeypatch.setenv("PUNA_CACHE", str(tmp_path / "cache"))
-    extension.load.cache_clear()
-    extension.say_no_compiler.cache_clear()
+    for cached in (extension.load, extension.say_no_compiler, extension._say_not_kept):
+        cached.cache_clear()
     path = tmp_path / "twice.cpp"
     path.write_text(SOURCE)
     yield path
@@ -82,3 +87,156 @@ def test_a_kernel_that_does_not_compile_is_named(source, caplog):
 def test_it_can_be_switched_off(source, monkeypatch):
     monkeypatch.setenv("PUNA_NATIVE", "0")
     assert extension.load(source) is None
+
+
+def script(path: Path, *lines: str) -> str:
+    """A program that stands for a compiler."""
+    path.write_text("\n".join(("#!/bin/sh", *lines)) + "\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def cached(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "cache" / "kernels").iterdir())
+
+
+@needs_compiler
+def test_several_kernels_are_compiled_at_once_with_one_line(source, tmp_path, monkeypatch):
+    """Each compiler waits for the other's start: one after another they would never end."""
+    other = source.with_name("other.cpp")
+    other.write_text(SOURCE)
+    real = extension.compiler()
+    meets = (
+        f"touch {tmp_path}/started.$$",
+        f'while [ "$(ls {tmp_path}/started.* | wc -l)" -lt 2 ]; do sleep 0.05; done',
+        f'exec {real} "$@"',
+    )
+    slow = script(tmp_path / "meeting", '[ "$1" = --version ] && exec true', *meets)
+    monkeypatch.setattr(extension, "compiler", lambda: slow)
+    monkeypatch.setattr(extension, "TIMEOUT", 60.0)
+    lines: list[str] = []
+    extension.prepare([source, other], lines.append)
+    assert lines == ["compiling kernels, once"]
+    assert len(cached(tmp_path)) == 2
+    assert extension.load(source) is not None and extension.load(other) is not None
+    extension.load.cache_clear()
+    extension.prepare([source, other], lines.append)
+    assert len(lines) == 1, "nothing was left to compile"
+
+
+@needs_compiler
+def test_a_header_is_part_of_what_is_compiled(source, tmp_path):
+    header = source.with_name("factor.h")
+    header.write_text("#define FACTOR 2\n")
+    source.write_text('#include "factor.h"\nextern "C" long factor() { return FACTOR; }')
+    assert extension.load(source).factor() == 2
+    header.write_text("#define FACTOR 3\n")
+    extension.load.cache_clear()
+    assert extension.load(source).factor() == 3
+    assert len(cached(tmp_path)) == 2
+
+
+@needs_compiler
+def test_a_library_of_another_processor_is_not_loaded(source, tmp_path, monkeypatch):
+    extension.load(source)
+    monkeypatch.setattr(extension, "_processor", lambda: "flags: sse2 and nothing else")
+    extension.load.cache_clear()
+    assert extension.load(source) is not None
+    assert len(cached(tmp_path)) == 2
+
+
+@needs_compiler
+def test_a_cached_library_that_does_not_load_is_compiled_again(source, tmp_path, caplog):
+    library = extension._library(source, extension.compiler())
+    library.parent.mkdir(parents=True)
+    library.write_bytes(b"not a library")
+    with caplog.at_level(logging.WARNING):
+        assert extension.load(source) is not None
+    assert "compiling it again" in caplog.text
+    ctypes.CDLL(str(library))
+
+
+@needs_compiler
+def test_two_processes_may_compile_at_once(source, tmp_path):
+    code = (
+        "from pathlib import Path; from puna.model import extension; "
+        f"assert extension.load(Path({str(source)!r})) is not None"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    assert len(cached(tmp_path)) == 1
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_is_one_line_and_the_kernel_runs(
+    source, tmp_path, monkeypatch, caplog
+):
+    (tmp_path / "file").touch()  # root may write in any directory, so it is one in a file that forbids it
+    monkeypatch.setenv("PUNA_CACHE", str(tmp_path / "file" / "cache"))
+    with caplog.at_level(logging.WARNING):
+        assert extension.load(source).threads() >= 1
+        other = source.with_name("other.cpp")
+        other.write_text(SOURCE)
+        assert extension.load(other) is not None
+    (record,) = caplog.records
+    assert "not kept" in record.message
+
+
+@needs_compiler
+def test_a_compiler_that_hangs_is_ended_with_its_children(source, tmp_path, monkeypatch, caplog):
+    child = tmp_path / "child"
+    hangs = script(tmp_path / "hangs", '[ "$1" = --version ] && exit', f"sleep 300 & echo $! > {child}; wait")
+    monkeypatch.setattr(extension, "compiler", lambda: hangs)
+    monkeypatch.setattr(extension, "TIMEOUT", 1.0)
+    started = time.monotonic()
+    with caplog.at_level(logging.WARNING):
+        assert extension.load(source) is None
+    assert time.monotonic() - started < 60
+    assert "ended after 1 s" in caplog.text
+    stat = Path(f"/proc/{child.read_text().strip()}/stat")
+    assert not stat.exists() or stat.read_text().split()[2] == "Z"
+    assert not cached(tmp_path), "nothing half-written is left"
+
+
+@needs_compiler
+def test_without_openmp_the_kernel_runs_on_one_thread_and_says_so(source, tmp_path, monkeypatch, caplog):
+    source.write_text('extern "C" int one() {\n#pragma omp parallel\n{}\nreturn 1; }')
+    real = extension.compiler()
+    refuses = (
+        '[ "$1" = --version ] && exit',
+        'case "$*" in *-fopenmp*) echo "error: no OpenMP here" >&2; exit 1;; esac',
+    )
+    command = script(tmp_path / "refuses", *refuses, f'exec {real} "$@"')
+    monkeypatch.setattr(extension, "compiler", lambda: command)
+    with caplog.at_level(logging.WARNING):
+        assert extension.load(source).one() == 1
+    (record,) = caplog.records
+    assert "one thread" in record.message and "no OpenMP here" in record.message
+
+
+def test_an_unknown_level_of_the_processor_names_the_choices(monkeypatch):
+    monkeypatch.setenv("PUNA_CPU", "sse9")
+    with pytest.raises(ValueError, match=r"sse9.*expected native or avx2"):
+        extension.cpu_level()
+
+
+def test_avx2_is_refused_where_there_is_none(monkeypatch):
+    monkeypatch.setenv("PUNA_CPU", "avx2")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    with pytest.raises(ValueError, match=r"x86-64.*aarch64"):
+        extension.cpu_level()
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="not an x86-64 processor")
+def test_a_processor_can_act_as_one_with_avx2(source, tmp_path, monkeypatch):
+    source.write_text(
+        "#if defined(__AVX512F__) || defined(__AVX512BF16__)\n#define LEVEL 512\n"
+        "#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)\n#define LEVEL 256\n"
+        '#else\n#define LEVEL 0\n#endif\nextern "C" int level() { return LEVEL; }'
+    )
+    extension.load(source)
+    monkeypatch.setenv("PUNA_CPU", "avx2")
+    extension.load.cache_clear()
+    assert extension.load(source).level() == 256
+    assert len(cached(tmp_path)) == 2, "each level has its own library"
