@@ -71,7 +71,7 @@ struct Bf16 : Real {
 // Where the dot product of bytes wants one unsigned side (OFFSET), the weights' 128 is left in it: sum q x then
 // has 128 sum x too much, which is what a row's `sum` takes away.
 struct Integer {
-    static constexpr int STEPS = 8, UNITS = 1, ROWS = REGISTERS == 16 ? 4 : 6, TILE = 2 * ROWS;
+    static constexpr int STEPS = 8, UNITS = 1, ROWS = 6, TILE = 2 * ROWS;
     static constexpr bool INTEGER = true;
 #if defined(__AVX2__) && !defined(__AVX512F__) && !defined(__AVXVNNI__)
 #define PAIRS_OF_BYTES
