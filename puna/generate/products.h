@@ -15,6 +15,13 @@ struct Rows {
     float *scales, *sums;
 };
 
+// The first tile of a panel fetches for all of them: the cache lines of a narrow one do not follow each other.
+INLINE void fetch_ahead(const char* step) {
+    constexpr int AHEAD = LANES == 16 ? 0 : 1024;  // bytes; a vector of 64 bytes needs no help
+    if (AHEAD)
+        for (int line = 0; line < 128; line += 64) __builtin_prefetch(step + AHEAD + line);
+}
+
 // sums[row][first + v] = N vectors of one panel, from `first` on, times M packed rows.
 template <class W, int M, int N>
 INLINE void tile(const char* w, int first, const Rows& x, long groups, Floats (*sums)[VECTORS]) {
@@ -26,7 +33,8 @@ INLINE void tile(const char* w, int first, const Rows& x, long groups, Floats (*
         const uint32_t* values = x.values + g * PER_GROUP;
         if constexpr (!W::INTEGER) {
             const char* at = w + VECTOR * first;
-            for (int step = 0; step < W::STEPS; step++, at += 128)
+            for (int step = 0; step < W::STEPS; step++, at += 128) {
+                if (first == 0) fetch_ahead(at);
                 UNROLL for (int unit = 0; unit < W::UNITS; unit++, values += M) {
                     typename W::Weights weights[N];
                     UNROLL for (int v = 0; v < N; v++) weights[v] = W::part(at + VECTOR * v, unit);
@@ -34,10 +42,12 @@ INLINE void tile(const char* w, int first, const Rows& x, long groups, Floats (*
                         UNROLL for (int v = 0; v < N; v++)
                             sum[row][v] = W::dot(sum[row][v], weights[v], values[row]);
                 }
+            }
         } else {
             typename W::Dots dots[M][N] = {};
             const char* at = w + 64 + VECTOR * first;
-            UNROLL for (int step = 0; step < W::STEPS; step += W::PAIRED, at += 128)
+            UNROLL for (int step = 0; step < W::STEPS; step += W::PAIRED, at += 128) {
+                if (first == 0) fetch_ahead(at);
                 UNROLL for (int pair = 0; pair < W::PAIRED; pair++, values += M) {
                     typename W::Weights weights[N];
                     UNROLL for (int v = 0; v < N; v++) weights[v] = W::part(at + VECTOR * v, pair);
@@ -45,6 +55,7 @@ INLINE void tile(const char* w, int first, const Rows& x, long groups, Floats (*
                         UNROLL for (int v = 0; v < N; v++)
                             dots[row][v] = W::dot(dots[row][v], weights[v], values[row]);
                 }
+            }
             UNROLL for (int v = 0; v < N; v++) {
                 const typename W::Scale of(w, first + v);
                 UNROLL for (int row = 0; row < M; row++) {
