@@ -60,13 +60,14 @@ struct Arena {
 // Below this many rows every thread packs them all for itself, which is cheaper than meeting once more.
 constexpr long FEW = 4;
 
-template <class W, class H, class C>
+template <class W, class H>
 static void step(const Model& model, const Batch& batch) {
     const long n = batch.rows, D = model.dim, E = model.head_dim, K = model.kv_heads;
     const long dim = up(D, GROUP), qkv_width = up((model.n_heads + 2 * K) * E, GROUP);
     const long heads_width = up(model.n_heads * E, GROUP), ffn = up(model.ffn_dim, GROUP);
     const long widest = (dim > ffn ? (dim > heads_width ? dim : heads_width) : ffn) / GROUP;
     const int threads = omp_get_max_threads();
+    const bool fp32 = model.cache_is_fp32;
 
     Arena arena;
     float *x = arena.take<float>(n * dim), *qkv = arena.take<float>(n * qkv_width);
@@ -116,12 +117,16 @@ static void step(const Model& model, const Batch& batch) {
             const Layer& weights = model.layers[layer];
             pack(x, dim, weights.attention_norm, dim / GROUP);
             multiply(weights.wqkv, Then::STORE, qkv, qkv_width);
-            share(n * K, [&](long i) { rotate<C>(model, batch, layer, i / K, i % K, qkv + i / K * qkv_width); });
+            share(n * K, [&](long i) {
+                (fp32 ? rotate<float> : rotate<uint16_t>)(model, batch, layer, i / K, i % K, qkv + i / K * qkv_width);
+            });
             meeting.wait();
             const long tasks = ((long)starts.size() - 1) * K;
             for (long i = thread; i < tasks; i += threads) {  // in turns: later rows have more keys
                 const long first = starts[i / K], count = starts[i / K + 1] - first;
-                attend_rows<C>(model, batch, layer, first, count, i % K, qkv, qkv_width, heads, heads_width);
+                (fp32 ? attend_rows<float> : attend_rows<uint16_t>)(
+                    model, batch, layer, first, count, i % K, qkv, qkv_width, heads, heads_width
+                );
             }
             meeting.wait();
             pack(heads, heads_width, nullptr, heads_width / GROUP);
@@ -142,11 +147,6 @@ static void step(const Model& model, const Batch& batch) {
                 model.output, mine, last_blocks, Then::STORE, batch.logits, model.output.rows, thread, threads
             );
     }
-}
-
-template <class W, class H>
-static void step(const Model& model, const Batch& batch) {
-    model.cache_is_fp32 ? step<W, H, float>(model, batch) : step<W, H, uint16_t>(model, batch);
 }
 
 extern "C" void forward(const Model* model, const Batch* batch) {

@@ -180,10 +180,11 @@ def test_a_row_is_the_same_bits_in_a_prompt_alone_and_among_others(run, config, 
 
 
 @native
-def test_threads_change_no_bit(run):
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_threads_change_no_bit(run, weights):
     config = CONFIGS["grouped-query"]
     path, _ = run(config)
-    runner = PackedRunner.load(path, "int8", 3)
+    runner = PackedRunner.load(path, weights, 3)
     ids = tokens(config)
     before = torch.get_num_threads()
     logits = []
