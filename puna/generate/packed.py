@@ -105,6 +105,22 @@ def pack(weight_OI: Tensor, weights: Weights) -> Tensor:
     return torch.cat((int4.step_O.view(-1, PANEL).view(torch.uint8), groups.flatten(1)), dim=-1)
 
 
+def multiply(x_TI: Tensor, weight_OI: Tensor, weights: Weights) -> Tensor:
+    """x · weightᵀ as a step of the PackedRunner computes it, (T, O): what tests compare with fp64.
+
+    Both are fp32. A C++ compiler is required.
+    """
+    library = extension.load(Path(__file__).with_name("packed.cpp"))
+    assert library is not None, "no C++ compiler"
+    packed = pack(weight_OI, weights)
+    x_TI = F.pad(x_TI, (0, -x_TI.shape[1] % GROUP)).contiguous()
+    matrix = _Matrix(packed.data_ptr(), len(weight_OI), x_TI.shape[1] // GROUP)
+    out = torch.empty(len(x_TI), len(weight_OI))
+    pointers = (ctypes.c_void_p(x_TI.data_ptr()), ctypes.c_long(len(x_TI)), ctypes.c_void_p(out.data_ptr()))
+    library.multiply(FORMATS[weights], ctypes.byref(matrix), *pointers)
+    return out
+
+
 def _outputs(numbers_OG: Tensor) -> Tensor:
     """What each output has for a group -> (panels, groups, bytes)."""
     return numbers_OG.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous().view(torch.uint8)

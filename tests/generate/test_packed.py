@@ -5,11 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from puna.config import RunConfig, to_dict
 from puna.files import write_json
-from puna.generate.packed import PackedRunner, rounded
+from puna.generate.packed import PackedRunner, multiply, rounded
 from puna.generate.quality import quality
+from puna.generate.quantize import GROUP
 from puna.generate.runner import BLOCK, PlainRunner
 from puna.model import extension
 from puna.model.llama import Llama
@@ -59,6 +63,61 @@ def with_rounded_weights(model: Llama, weights: str) -> Llama:
 def divergence(logits, expected):
     p, q = expected.log_softmax(-1), logits.log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1).mean().item()
+
+
+def fp64_product(x, weight, weights):
+    """(expected, magnitude): the dequantised weights times x, which integers round to 8 bits per group."""
+    w = rounded(weight, weights).double()
+    x = F.pad(x, (0, -x.shape[1] % GROUP)).double()
+    w = F.pad(w, (0, -w.shape[1] % GROUP))
+    if weights in ("int8", "int4"):
+        groups = x.float().unflatten(-1, (-1, GROUP))
+        largest = groups.abs().amax(-1, keepdim=True)
+        q = (groups * torch.where(largest > 0, 127 / largest, 0)).round()
+        x = (q.double() * (largest / 127)).flatten(-2)
+    return x @ w.T, x.abs() @ w.abs().T
+
+
+@native
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(1, 40), st.integers(1, 130), st.integers(1, 300), st.sampled_from(WEIGHTS), st.integers(0, 99)
+)
+def test_a_product_is_that_of_the_dequantised_weights_and_a_rows_bits_are_its_own(
+    rows, outputs, columns, weights, seed
+):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, columns, generator=generator) * torch.logspace(-3, 3, columns)
+    weight = torch.randn(outputs, columns, generator=generator) + 0.3
+    expected, size = fp64_product(x.bfloat16().float() if weights == "bf16" else x, weight, weights)
+    found = multiply(x, weight, weights)
+    # bf16: rounding of x, where the processor multiplies bf16. int4: `zero * sum` is some times what is left.
+    error = {"bf16": 2**-8, "int4": 1e-5}.get(weights, 1e-6)
+    assert ((found - expected).abs() <= error * size + 1e-12).all()
+    row = seed % rows
+    assert torch.equal(multiply(x[row : row + 1], weight, weights)[0], found[row])
+
+
+@native
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize("x_sign", ["plus", "minus", "mixed"])
+@pytest.mark.parametrize("w_sign", ["plus", "minus", "mixed"])
+def test_integers_at_their_extremes_do_not_saturate(weights, x_sign, w_sign):
+    """All products of a group are the largest there are: 32 · 127 · 127, or 32 · 127 · 15."""
+
+    def extremes(sign, rows):
+        signs = {"plus": 1.0, "minus": -1.0}.get(sign)
+        generator = torch.Generator().manual_seed(rows)
+        return (
+            torch.randint(0, 2, (rows, 96), generator=generator) * 2.0 - 1
+            if signs is None
+            else torch.full((rows, 96), signs)
+        )
+
+    for rows in (1, 2, 3, 4, 5, 6, 13):
+        x, weight = 127 * extremes(x_sign, rows), extremes(w_sign, 40)
+        expected, _ = fp64_product(x, weight, weights)
+        torch.testing.assert_close(multiply(x, weight, weights).double(), expected, rtol=1e-6, atol=1e-2)
 
 
 @native
@@ -121,10 +180,11 @@ def test_a_row_is_the_same_bits_in_a_prompt_alone_and_among_others(run, config, 
 
 
 @native
-def test_threads_change_no_bit(run):
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_threads_change_no_bit(run, weights):
     config = CONFIGS["grouped-query"]
     path, _ = run(config)
-    runner = PackedRunner.load(path, "int8", 3)
+    runner = PackedRunner.load(path, weights, 3)
     ids = tokens(config)
     before = torch.get_num_threads()
     logits = []
