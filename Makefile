@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV   := .venv
 PEERS  := .venv-peers
+PEER_NAMES := $(patsubst benchmarks/peers-%.txt,%,$(wildcard benchmarks/peers-*.txt))
 BIN    := $(VENV)/bin
 
 .PHONY: demo test check slow bench peers clean
@@ -21,13 +22,15 @@ check: $(VENV)/.installed-dev     ## ruff (lint, format) and mypy
 slow: $(VENV)/.installed-dev      ## the tests that take minutes or need the package index
 	$(BIN)/python -m pytest -m "slow or network"
 
-bench: $(VENV)/.installed-dev $(PEERS)/.installed   ## against peers, side by side
-	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
+bench: $(VENV)/.installed-dev peers   ## against peers, side by side; QUICK=1: every script end to end, soon
+	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script $(if $(QUICK),--quick) || exit 1; done
 
-peers: $(PEERS)/.installed        ## the tools that benchmarks compare with, in an environment of their own
+peers: $(PEER_NAMES:%=$(PEERS)/%/.installed)   ## the tools that benchmarks compare with
 
+# Versions for which every dependency has wheels (CONTRIBUTING.md has the table).
 $(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit("puna needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("puna works with Python 3.11, \
+	3.12 and 3.13; this is %d.%d; choose another with: make demo PYTHON=python3.13" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 
 # torch first and alone: the other packages then take the build that is there.
@@ -41,11 +44,13 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
 	$(BIN)/pip install -e ".[perplexity]" || echo "kenlm needs a C++ compiler: its tests are skipped"
 	touch $@
 
-$(PEERS)/.installed: benchmarks/peers.txt
-	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/pip install "torch==2.13.*"
-	CMAKE_ARGS="-DGGML_NATIVE=ON" $(PEERS)/bin/pip install -r benchmarks/peers.txt   # llama.cpp for this processor
-	touch $@
+# An environment per peer, because their requirements conflict. A peer that cannot be installed is left out.
+$(PEERS)/%/.installed: benchmarks/peers-%.txt
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	if { ! grep -q "^torch" $< || $(@D)/bin/pip install "$$(grep "^torch" $<)"; } \
+	  && CMAKE_ARGS="-DGGML_NATIVE=ON" $(@D)/bin/pip install -r $<; then touch $@; \
+	else rm -rf $(@D); echo "peer $* could not be installed; the benchmarks leave it out"; fi
 
 clean:
 	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis

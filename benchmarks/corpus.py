@@ -2,6 +2,7 @@
 
     python benchmarks/corpus.py                     50 MB of text, three rounds
     python benchmarks/corpus.py --mb 200 --rounds 5
+    python benchmarks/corpus.py --quick             3 MB, one round: whether everything runs
     python benchmarks/corpus.py --only lines        or c4, or road
 
 In:  the real pages under PUNA_REALDATA, made into WET files by repetition with variation.
@@ -12,7 +13,7 @@ Out: MB of text by CPU-second (WET -> language -> C4's rules -> Parquet) and the
 datatrove is given every advantage that is like for like: the same lid.176.ftz and the same list of bad words
 from disk, and WET records that name their media type, so that it does not ask libmagic for each. Its full
 setting counts sentences (spaCy) and looks for bad words, as puna does; its fast setting does neither. It runs
-in `.venv-peers` (`make peers`), or where --peers says.
+in an environment of its own (`make peers`), or where --peers says.
 """
 
 import argparse
@@ -26,6 +27,8 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+
+from _peers import interpreter
 
 HERE = Path(__file__).resolve().parent
 REAL = Path(os.environ.get("PUNA_REALDATA", HERE.parent / "realdata"))
@@ -107,7 +110,7 @@ def write_wet(folder, size, n_files, seed):
 def contestant(name, folder, out, peers):
     """One run of a contestant in a process of its own; None where it is not installed or fails."""
     python = peers if name.startswith("datatrove") else Path(sys.executable)
-    if not python.exists():
+    if python is None:
         return None
     sys.path.insert(0, str(HERE.parent))
     from puna.corpus.language import model_path
@@ -199,13 +202,18 @@ def show(result):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Cleaning web pages against a peer.")
-    parser.add_argument("--mb", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--mb", type=int, help="50 when not given, 3 with --quick")
+    parser.add_argument("--rounds", type=int, help="3 when not given, 1 with --quick")
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", choices=["c4", "lines", "road"], action="append")
-    parser.add_argument("--peers", type=Path, default=HERE.parent / ".venv-peers/bin/python")
+    parser.add_argument(
+        "--peers", type=Path, default=interpreter("datatrove"), help="a Python with datatrove"
+    )
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     if not (REAL / "ccnet_output").is_dir():
-        sys.exit("no real pages found; set PUNA_REALDATA to the folder that holds ccnet_output")
-    measured = run(given.mb, given.rounds, given.only or ["c4", "lines", "road"], given.peers)
+        print("left out: no real pages; set PUNA_REALDATA to the folder that holds ccnet_output")
+        sys.exit(0)
+    mb, rounds = given.mb or (3 if given.quick else 50), given.rounds or (1 if given.quick else 3)
+    measured = run(mb, rounds, given.only or ["c4", "lines", "road"], given.peers)
     print(json.dumps(measured)) if given.json else show(measured)

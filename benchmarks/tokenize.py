@@ -2,6 +2,7 @@
 
     python benchmarks/tokenize.py                       five rounds, then memory over 1 GB, then the loader
     python benchmarks/tokenize.py --rounds 9 --memory-mb 0
+    python benchmarks/tokenize.py --quick               one round, memory over 20 MB: whether everything runs
 
 In:  the demo's corpus (real text), a real vocabulary of 32,000 pieces (Mistral 7B's first).
 Out: MB of text by CPU-second, median and range of the rounds; whether the ids are SentencePiece's; growth of
@@ -9,8 +10,8 @@ Out: MB of text by CPU-second, median and range of the rounds; whether the ids a
 
 Every contestant is a process of its own, idle while another encodes, on one thread. Texts are cut to 20 kB,
 shuffled, and dealt to the rounds, so that no contestant sees a text twice: what it remembers it has learned
-from other texts. The first deal is for warming up. Peers run in `.venv-peers` (`make peers`). fastokens and
-tokie are left out because their ids differ; ids that differ are said here too.
+from other texts. The first deal is for warming up. kitoken runs in an environment of its own (`make
+peers`). fastokens and tokie are left out because their ids differ; ids that differ are said here too.
 """
 
 # Named after what it measures, this file hides a module of Python's own from the scripts beside it, which
@@ -42,13 +43,15 @@ if __name__ == "__main__":
     from importlib.metadata import version
     from pathlib import Path
 
+    from _peers import interpreter
+
 HERE = "" if __name__ != "__main__" else Path(__file__).resolve().parent
-# Name -> the package whose version is shown, and whether it runs in puna's own environment.
+# Name -> the package whose version is shown.
 CONTESTANTS = {
-    "sentencepiece": ("sentencepiece", True),
-    "puna": ("gigatoken", True),
-    "tokenizers": ("tokenizers", True),
-    "kitoken": ("kitoken", False),
+    "sentencepiece": "sentencepiece",
+    "puna": "gigatoken",
+    "tokenizers": "tokenizers",
+    "kitoken": "kitoken",
 }
 
 
@@ -82,7 +85,7 @@ def contestant(name, model, texts):
     """Read rounds from stdin, answer each with a line of JSON on stdout."""
     rounds = json.loads(Path(texts).read_text())
     encode = encoder(name, model)
-    print(json.dumps({"version": version(CONTESTANTS[name][0])}), flush=True)
+    print(json.dumps({"version": version(CONTESTANTS[name])}), flush=True)
     for line in sys.stdin:
         word, number = line.split()
         if word == "round":
@@ -167,9 +170,8 @@ def corpus(folder):
 
 def start(name, model, texts):
     """A contestant's process, or None where it is not installed."""
-    ours = CONTESTANTS[name][1]
-    python = Path(sys.executable) if ours else HERE.parent / ".venv-peers/bin/python"
-    if not python.exists():
+    python = interpreter("kitoken") if name == "kitoken" else Path(sys.executable)
+    if python is None:
         return None
     process = subprocess.Popen(
         [python, __file__, "--contestant", name, str(model), str(texts)],
@@ -236,7 +238,7 @@ def run(rounds, memory_mb):
         for name, items in found.items():
             rates = [size / item["seconds"] for size, item in zip(sizes, items, strict=True)][1:]
             result["contestants"][name] = {
-                "version": f"{CONTESTANTS[name][0]} {running[name].begun['version']}",
+                "version": f"{CONTESTANTS[name]} {running[name].begun['version']}",
                 "mb_per_second": statistics.median(rates),
                 "range": [min(rates), max(rates)],
                 "same_ids": [item["digest"] for item in items] == right,
@@ -277,13 +279,15 @@ def show(result):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Encoding speed against peers.")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--memory-mb", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, help="5 when not given, 1 with --quick")
+    parser.add_argument("--memory-mb", type=int, help="1000 when not given, 20 with --quick")
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--contestant", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.contestant:
         contestant(*given.contestant)
     else:
-        measured = run(given.rounds, given.memory_mb)
+        memory_mb = (20 if given.quick else 1000) if given.memory_mb is None else given.memory_mb
+        measured = run(given.rounds or (1 if given.quick else 5), memory_mb)
         print(json.dumps(measured)) if given.json else show(measured)

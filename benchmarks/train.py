@@ -1,12 +1,14 @@
 """Training speed and memory against peers, interleaved in one run.
 
-    python benchmarks/train.py                    15m and 110m, bf16
+    python benchmarks/train.py                    15m and 110m; bf16 where the CPU has it, fp32 elsewhere
     python benchmarks/train.py --size 15m --precision fp32 --steps 20
+    python benchmarks/train.py --quick            15m, one turn: whether everything runs
 
 Every contestant is a process of its own, idle while another trains, and they take turns of a few steps:
-whatever else the machine does hits all alike. Peers that are not in this environment run in `.venv-peers`
-(`make peers`). Prints tokens/s (median and range), the share of the machine's matrix peak measured in the
-same run (MFU), peak memory, and the loss after the last step, which must be alike.
+whatever else the machine does affects all alike. transformers is a development dependency of puna; litgpt
+has an environment of its own (`make peers`), and is left out where that is missing. Prints tokens/s (median
+and range), the share of the machine's matrix peak measured in the same run (MFU), peak memory, and the loss
+after the last step, which must be alike.
 """
 
 import argparse
@@ -17,12 +19,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+from _peers import interpreter
+
 from puna.config import ModelConfig
 from puna.model.sizes import train_flops_per_token
 from puna.train.allocator import KEEP
 
 HERE = Path(__file__).parent
-PEERS = HERE.parent / ".venv-peers/bin/python"
 CONTESTANTS = [
     "puna",
     "plain",
@@ -38,11 +42,12 @@ ALLOCATOR = KEEP
 
 def start(name: str, size: str, precision: str) -> subprocess.Popen | None:
     """A contestant's process, or None where it is not installed."""
-    python = sys.executable if name.startswith(("puna", "plain")) else str(PEERS)
-    if not Path(python).exists():
+    python = interpreter("litgpt") if name.startswith("litgpt") else Path(sys.executable)
+    if python is None:
+        print(f"{name}: not installed, left out; run: make peers", file=sys.stderr)
         return None
     return subprocess.Popen(
-        [python, str(HERE / "_train_contestant.py"), name, size, precision],
+        [str(python), str(HERE / "_train_contestant.py"), name, size, precision],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -126,13 +131,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", action="append", choices=["15m", "110m"])
-    parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
+    parser.add_argument("--precision", choices=["bf16", "fp32"])
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--turn", type=int, default=2)
     parser.add_argument("--only", action="append", choices=CONTESTANTS)
+    parser.add_argument("--quick", action="store_true", help="15m, one turn")
     options = parser.parse_args()
-    for size in options.size or ["15m", "110m"]:
-        compete(size, options.precision, options.steps, options.turn, options.only or CONTESTANTS)
+    precision = options.precision or ("bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32")
+    for size in options.size or (["15m"] if options.quick else ["15m", "110m"]):
+        steps = options.turn if options.quick else options.steps
+        compete(size, precision, steps, options.turn, options.only or CONTESTANTS)
 
 
 if __name__ == "__main__":

@@ -1,32 +1,52 @@
-"""`puna demo`: the whole road on real input, in minutes on two CPU cores.
+"""`puna demo`: the whole pipeline on real input, in minutes on two CPU cores.
 
     pinned packages ─> raw dumps ─> documents/SOURCE ─> tokenizer ─> shards ─> run ─> report.html
 
-Each stage is the public function its verb calls, and knows what it has done already: the demo itself keeps
-no state. Killed at any moment, it goes on from there; finished, it says so.
+Each stage is the public function that its command calls, and knows what it has done already: the demo itself
+keeps no state. After a kill, the same command resumes; once all is done, it says so.
+
+Training takes about five minutes on any machine: its speed is measured first, and the size of the model and
+the number of steps follow from it. The run's config.json is the record of that decision: a resumed run reads
+it and measures nothing, so that it is the same run on a machine of any speed.
 """
 
 import json as json_module
+import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from puna.config import RunConfig, Sampling
+import torch
+
+from puna.config import CONFIG, ModelConfig, RunConfig, Sampling, read_config
 from puna.corpus.samples import SAMPLES, fetch_sample
 from puna.corpus.stage import clean_source
-from puna.files import human_bytes, human_seconds, read_json_lines
+from puna.files import MANIFEST, human_bytes, human_seconds, read_json, read_json_lines
 from puna.generate.samples import sampler
 from puna.recipes import recipe
 from puna.report.page import build_report
 from puna.tokens.shards import write_shards
 from puna.tokens.training import train_tokenizer
 from puna.train.loop import Outcome, train
+from puna.train.speed import tokens_per_second
 
 VOCAB_SIZE = 4096
+TRAIN_SECONDS = 300.0
+BATCH_TOKENS = 2048
+# Sizes of the model, largest first. A machine trains the first that it can give MIN_STEPS in TRAIN_SECONDS.
+SIZES = (
+    ModelConfig(dim=288, n_layers=6, n_heads=6, ffn_dim=768, vocab_size=VOCAB_SIZE, context=512),
+    ModelConfig(dim=192, n_layers=4, n_heads=4, ffn_dim=512, vocab_size=VOCAB_SIZE, context=512),
+    ModelConfig(dim=128, n_layers=3, n_heads=4, ffn_dim=384, vocab_size=VOCAB_SIZE, context=256),
+)
+MIN_STEPS = 120
+FEWEST_STEPS = 50  # even where the smallest model is too slow
+MAX_EPOCHS = 4  # a fast machine stops here: more would only memorise the sample
 STOPPED = 130
 PROMPTS = (
     "To be, or not to be",
@@ -36,18 +56,46 @@ PROMPTS = (
 )
 
 
-def demo_config(shards: Path) -> RunConfig:
-    """The demo's run: the 15m recipe with small batches, for the most learning in a few minutes."""
+def run_config(shards: Path, model: ModelConfig, steps: int) -> RunConfig:
+    """The demo's run: small batches and a high learning rate, for the most learning in a few minutes."""
     base = recipe("15m")
     return replace(
         base,
         data=(str(shards),),
-        model=replace(base.model, vocab_size=VOCAB_SIZE),
-        optim=replace(base.optim, lr=3e-3, warmup_steps=60),
+        model=model,
+        optim=replace(base.optim, lr=3e-3, warmup_steps=min(60, steps // 5)),
         train=replace(
-            base.train, steps=700, batch_tokens=2048, micro_batch=4, validate_every=140, save_every=50
+            base.train,
+            steps=steps,
+            batch_tokens=BATCH_TOKENS,
+            micro_batch=BATCH_TOKENS // model.context,
+            precision="bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32",
+            validate_every=max(steps // 4, 1),
+            validation_windows=16,
+            save_every=max(steps // 10, 1),  # every half minute
         ),
     )
+
+
+def choose_config(
+    shards: Path, train_tokens: int, speed: Callable[[RunConfig], float]
+) -> tuple[RunConfig, float]:
+    """The largest model that this machine trains in TRAIN_SECONDS, for as many steps as fit into them.
+
+    Args:
+        train_tokens: tokens in the shards, which are repeated at most MAX_EPOCHS times.
+        speed: measures the tokens per second of a configuration on this machine.
+
+    Returns:
+        The configuration of the run, and the speed that was measured with it, in tokens per second.
+    """
+    most = max(MAX_EPOCHS * train_tokens // BATCH_TOKENS, FEWEST_STEPS)
+    for model in SIZES:
+        rate = speed(run_config(shards, model, FEWEST_STEPS))
+        steps = min(round(rate * TRAIN_SECONDS / BATCH_TOKENS), most)
+        if steps >= min(MIN_STEPS, most):
+            break
+    return run_config(shards, model, max(steps, FEWEST_STEPS)), rate
 
 
 @contextmanager
@@ -61,7 +109,7 @@ def _stage(title: str, quiet: bool) -> Iterator[list[str]]:
 
 
 def run_demo(out: Path, json: bool = False) -> int:
-    """Run or go on with the demo in `out`; gives the exit code."""
+    """Run the demo in `out`, or resume it; returns the exit code."""
     started = time.monotonic()
     documents = {source: out / "documents" / source for source in SAMPLES}
     for source, directory in documents.items():
@@ -78,16 +126,24 @@ def run_demo(out: Path, json: bool = False) -> int:
         facts.append(f"{VOCAB_SIZE:,} pieces of SentencePiece BPE")
     with _stage("shards", json) as facts:
         manifest = write_shards(list(documents.values()), out / "tokenizer", out / "shards")
-        held = manifest["sources"].values()
-        facts.append(f"{sum(source['train_tokens'] for source in held):,} tokens to train on")
-        facts.append(f"{sum(source['val_tokens'] for source in held):,} held out")
+        sources = manifest["sources"].values()
+        train_tokens = sum(source["train_tokens"] for source in sources)
+        facts.append(f"{train_tokens:,} tokens to train on")
+        facts.append(f"{sum(source['val_tokens'] for source in sources):,} held out")
+    if (out / CONFIG).is_file():
+        config = read_config(out)
+    else:
+        with _stage("speed", json) as facts:
+            config, rate = choose_config(out / "shards", train_tokens, tokens_per_second)
+            facts.append(f"{rate:,.0f} tokens/s on this machine")
+            facts.append(f"{human_seconds(config.train.steps * BATCH_TOKENS / rate)} of training")
     with _stage("train", json) as facts:
-        outcome = _train(out)
+        outcome = _train(config, out)
         facts.append(f"{outcome.state.step:,} steps, {outcome.state.tokens:,} tokens")
         if outcome.validation is not None:
             facts.append(f"held-out loss {outcome.validation['loss']:.3f}")
     if not outcome.finished:
-        print("stopped; `make demo` goes on from here", file=sys.stderr)
+        print("stopped; run `make demo` again to resume from here", file=sys.stderr)
         return STOPPED
     with _stage("report", json) as facts:
         page = build_report(out)
@@ -99,20 +155,43 @@ def run_demo(out: Path, json: bool = False) -> int:
             "run": str(out),
             "report": str(page),
             "validation": outcome.validation,
+            "share_of_ln_vocabulary": _share(outcome.validation, config),
             "seconds": round(seconds, 1),
         }
         print(json_module.dumps(result))
         return 0
     _show_samples(out)
-    print(f"\ndone in {human_seconds(seconds)}. Next:")
+    print(f"\n{_reached(out, outcome, config)}")
+    print(f"done in {human_seconds(seconds)}. Next:")
+    print(f'  {_puna()} generate --model {out} "The history of"')
     print(f"  {_puna()} chat --model {out}")
     print(f"  open {page}")
     return 0
 
 
-def _train(out: Path) -> Outcome:
-    sample = sampler(out / "tokenizer.model", PROMPTS, Sampling())
-    return train(demo_config(out / "shards"), out, sample)
+def _train(config: RunConfig, out: Path) -> Outcome:
+    return train(config, out, sampler(out / "tokenizer.model", PROMPTS, Sampling()))
+
+
+def _share(validation: dict[str, Any] | None, config: RunConfig) -> float | None:
+    """The held-out loss as a share of ln V, the loss of a model that knows nothing."""
+    if validation is None or validation["loss"] is None:
+        return None
+    return round(validation["loss"] / math.log(config.model.vocab_size), 4)
+
+
+def _reached(out: Path, outcome: Outcome, config: RunConfig) -> str:
+    """One line: what the training reached, and on what."""
+    manifest = read_json(out / MANIFEST)
+    share = _share(outcome.validation, config)
+    loss = "held-out loss not measured"
+    if outcome.validation is not None and share is not None:
+        loss = f"held-out loss {outcome.validation['loss']:.3f}, {share:.0%} of ln {config.model.vocab_size}"
+    return (
+        f"reached: {loss}, with {manifest['counts']['parameters'] / 1e6:.1f} million parameters and "
+        f"{outcome.state.tokens:,} tokens in {human_seconds(outcome.state.seconds)} of training, "
+        f"{manifest['config']['train']['precision']} on {manifest['machine']['cpu']}"
+    )
 
 
 def _show_samples(out: Path) -> None:

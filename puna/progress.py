@@ -16,7 +16,7 @@ from rich.text import Text
 
 from puna.files import human_bytes
 
-Unit = Literal["bytes", "tokens", "steps", "shards"]
+Unit = Literal["bytes", "tokens", "steps", "shards", "seconds"]
 
 
 def _amount(count: float, unit: Unit) -> str:

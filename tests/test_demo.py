@@ -1,4 +1,4 @@
-"""The whole road on a corpus of its own: every stage, then killed at three moments and resumed."""
+"""The whole pipeline on a corpus of its own: every stage, then killed at three moments and resumed."""
 
 import bz2
 import json
@@ -8,11 +8,17 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from puna import demo
 from puna.files import read_json_lines
+from puna.model.sizes import parameters
+from puna.recipes import recipe
+from puna.train import speed
 from tests.conftest import functions, sentences
 
 SCRIPT = """
@@ -21,18 +27,16 @@ from dataclasses import replace
 from pathlib import Path
 from puna import demo
 from puna.recipes import recipe
+from puna.train import speed
 
-raw, out = Path(sys.argv[1]), Path(sys.argv[2])
-demo.VOCAB_SIZE = 600
+raw, out, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+tiny = recipe("tiny")
 demo.fetch_sample = lambda source: raw / source
-
-def small(shards):
-    base = recipe("tiny")
-    return replace(base, data=(str(shards),), model=replace(base.model, vocab_size=600),
-                   train=replace(base.train, steps=40, save_every=10))
-
-demo.demo_config = small
-sys.exit(demo.run_demo(out, json="--json" in sys.argv))
+demo.recipe = lambda name: tiny
+demo.VOCAB_SIZE, demo.SIZES = 600, (replace(tiny.model, vocab_size=600),)
+demo.BATCH_TOKENS, demo.FEWEST_STEPS, demo.TRAIN_SECONDS = 1024, 40, seconds
+speed.MEASURED_SECONDS = 0.1
+sys.exit(demo.run_demo(out, json=True))
 """
 
 PAGE = """<page><title>{title}</title><ns>0</ns><id>{id}</id><revision><id>{id}</id>
@@ -66,18 +70,20 @@ def raw(tmp_path_factory) -> Path:
     return root
 
 
-def start(raw: Path, out: Path) -> subprocess.Popen:
+def start(raw: Path, out: Path, seconds: float = 0) -> subprocess.Popen:
+    """The demo of a tiny model, with so many seconds for training; with 0 it takes the fewest steps, 40."""
     # A process group of its own, so that a kill takes the workers along as a power cut would.
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(raw), str(out), "--json"],
+        [sys.executable, "-c", SCRIPT, str(raw), str(out), str(seconds)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # a model this small is slower with more threads
     )
 
 
-def finish(raw: Path, out: Path) -> dict:
-    process = start(raw, out)
+def finish(raw: Path, out: Path, seconds: float = 0) -> dict:
+    process = start(raw, out, seconds)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors.decode()
     return json.loads(output)
@@ -131,7 +137,7 @@ def outcome(out: Path) -> dict[str, object]:
 def test_killed_at_three_moments_it_ends_the_same(raw, undisturbed, tmp_path):
     out = tmp_path / "killed"
     # while documents are cleaned, while the tokenizer or the shards are made, in the middle of training
-    for sign in ("documents/*/plan.json", "tokenizer/*", "checkpoints/step-000010"):
+    for sign in ("documents/*/plan.json", "tokenizer/*", "checkpoints/step-*"):
         process = start(raw, out)
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline and not list(out.glob(sign)):
@@ -140,7 +146,8 @@ def test_killed_at_three_moments_it_ends_the_same(raw, undisturbed, tmp_path):
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         assert not (out / "report.html").exists()
-    finish(raw, out)
+    # As on a machine many times as fast: the steps were decided when the run began.
+    finish(raw, out, seconds=3600)
     assert outcome(out) == outcome(undisturbed)
 
 
@@ -149,3 +156,59 @@ def test_run_again_it_says_that_it_is_done(raw, undisturbed):
     result = finish(raw, undisturbed)
     assert result["report"].endswith("report.html")
     assert before == {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.safetensors")}
+
+
+# ---- how much is trained
+
+
+@pytest.mark.parametrize("largest_rate", [1, 50, 400, 1000, 1957, 5477, 1e5, 1e8])
+def test_training_takes_five_minutes_on_a_machine_of_any_speed(largest_rate):
+    """Unless it is so fast that the corpus ends before, or so slow that the fewest steps take longer."""
+
+    def rate_of(config):  # in proportion to the model's size, as on a machine limited by arithmetic
+        return largest_rate * parameters(demo.SIZES[0]) / parameters(config.model)
+
+    corpus = 5_000_000
+    config, rate = demo.choose_config(Path("shards"), corpus, rate_of)
+    config.validate()
+    assert rate == rate_of(config)
+    tokens = config.train.steps * config.train.batch_tokens
+    seconds = tokens / rate
+    if seconds < 295:
+        assert tokens == pytest.approx(demo.MAX_EPOCHS * corpus, rel=0.01)
+    if seconds > 305:
+        assert config.train.steps == demo.FEWEST_STEPS
+    assert config.optim.warmup_steps < config.train.steps / 4
+
+
+def test_a_slower_machine_never_trains_a_larger_model():
+    def chosen(largest_rate):
+        def rate_of(config):
+            return largest_rate * parameters(demo.SIZES[0]) / parameters(config.model)
+
+        config, _ = demo.choose_config(Path("shards"), 5_000_000, rate_of)
+        return parameters(config.model)
+
+    sizes = [chosen(10**power) for power in range(9)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] == parameters(demo.SIZES[-1]) and sizes[-1] == parameters(demo.SIZES[0])
+
+
+@pytest.fixture
+def one_thread():
+    """A model this small is slower with more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_measured_speed_leaves_nothing_behind(shards, one_thread, monkeypatch):
+    """Neither files nor random state: the run that follows is the same with and without it."""
+    monkeypatch.setattr(speed, "MEASURED_SECONDS", 0.1)
+    base = recipe("tiny")
+    config = replace(base, data=(str(shards),), model=replace(base.model, vocab_size=512))
+    before, state = sorted(shards.parent.rglob("*")), torch.random.get_rng_state()
+    assert speed.tokens_per_second(config) > 0
+    assert sorted(shards.parent.rglob("*")) == before
+    assert torch.equal(torch.random.get_rng_state(), state)

@@ -13,7 +13,6 @@ A package index is reachable wherever pip is, and a pinned file is the same ever
 import ast
 import fnmatch
 import hashlib
-import importlib.util
 import logging
 import os
 import ssl
@@ -310,14 +309,15 @@ def _finder(client: "PyPIClient", settings: dict[str, str]) -> "PackageFinder":
 def _pip_settings() -> dict[str, str]:
     """What pip's files and PIP_* variables set, as pip itself ranks them: environment, section, global."""
     ranked: list[dict[str, str]] = [{}, {}, {}]
-    if importlib.util.find_spec("pip"):
-        command = [sys.executable, "-m", "pip", "config", "list"]
-        listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-        for line in listed.splitlines():
-            key, _, value = line.partition("=")
-            section, _, name = key.rpartition(".")
-            if section in ("global", "download", "install"):
-                ranked[section != "global"][name] = str(ast.literal_eval(value))
+    # A process of its own, also to find out whether there is a pip: before Python 3.12, looking for it here
+    # makes setuptools withdraw its distutils from this process, and torch.compile then fails.
+    command = [sys.executable, "-m", "pip", "config", "list"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    for line in asked.stdout.splitlines() if asked.returncode == 0 else ():
+        key, _, value = line.partition("=")
+        section, _, name = key.rpartition(".")
+        if section in ("global", "download", "install"):
+            ranked[section != "global"][name] = str(ast.literal_eval(value))
     for key, value in os.environ.items():
         if key.startswith("PIP_") and value:
             ranked[2][key.removeprefix("PIP_").lower().replace("_", "-")] = value

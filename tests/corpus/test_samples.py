@@ -6,6 +6,8 @@ import http.server
 import io
 import os
 import re
+import subprocess
+import sys
 import tarfile
 import threading
 import zipfile
@@ -236,6 +238,33 @@ def test_pips_files_are_read_and_the_environment_ranks_above_them(index, tmp_pat
     assert found["extra-index-url"].split() == [index, "http://127.0.0.1:1/"]
     monkeypatch.delenv("PIP_INDEX_URL")
     assert samples._pip_settings()["index-url"] == "http://127.0.0.1:2/nowhere"
+
+
+FRESH_PROCESS = """
+import sys
+from pathlib import Path
+from puna.corpus.samples import Package, fetch_packages
+
+name, digest, folder = sys.argv[1:]
+fetch_packages([Package("plays", "1.0", name, digest)], Path(folder))
+import distutils.core
+print(distutils.core.__file__)
+"""
+
+
+def test_a_fetch_leaves_setuptools_its_distutils(sdist, tmp_path):
+    """torch.compile needs them: looking for pip inside the process makes setuptools withdraw them."""
+    pytest.importorskip("setuptools")
+    package = package_of(sdist)
+    command = [sys.executable, "-c", FRESH_PROCESS, sdist.name, package.sha256, tmp_path / "cache"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).parts[-3:-1] == ("setuptools", "_distutils")
+
+
+def test_without_pip_its_variables_are_followed_all_the_same(plays, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "false")
+    assert contents(fetch_sample("books", tmp_path / "cache")) == PLAYS
 
 
 # ---- the table and the cache

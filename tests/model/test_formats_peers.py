@@ -1,7 +1,7 @@
 """Files of real models, and real programs that read ours: llama.cpp, SmolLM2.
 
 llama.cpp's Python package lives in an environment of its own: PUNA_LLAMACPP_PYTHON names its interpreter,
-or .venv-peers holds it.
+or `make peers` has installed it.
 """
 
 import json
@@ -42,7 +42,7 @@ print(json.dumps(answer | {"text": model.detokenize(ids).decode(errors="replace"
 @pytest.fixture(scope="session")
 def llama_cpp():
     """A function that lets llama.cpp continue a text or ids greedily."""
-    beside = Path(__file__).parents[2] / ".venv-peers" / "bin" / "python"
+    beside = Path(__file__).parents[2] / ".venv-peers/llama-cpp/bin/python"
     python = os.environ.get("PUNA_LLAMACPP_PYTHON", str(beside))
     try:
         subprocess.run([python, "-c", "import llama_cpp"], check=True, capture_output=True)

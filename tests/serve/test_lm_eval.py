@@ -13,7 +13,7 @@ import torch
 
 from tests.serve.conftest import NAME, live, tiny_engine
 
-PYTHON = Path(__file__).parents[2] / ".venv-peers/bin/python"
+PYTHON = Path(__file__).parents[2] / ".venv-peers/lm-eval/bin/python"
 CLIENT = """
 import json, sys
 from lm_eval.api.instance import Instance

@@ -1,0 +1,66 @@
+"""Measures how fast this machine trains a configuration: real steps on the run's own data, then forgotten.
+
+In:  a RunConfig with its token shards.
+Out: tokens per second of the training step, after warm-up (kernels are compiled in the first step).
+"""
+
+import statistics
+import time
+
+import torch
+
+from puna.config import RunConfig
+from puna.model.kernels import compile_kernels
+from puna.model.llama import Llama
+from puna.model.precision import use_onednn_for_fp32
+from puna.progress import Bar
+from puna.tokens.mixture import Mixture
+from puna.train.optim import build_optimizer
+from puna.train.step import OutlierGuard, train_step
+
+WARM_UP_STEPS = 3
+MIN_STEPS = 5
+MEASURED_SECONDS = 6.0
+
+
+def tokens_per_second(config: RunConfig) -> float:
+    """Train a few steps of `config` from random weights; return the median rate, in tokens per second.
+
+    Raises:
+        ValueError: an invalid configuration, or shards that cannot be read.
+    """
+    config.validate()
+    mixture = Mixture(
+        config.data,
+        weights=config.mixture.weights,
+        seed=config.mixture.seed,
+        context=config.model.context,
+        batch_sequences=config.batch_sequences,
+    )
+    compile_kernels(config.train.compile)
+    compute = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    if compute == torch.float32:
+        use_onednn_for_fp32()
+    model = Llama(config.model, compute, config.train.activations)
+    model.init_weights(config.train.seed)
+    optimizer = build_optimizer(model, config.optim)
+    guard = OutlierGuard(config.train.skip_outliers, model.embedding.device)
+
+    rates: list[float] = []
+    spent, step = 0.0, 0
+    with Bar("measure speed", MEASURED_SECONDS, "seconds") as bar:
+        bar.advance(0, "compiling kernels, once")
+        while len(rates) < MIN_STEPS or spent < MEASURED_SECONDS:
+            started = time.perf_counter()
+            batch = mixture.batch(step)
+            result = train_step(
+                model, optimizer, guard, batch, len(mixture.sources), config.optim.lr / 100, config
+            )
+            result.record(mixture.sources)  # waits for the device
+            seconds = time.perf_counter() - started
+            step += 1
+            if step > WARM_UP_STEPS:
+                rates.append(batch.tokens / seconds)
+                spent += seconds
+                bar.advance(seconds, f"{statistics.median(rates):,.0f} tokens/s")
+    return statistics.median(rates)
