@@ -161,9 +161,9 @@ def puna_step(shape: tuple[int, ...], precision: str):
     import numpy as np
 
     from puna.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
+    from puna.devices import use_onednn_for_fp32
     from puna.model.kernels import compile_kernels
     from puna.model.llama import Llama
-    from puna.model.precision import use_onednn_for_fp32
     from puna.tokens.mixture import Batch
     from puna.train.optim import build_optimizer
     from puna.train.step import OutlierGuard, train_step

@@ -70,8 +70,8 @@ def ask(process: subprocess.Popen, steps: int) -> dict | None:
 def matrix_peak(precision: str) -> float:
     """The machine's matrix rate just now, in a process of its own, FLOP/s."""
     code = (
-        "import torch; from puna.train.metrics import matrix_peak; "
-        f"print(matrix_peak(torch.{'bfloat16' if precision == 'bf16' else 'float32'}, seconds=1))"
+        "import torch; from puna.devices import configure, measure; cpu = torch.device('cpu'); "
+        f"configure(cpu); print(measure(cpu, {precision!r}).peak)"
     )
     return float(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

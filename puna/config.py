@@ -189,8 +189,9 @@ class TrainConfig:
     """Tokens a step, over all ranks and accumulated micro-batches; a multiple of model.context."""
     micro_batch: int = 8
     """Sequences a forward pass; the rest of the batch is accumulated."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Of the matrix products; weights, optimiser state and reductions are fp32 in both."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Precision of the matrix products; weights, optimiser state and reductions are always fp32. auto: bf16
+    where the device multiplies it at least as fast as fp32, measured when the run begins."""
     seed: int = 1
     """Of the initial weights."""
     validate_every: int = 200
@@ -206,7 +207,7 @@ class TrainConfig:
     skip_outliers: float = 0.0
     """Skip a step whose gradient norm is above this many times the median of the last 64; 0: never."""
     deterministic: bool = False
-    """Use deterministic algorithms alone; on a GPU slower, on a CPU nothing changes."""
+    """Use deterministic algorithms only; slower on a GPU, no change on a CPU."""
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Send the metrics there too."""
     profile: int = 0

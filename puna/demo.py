@@ -21,8 +21,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from puna.config import CONFIG, ModelConfig, RunConfig, Sampling, read_config
 from puna.corpus.samples import SAMPLES, fetch_sample
 from puna.corpus.stage import clean_source
@@ -69,7 +67,7 @@ def run_config(shards: Path, model: ModelConfig, steps: int) -> RunConfig:
             steps=steps,
             batch_tokens=BATCH_TOKENS,
             micro_batch=BATCH_TOKENS // model.context,
-            precision="bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32",
+            precision="auto",
             validate_every=max(steps // 4, 1),
             validation_windows=16,
             save_every=max(steps // 10, 1),  # every half minute

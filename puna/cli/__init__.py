@@ -20,6 +20,7 @@ from puna import __version__
 from puna.cli import corpus, fetch, serve, tokens, training, weights
 from puna.cli.common import STOPPED, Json
 from puna.config import RunConfig, read_config, to_dict
+from puna.devices import cpu_limit
 from puna.recipes import recipe as recipe_of
 
 
@@ -48,20 +49,7 @@ app = App(
     config=_start_from_recipe,
     default_parameter=Parameter(negative=(), show_env_var=False),
     version_flags=["--version"],
-)
-tokenizer_app = App(name="tokenizer", help="Train a tokenizer, and use one.")
-app.command(tokenizer_app)
-tokens_app = App(name="tokens", help="Look at what a model will see.")
-app.command(tokens_app)
-
-
-app = App(
-    name="puna",
-    help="LLaMA, end to end: raw dumps -> documents -> tokens -> weights -> text and scores.",
-    version=__version__,
-    config=_start_from_recipe,
-    default_parameter=Parameter(negative=(), show_env_var=False),
-    version_flags=["--version"],
+    help_format="plaintext",  # docstrings are: to render them as Markdown takes a tenth of a second
 )
 
 app.command(fetch.app)
@@ -110,6 +98,7 @@ def _fail(message: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; gives the exit code. PUNA_DEBUG=1 shows where an error was raised."""
     try:
+        cpu_limit()
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from puna.cli.common import Many
+from puna.devices import DeviceName
 
 KEYS = "PUNA_API_KEYS"
 
@@ -16,6 +17,7 @@ def serve(
     port: int = 8000,
     name: str | None = None,
     weights: Literal["bf16", "int8", "int4", "fp32"] | None = None,
+    device: DeviceName = "auto",
     max_batch: int = 16,
     queue: int = 64,
     max_tokens: int = 4096,
@@ -41,6 +43,8 @@ def serve(
         What clients call the model; the directory's name when not given.
     weights
         Precision of the weights in memory; when not given, as they were trained.
+    device
+        Where to compute; auto is a CUDA device where there is one, else the CPU.
     max_batch
         Requests that run at once.
     queue
@@ -82,7 +86,7 @@ def serve(
     from puna.serve.app import Limits, build_app
 
     path = model_path(model)
-    engine = load_engine(path, weights=weights, cache_tokens=cache_tokens, max_batch=max_batch)
+    engine = load_engine(path, weights=weights, cache_tokens=cache_tokens, max_batch=max_batch, device=device)
     app = build_app(
         engine,
         name or (Path(model).resolve().name.removesuffix(".gguf") if Path(model).exists() else model),

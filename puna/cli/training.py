@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from puna.cli.common import STOPPED, Json, Many, print_result
 from puna.config import RunConfig, Sampling
+from puna.devices import DeviceName
 
 
 def train(
@@ -15,6 +16,7 @@ def train(
     config: Annotated[RunConfig, Parameter(name="*")] = RunConfig(),  # noqa: B008 (frozen)
     config_file: Annotated[Path | None, Parameter(name="--config")] = None,
     prompts: Annotated[list[str], Many] = ["The"],  # noqa: B006 (cyclopts copies it)
+    device: DeviceName = "auto",
     dry_run: bool = False,
     json: Json = False,
 ) -> int:
@@ -28,12 +30,15 @@ def train(
         Start from a run's configuration (its directory or config.json) instead of a recipe.
     prompts
         Continued for samples.jsonl.
+    device
+        Where to train; auto is a CUDA device where there is one, else the CPU. A run may be resumed on
+        another device.
     dry_run
         Print parameters, memory, FLOPs and time, and train nothing.
     """
     config.validate()  # before torch is imported: a wrong field is said at once
     if dry_run:
-        return _dry_run(config, json)
+        return _dry_run(config, device, json)
 
     if config.train.allocator == "keep":
         from puna.train.allocator import keep_freed_memory
@@ -42,7 +47,8 @@ def train(
     from puna.generate.samples import sampler
     from puna.train.loop import train as train_run
 
-    outcome = train_run(config, out, sampler(out / "tokenizer.model", prompts, Sampling()))
+    sample = sampler(out / "tokenizer.model", prompts, Sampling())
+    outcome = train_run(config, out, sample, device=device)
     result = {"step": outcome.state.step, "finished": outcome.finished, "validation": outcome.validation}
     if not outcome.finished:
         print_result(result, json, [f"stopped after step {outcome.state.step}; the same command goes on"])
@@ -59,11 +65,11 @@ def train(
     return 0
 
 
-def _dry_run(config: RunConfig, json: bool) -> int:
+def _dry_run(config: RunConfig, device: DeviceName, json: bool) -> int:
     from puna.files import human_bytes, human_seconds
     from puna.train.estimate import estimate
 
-    needs = estimate(config)
+    needs = estimate(config, device)
     memory = needs["memory"]
     print_result(
         needs,
@@ -72,8 +78,7 @@ def _dry_run(config: RunConfig, json: bool) -> int:
             f"{needs['parameters']:,} parameters, {needs['tokens']:,} tokens, {needs['flops']:.3g} FLOPs",
             *(f"{human_bytes(size):>12}  {name}" for name, size in memory.items()),
             f"{human_bytes(sum(memory.values())):>12}  in all, in one process",
-            f"{human_seconds(needs['seconds'])} at {needs['mfu']:.0%} of this machine's matrix peak, "
-            f"{needs['matrix_peak'] / 1e9:,.0f} GFLOP/s",
+            f"{human_seconds(needs['seconds'])} at {needs['mfu']:.0%} of the matrix peak: {needs['machine']}",
         ],
     )
     return 0

@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from puna.cli.common import Json, Many, print_result
 from puna.cli.models import model_path
 from puna.config import Sampling
+from puna.devices import DeviceName
 from puna.files import atomic_file, cache_dir
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def generate(
     lookup: int = 0,
     weights: Weights | None = None,
     cache_dtype: CacheDtype | None = None,
+    device: DeviceName = "auto",
     json: Json = False,
 ) -> int:
     """Continue a prompt, or many together.
@@ -67,6 +69,8 @@ def generate(
         Precision of the weights in memory; when not given, as they were trained.
     cache_dtype
         Precision of the keys and values; that of the products when not given.
+    device
+        Where to compute; auto is a CUDA device where there is one, else the CPU.
     """
     sampling.validate()
     if n < 1:
@@ -76,7 +80,9 @@ def generate(
     from puna.generate.request import Request
 
     batch = min(16, len(texts) * n)
-    engine = load_engine(model_path(model), weights=weights, cache_dtype=cache_dtype, max_batch=batch)
+    engine = load_engine(
+        model_path(model), weights=weights, cache_dtype=cache_dtype, max_batch=batch, device=device
+    )
     requests = [
         Request(
             prompt=tuple(engine.encode(text)),
@@ -185,6 +191,7 @@ def chat(
     system: str = "",
     weights: Weights | None = None,
     cache_dtype: CacheDtype | None = None,
+    device: DeviceName = "auto",
 ) -> int:
     """Talk with a model in the terminal.
 
@@ -200,6 +207,8 @@ def chat(
         Precision of the weights in memory; when not given, as they were trained.
     cache_dtype
         Precision of the keys and values; that of the products when not given.
+    device
+        Where to compute; auto is a CUDA device where there is one, else the CPU.
     """
     sampling.validate()
     if max_tokens < 1:
@@ -207,7 +216,9 @@ def chat(
     from puna.generate.chat import Chat
     from puna.generate.load import load_engine
 
-    engine = load_engine(model_path(model), weights=weights, cache_dtype=cache_dtype, max_batch=1)
+    engine = load_engine(
+        model_path(model), weights=weights, cache_dtype=cache_dtype, max_batch=1, device=device
+    )
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     with _history(is_terminal):
         Chat(engine, sampling, max_tokens, is_terminal=is_terminal, system=system).run()

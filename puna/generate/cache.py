@@ -46,8 +46,8 @@ class BlockCache:
     ) -> None:
         shape = (config.n_layers, n_blocks, BLOCK, config.kv_heads, config.head_dim)
         # Not cleared, so that memory is taken when it is used; what was not written is never looked at.
-        self._keys = torch.empty(shape, dtype=dtype, device=device)
-        self._values = torch.empty(shape, dtype=dtype, device=device)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
 
     def attention(self, parts: Sequence[tuple[int, int, Sequence[int]]]) -> Attention:
         """Attention for the rows of several sequences laid end to end, (1, H, T, E) -> (1, T, H, E).
@@ -68,7 +68,7 @@ class BlockCache:
         return attend
 
     def _spans(self, parts: Sequence[tuple[int, int, Sequence[int]]]) -> Iterator[_Span]:
-        device, row = self._keys.device, 0
+        device, row = self.keys.device, 0
         places = torch.arange(BLOCK, device=device)
         for count, start, table in parts:
             position, end = start, start + count
@@ -82,15 +82,15 @@ class BlockCache:
 
     def _write(self, layer: int, span: _Span, k_KTE: Tensor, v_KTE: Tensor) -> None:
         last = span.first + span.rows.stop - span.rows.start
-        self._keys[layer, span.block, span.first : last] = k_KTE[:, span.rows].transpose(0, 1)
-        self._values[layer, span.block, span.first : last] = v_KTE[:, span.rows].transpose(0, 1)
+        self.keys[layer, span.block, span.first : last] = k_KTE[:, span.rows].transpose(0, 1)
+        self.values[layer, span.block, span.first : last] = v_KTE[:, span.rows].transpose(0, 1)
 
     def _attend(self, layer: int, span: _Span, q_HTE: Tensor) -> Tensor:
         """Softmax attention of a span's rows, (t, H, E), fp32."""
         t = span.rows.stop - span.rows.start
         H, _, E = q_HTE.shape
-        k_KSE = self._keys[layer, span.blocks].flatten(0, 1).transpose(0, 1).float()
-        v_KSE = self._values[layer, span.blocks].flatten(0, 1).transpose(0, 1).float()
+        k_KSE = self.keys[layer, span.blocks].flatten(0, 1).transpose(0, 1).float()
+        v_KSE = self.values[layer, span.blocks].flatten(0, 1).transpose(0, 1).float()
         # What another sequence left behind the rows is never seen, but 0 · inf would be.
         v_KSE[:, v_KSE.shape[1] - BLOCK + span.first + t :] = 0
         K = len(k_KSE)

@@ -179,7 +179,7 @@ class PackedRunner:
         if library is None or source.config.head_dim > LARGEST_HEAD:
             held = weights if weights in ("fp32", "bf16") else f"{weights}, held as bf16"
             _log.warning("weights in %s are computed with by PyTorch alone, which is slower", held)
-            return PlainRunner(_plain_model(source, weights), n_blocks, cache_dtype)
+            return PlainRunner(plain_model(source, weights), n_blocks, cache_dtype)
         return PackedRunner(source, library, weights, n_blocks, cache_dtype)
 
     def __init__(
@@ -304,7 +304,7 @@ def _chunks(source: NativeSource, members: Sequence[Part]) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def _plain_model(source: NativeSource, weights: Weights) -> Llama:
+def plain_model(source: NativeSource, weights: Weights) -> Llama:
     """The same weights, dequantised, for PyTorch to compute with."""
     held = torch.float32 if weights == "fp32" else torch.bfloat16
     model = Llama(source.config, held)

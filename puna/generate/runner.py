@@ -8,6 +8,7 @@ table[p // BLOCK], at p % BLOCK. Which blocks are whose is the engine's affair (
 writes where it is told.
 """
 
+import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from puna.config import ModelConfig
+from puna.generate import static_decode
 from puna.generate.cache import BLOCK, ROWS, BlockCache
+from puna.generate.static_decode import StaticDecode
 from puna.model import layers
 from puna.model.llama import Llama
-from puna.model.weights import load_weights, newest_weights
+from puna.model.native import NativeSource
 
 __all__ = ["BLOCK", "PlainRunner", "Runner"]
+
+_log = logging.getLogger(__name__)
 
 Weights = Literal["fp32", "bf16", "int8", "int4"]
 CacheDtype = Literal["fp32", "bf16", "fp16"]
@@ -58,19 +63,25 @@ class Runner(Protocol):
 
 
 class PlainRunner:
-    """PyTorch alone, on any device, in fp32 or bf16: the reference, and what training's samples use.
+    """PyTorch alone, on any device, in fp32 or bf16: the reference, what training's samples use, and GPUs.
 
     Each product has a multiple of ROWS rows, and a row's attention spans whole blocks up to its own, so a
     token's arithmetic is the same in any call. Whether this machine's matrix library keeps to that is tried
     on the model's own matrices before it is relied on; if not, sequences are decoded one at a time.
-    Not tried on CUDA devices, where nothing is compiled either.
+
+    With `static` the decode step has fixed shapes and is compiled (static_decode.py): for GPUs.
+
+    Logits come back in the CPU's memory, where tokens are drawn: a draw waits several times.
     """
 
-    def __init__(self, model: Llama, n_blocks: int, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, model: Llama, n_blocks: int, dtype: torch.dtype | None = None, static: bool = False
+    ) -> None:
         """`dtype` is the cache's; the model's compute precision when not given."""
         self.model, self.config, self.n_blocks = model, model.config, n_blocks
         self.device = model.embedding.device
-        self.cache = BlockCache(model.config, n_blocks, dtype or model.compute, self.device)
+        self.cache = BlockCache(model.config, n_blocks + static, dtype or model.compute, self.device)
+        self._static = StaticDecode(model, self.cache, n_blocks, compiled=True) if static else None
 
     @property
     def batch_invariant(self) -> bool:
@@ -80,7 +91,12 @@ class PlainRunner:
     @cached_property
     @torch.inference_mode()
     def prefill_is_decode(self) -> bool:
-        """Tried out: rows of the first block's matrices and the last one's, alone and among others."""
+        """Tried out: rows of the first block's matrices and the last one's, alone and among others.
+
+        Never with `static`, whose attention adds in another order than a prompt's.
+        """
+        if self._static:
+            return False
         first = self.model.blocks[0]
         for weight in (first.wqkv, first.wo, first.w13, first.w2, self.model.output_VD):
             assert isinstance(weight, Tensor)
@@ -105,6 +121,11 @@ class PlainRunner:
         self, tokens: Sequence[int], positions: Sequence[int], tables: Sequence[Sequence[int]]
     ) -> Tensor:
         """See Runner."""
+        if self._static:
+            calls = (
+                slice(row, row + static_decode.ROWS) for row in range(0, len(tokens), static_decode.ROWS)
+            )
+            return torch.cat([self._static(tokens[rows], positions[rows], tables[rows]) for rows in calls])
         if len(tokens) > ROWS and not self.prefill_is_decode:
             rows = zip(tokens, positions, tables, strict=True)
             return torch.cat([self.decode([token], [at], [table]) for token, at, table in rows])
@@ -125,28 +146,26 @@ class PlainRunner:
     def _logits(self, hidden_TD: Tensor) -> Tensor:
         rows = len(hidden_TD)
         padded_TD = F.pad(hidden_TD, (0, 0, 0, -rows % ROWS))
-        return layers.linear(padded_TD, self.model.output_VD)[:rows].float()
+        return layers.linear(padded_TD, self.model.output_VD)[:rows].float().cpu()
 
 
 def load_runner(
-    path: Path, config: ModelConfig, weights: Weights, n_blocks: int, cache_dtype: torch.dtype
+    path: Path, weights: Weights, n_blocks: int, cache_dtype: torch.dtype, device: torch.device
 ) -> Runner:
-    """The runner for a run's newest weights: packed on CPUs, PyTorch alone on a CUDA device.
+    """The runner for a run's newest weights: packed on a CPU, PyTorch alone on other devices.
 
-    The packed one holds its cache in fp32 or bf16; with fp16 PyTorch computes on CPUs too.
+    The packed one holds its cache in fp32 or bf16; with fp16 PyTorch computes on a CPU too. Other devices
+    hold int8 and int4 weights as bf16.
 
     Raises:
         ValueError: when there are no weights, or no runner has what is asked for.
     """
-    on_cuda = torch.cuda.is_available()
-    if weights in ("int8", "int4") or not (on_cuda or cache_dtype == torch.float16):
-        from puna.generate.packed import PackedRunner  # which is made with this module
+    from puna.generate.packed import PackedRunner, plain_model  # which is made with this module
 
+    is_integer = weights in ("int8", "int4")
+    if device.type == "cpu" and (is_integer or cache_dtype != torch.float16):
         return PackedRunner.load(path, weights, n_blocks, cache_dtype)
-    compute = DTYPES[weights]
-    model = Llama(config, compute)
-    load_weights(newest_weights(path), model)
-    for parameter in model.parameters():
-        if parameter.ndim >= 2:  # norms stay fp32: they are small, and multiply in fp32
-            parameter.data = parameter.data.to(compute)
-    return PlainRunner(model.eval().to("cuda" if on_cuda else "cpu"), n_blocks, cache_dtype)
+    if is_integer:
+        _log.warning("%s weights are dequantised to bf16 on %s: no smaller, no faster", weights, device.type)
+    model = plain_model(NativeSource(path), weights).to(device).eval()
+    return PlainRunner(model, n_blocks, cache_dtype, static=device.type == "cuda")

@@ -30,6 +30,7 @@ from pathlib import Path
 
 import torch  # also loads the OpenMP runtime that our libraries must find
 
+from puna.devices import cpu_limit
 from puna.files import atomic_file, cache_dir
 
 _log = logging.getLogger(__name__)
@@ -42,20 +43,6 @@ TIMEOUT = 600.0
 def compiler() -> str | None:
     """The path of the C++ compiler: $CXX, else g++, else clang++; None when there is none."""
     return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
-
-
-def cpu_level() -> str:
-    """What PUNA_CPU limits the processor to: "native" (no limit, the default) or "avx2".
-
-    Raises:
-        ValueError: for an unknown level, or for avx2 on a processor that is not x86-64.
-    """
-    level = os.environ.get("PUNA_CPU") or "native"
-    if level not in ("native", "avx2"):
-        raise ValueError(f"PUNA_CPU is {level!r}; expected native or avx2")
-    if level == "avx2" and platform.machine() not in ("x86_64", "AMD64"):
-        raise ValueError(f"PUNA_CPU=avx2 needs an x86-64 processor, and this one is {platform.machine()}")
-    return level
 
 
 @cache
@@ -176,7 +163,7 @@ def _reason(error: Exception) -> str:
 
 def _target() -> tuple[str, ...]:
     """The processor to compile for."""
-    if cpu_level() == "avx2":
+    if cpu_limit() == "avx2":
         return ("-march=x86-64-v3",)
     return ("-mcpu=native",) if platform.machine() in ("arm64", "aarch64") else ("-march=native",)
 
@@ -198,7 +185,7 @@ def _library(source: Path, command: str) -> Path:
     digest = hashlib.sha256()
     for part in (source, *sorted(source.parent.glob("*.h"))):
         digest.update(part.read_bytes())
-    processor = _processor() if cpu_level() == "native" else ""
+    processor = "" if cpu_limit() else _processor()
     digest.update(" ".join((command, *FLAGS, *_target(), platform.machine(), processor)).encode())
     return cache_dir() / "kernels" / f"{source.stem}-{digest.hexdigest()[:16]}.so"
 

@@ -32,7 +32,7 @@ R = TypeVar("R")
 
 SOURCES = tuple(
     Path(__file__).with_name(f"{name}.cpp")
-    for name in ("attention", "products", "elementwise", "attention_bf16", "products_bf16")
+    for name in ("elementwise", "attention", "products", "attention_bf16", "products_bf16")
 )
 """All that a training step needs, to compile together (`extension.prepare`)."""
 

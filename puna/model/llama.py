@@ -31,17 +31,18 @@ class Attention(Protocol):
 class Block(nn.Module):
     """x + attention(norm(x)), then + feed-forward(norm(·)). Weights as the matrices that multiply once."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.config, self.layer = config, layer
         D, F_, E = config.dim, config.ffn_dim, config.head_dim
         H, K = config.n_heads, config.kv_heads
-        self.attention_norm = nn.Parameter(torch.empty(D))
-        self.wqkv = nn.Parameter(torch.empty((H + 2 * K) * E, D))  # rows: q heads, k heads, v heads
-        self.wo = nn.Parameter(torch.empty(D, H * E))
-        self.ffn_norm = nn.Parameter(torch.empty(D))
-        self.w13 = nn.Parameter(torch.empty(2 * F_, D))  # rows: gate (Meta's w1), up (w3)
-        self.w2 = nn.Parameter(torch.empty(D, F_))
+        empty = partial(torch.empty, device=device)
+        self.attention_norm = nn.Parameter(empty(D))
+        self.wqkv = nn.Parameter(empty((H + 2 * K) * E, D))  # rows: q heads, k heads, v heads
+        self.wo = nn.Parameter(empty(D, H * E))
+        self.ffn_norm = nn.Parameter(empty(D))
+        self.w13 = nn.Parameter(empty(2 * F_, D))  # rows: gate (Meta's w1), up (w3)
+        self.w2 = nn.Parameter(empty(D, F_))
 
     def forward(
         self,
@@ -82,20 +83,21 @@ class Llama(nn.Module):
         config: ModelConfig,
         compute: torch.dtype = torch.float32,
         activations: Activations = "none",
+        device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
         config.validate()
         self.config, self.compute, self.activations = config, compute, activations
-        self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.dim))
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
-        self.norm = nn.Parameter(torch.empty(config.dim))
+        shape = config.vocab_size, config.dim
+        self.embedding = nn.Parameter(torch.empty(shape, device=device))
+        self.blocks = nn.ModuleList(Block(config, layer, device) for layer in range(config.n_layers))
+        self.norm = nn.Parameter(torch.empty(config.dim, device=device))
         # Registered under one name when tied, so that it is counted, saved and stepped once.
-        self.output = (
-            None if config.tied_embeddings else nn.Parameter(torch.empty(config.vocab_size, config.dim))
-        )
+        self.output = None if config.tied_embeddings else nn.Parameter(torch.empty(shape, device=device))
+        # Computed on the CPU and copied, so that the angles are the same numbers on every device.
         cos, sin = layers.rope_table(config.head_dim, config.context, config.rope_base, config.rope_scaling)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self.register_buffer("cos", cos.to(device), persistent=False)
+        self.register_buffer("sin", sin.to(device), persistent=False)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -139,8 +141,9 @@ class Llama(nn.Module):
         else:
             cos, sin = self.cos[positions_T], self.sin[positions_T]
         x_BTD = F.embedding(tokens_BT, self.embedding).float()
-        # Without gradients there is nothing to save, and no reason to compile kernels for another shape.
-        manual = self.activations == "manual" and torch.is_grad_enabled()
+        # Validation computes what training does. Generation, whose calls have many shapes, would have kernels
+        # compiled for each of them.
+        manual = self.activations == "manual" and attend is None
         for block in self.blocks:
             run = partial(block, cos=cos, sin=sin, dtype=self.compute, attend=attend, manual=manual)
             x_BTD = recomputed(run, x_BTD, self.activations)

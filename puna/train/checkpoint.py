@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from puna.devices import copy_to_cpu
 from puna.files import atomic_directory, read_json, remove_partials, write_json
 from puna.model.llama import Llama
 from puna.model.weights import WEIGHTS
@@ -42,9 +43,9 @@ class TrainState:
     norms: tuple[float, ...] = ()
     """The last gradient norms, when outliers are skipped."""
 
-    def after(self, tokens: int, seconds: float) -> "TrainState":
+    def after(self, tokens: int) -> "TrainState":
         """The state after one more step."""
-        return replace(self, step=self.step + 1, tokens=self.tokens + tokens, seconds=self.seconds + seconds)
+        return replace(self, step=self.step + 1, tokens=self.tokens + tokens)
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -74,13 +75,20 @@ class Saver:
         """
         self.wait()
         names = dict(model.named_parameters())
-        weights = {name: parameter.detach().to("cpu", copy=True) for name, parameter in names.items()}
         moments = {
-            f"{key}.{name}": value.detach().to("cpu", copy=True)
+            f"{key}.{name}": value
             for name, parameter in names.items()
             for key, value in optimizer.state[parameter].items()
         }
-        self._thread = threading.Thread(target=self._write, args=(state, weights, moments))
+        weights, weights_ready = copy_to_cpu(dict(names))
+        moments, moments_ready = copy_to_cpu(moments)
+
+        def write() -> None:
+            weights_ready()
+            moments_ready()
+            self._write(state, weights, moments)
+
+        self._thread = threading.Thread(target=write)
         self._thread.start()
 
     def wait(self) -> None:
@@ -135,5 +143,7 @@ def load_optimizer(checkpoint: Path, model: Llama, optimizer: torch.optim.Optimi
     for name, parameter in model.named_parameters():
         suffix = f".{name}"
         optimizer.state[parameter] = {
-            key.removesuffix(suffix): value for key, value in tensors.items() if key.endswith(suffix)
+            key.removesuffix(suffix): value.to(parameter.device)
+            for key, value in tensors.items()
+            if key.endswith(suffix)
         }

@@ -9,18 +9,26 @@ from typing import Any
 import torch
 
 from puna.config import RunConfig
+from puna.devices import DeviceName, choose_device, configure, fast_precision, measure
 from puna.model.loss import ROWS
 from puna.model.sizes import parameters, saved_bytes_per_token_and_layer, train_flops_per_token
-from puna.train.metrics import matrix_peak
 
 MFU = 0.5  # of the peak: what benchmarks/train.py shows on CPUs, and large models on GPUs
 BYTES_A_PARAMETER = 4 + 4 + 8  # fp32 weight, fp32 gradient, AdamW's two fp32 moments
 
 
-def estimate(config: RunConfig) -> dict[str, Any]:
-    """Parameters, memory (bytes, one process), FLOPs and seconds of a run with `activations = manual`."""
+def estimate(config: RunConfig, device: DeviceName = "auto") -> dict[str, Any]:
+    """Parameters, memory (bytes, one process), FLOPs and seconds of a run with `activations = manual`.
+
+    Raises:
+        ValueError: when this machine has no such device.
+    """
     model, train = config.model, config.train
-    compute = torch.bfloat16 if train.precision == "bf16" else torch.float32
+    chosen = choose_device(device)
+    configure(chosen, train.threads)
+    precision = fast_precision(chosen) if train.precision == "auto" else train.precision
+    machine = measure(chosen, precision)
+    compute = torch.bfloat16 if precision == "bf16" else torch.float32
     count = parameters(model)
     tokens = min(train.micro_batch, config.batch_sequences) * model.context
     saved = tokens * model.n_layers * saved_bytes_per_token_and_layer(model, compute.itemsize)
@@ -31,7 +39,6 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         + 2 * ROWS * model.vocab_size * compute.itemsize
     )
     flops = train_flops_per_token(model) * train.batch_tokens * train.steps
-    peak = matrix_peak(compute)
     return {
         "parameters": count,
         "tokens": train.batch_tokens * train.steps,
@@ -41,7 +48,8 @@ def estimate(config: RunConfig) -> dict[str, Any]:
             "output projection and loss": head,
         },
         "flops": flops,
-        "matrix_peak": peak,
+        "machine": str(machine),
+        "matrix_peak": machine.peak,
         "mfu": MFU,
-        "seconds": flops / (peak * MFU),
+        "seconds": flops / (machine.peak * MFU),
     }

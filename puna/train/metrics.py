@@ -1,4 +1,4 @@
-"""What a run tells about itself: JSON lines, and the machine's measured matrix peak for MFU.
+"""What a run tells about itself: JSON lines, and the machine that it ran on.
 
 RUN/metrics.jsonl
     {"kind": "train", "step": 1, "loss": 8.32, "loss_by_source": {"books": 8.31}, "lr": ..., ...}
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from puna.devices import Machine, cpu_name
 from puna.files import atomic_file
 from puna.train.allocator import is_kept
 from puna.train.checkpoint import TrainState
@@ -53,41 +54,60 @@ class JsonLines:
 
 
 class StepLog:
-    """Turns steps into records, one step behind: reading a step's figures waits for it, and by the time the
-    next one has been launched a GPU has something to do meanwhile.
+    """Turns steps into records, and keeps their time.
 
-    `sinks` get each record. Raises FloatingPointError at a step that was not finite, unless such steps are
-    skipped (`train.skip_outliers`).
+    On a CPU a step is recorded when it is added. A GPU runs behind: a step is recorded when the next one has
+    been launched, because reading its figures waits for it, and the device must have work meanwhile. A step
+    lasts from when it was begun, or when the one before it was done, until its figures are there.
+
+    `seconds` is the time of all recorded steps, over all starts of the run. `sinks` get each record.
+    Raises FloatingPointError at a step that was not finite, unless such steps are skipped
+    (`train.skip_outliers`).
     """
 
-    def __init__(self, names: tuple[str, ...], flops: float, peak: float, sinks: Sequence[Sink]) -> None:
-        self.names, self.sinks = names, sinks
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        flops: float,
+        peak: float,
+        sinks: Sequence[Sink],
+        seconds: float = 0.0,
+        may_skip: bool = False,
+    ) -> None:
+        self.names, self.sinks, self.seconds, self.may_skip = names, sinks, seconds, may_skip
         self._mfu_by_rate = flops / peak
-        self._held: tuple[StepResult, dict[str, Any], bool] | None = None
+        self._held: tuple[StepResult, dict[str, Any], int, float] | None = None
+        self._ended = 0.0  # when the last recorded step was done
         self._unsound = 0  # steps in a row that were not finite
 
-    def add(self, state: TrainState, result: StepResult, lr: float, rate: float, may_skip: bool) -> None:
-        """Take a step's figures, and write those of the step before."""
+    def add(self, state: TrainState, result: StepResult, lr: float, tokens: int, started: float) -> None:
+        """Take the figures of the step that led to `state`, begun at `started` on `time.perf_counter`."""
         self.flush()
-        record = {
-            "lr": lr,
-            "tokens": state.tokens,
-            "tokens_per_second": round(rate, 1),
-            "mfu": round(rate * self._mfu_by_rate, 4),
-            "seconds": round(state.seconds, 3),
-        }
-        self._held = result, {"kind": "train", "step": state.step, **record}, may_skip
+        record = {"kind": "train", "step": state.step, "lr": lr, "tokens": state.tokens}
+        self._held = result, record, tokens, started
+        if result.grad_norm.is_cpu:
+            self.flush()
 
     def flush(self) -> None:
-        """Write the step that is held."""
+        """Write the step that is held; waits for it."""
         if self._held is None:
             return
-        (result, record, may_skip), self._held = self._held, None
-        record |= result.record(self.names)
+        (result, record, tokens, started), self._held = self._held, None
+        figures = result.record(self.names)
+        ended = time.perf_counter()
+        seconds, self._ended = ended - max(started, self._ended), ended
+        self.seconds += seconds
+        rate = tokens / seconds
+        record |= {
+            "tokens_per_second": round(rate, 1),
+            "mfu": round(rate * self._mfu_by_rate, 4),
+            "seconds": round(self.seconds, 3),
+            **figures,
+        }
         for sink in self.sinks:
             sink(record)
         self._unsound = 0 if result.finite.item() else self._unsound + 1
-        if self._unsound > (MOST_SKIPPED if may_skip else 0):
+        if self._unsound > (MOST_SKIPPED if self.may_skip else 0):
             raise FloatingPointError(
                 f"step {record['step']}: loss {record['loss']:g}, gradient norm {record['grad_norm']:g}: "
                 f"training has diverged; go on from the last checkpoint with a lower --optim.lr than "
@@ -95,37 +115,18 @@ class StepLog:
             )
 
 
-def matrix_peak(dtype: torch.dtype, size: int = 2048, seconds: float = 0.5) -> float:
-    """The fastest this machine multiplies square matrices just now, in FLOP/s: the ceiling of MFU."""
-    a = torch.randn(size, size).to(dtype)
-    b = torch.randn(size, size).to(dtype)
-    a @ b
-    best, until = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        started = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
-
-
-def cpu_name() -> str:
-    """The processor's name as the system gives it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def machine(peak: float) -> dict[str, Any]:
+def machine_record(machine: Machine) -> dict[str, Any]:
     """The machine a run used, for its manifest."""
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": machine.threads,
+        "device": machine.device.type,
+        **({} if machine.device.type == "cpu" else {"device_name": machine.name}),
+        "precision": machine.precision,
+        "bf16_speed": round(machine.bf16_speed, 3),
+        "matrix_gflops": round(machine.peak / 1e9, 1),
         "allocator": "keep" if is_kept() else "system",
-        "matrix_gflops": round(peak / 1e9, 1),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),

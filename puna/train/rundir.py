@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from puna.config import CONFIG, RunConfig, from_dict, to_dict
+from puna.devices import Machine
 from puna.files import MANIFEST, code_version, fingerprint, read_json, write_json
 from puna.model.sizes import parameters
 from puna.tokens.mixture import Mixture
 from puna.train.checkpoint import TrainState, latest
-from puna.train.metrics import machine
+from puna.train.metrics import machine_record
 
 
 def claim(out: Path, config: RunConfig, mixture: Mixture) -> None:
@@ -43,9 +44,14 @@ def _first_difference(held: dict[str, Any], wanted: dict[str, Any], path: str = 
 
 
 def write_manifest(
-    out: Path, config: RunConfig, mixture: Mixture, state: TrainState, validation: dict[str, Any], peak: float
+    out: Path,
+    config: RunConfig,
+    mixture: Mixture,
+    state: TrainState,
+    validation: dict[str, Any],
+    machine: Machine,
 ) -> None:
-    """Say that the run is finished, and what came of it; `peak` is the measured matrix peak, FLOP/s."""
+    """Say that the run is finished, and what came of it."""
     newest = latest(out)
     assert newest is not None
     write_json(
@@ -55,7 +61,7 @@ def write_manifest(
             "fingerprint": fingerprint([to_dict(config), mixture.fingerprint]),
             "config": to_dict(config),
             "code_version": code_version(),
-            "machine": machine(peak),
+            "machine": machine_record(machine),
             "counts": {"parameters": parameters(config.model), "steps": state.step, "tokens": state.tokens},
             "mixture": mixture.report(state.step),
             "validation": validation,

@@ -6,16 +6,13 @@ Out: tokens per second of the training step, after warm-up (kernels are compiled
 
 import statistics
 import time
+from dataclasses import replace
 
-import torch
-
+from puna import devices
 from puna.config import RunConfig
-from puna.model.kernels import compile_kernels
-from puna.model.llama import Llama
-from puna.model.precision import use_onednn_for_fp32
 from puna.progress import Bar
 from puna.tokens.mixture import Mixture
-from puna.train.optim import build_optimizer
+from puna.train.setup import build
 from puna.train.step import OutlierGuard, train_step
 
 WARM_UP_STEPS = 3
@@ -37,19 +34,19 @@ def tokens_per_second(config: RunConfig) -> float:
         context=config.model.context,
         batch_sequences=config.batch_sequences,
     )
-    compile_kernels(config.train.compile)
-    compute = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-    if compute == torch.float32:
-        use_onednn_for_fp32()
-    model = Llama(config.model, compute, config.train.activations)
+    device = devices.choose_device()
+    devices.configure(device, config.train.threads, config.train.deterministic)
+    if config.train.precision == "auto":
+        precision = devices.fast_precision(device)
+        config = replace(config, train=replace(config.train, precision=precision))
+    model, optimizer = build(config, device)
     model.init_weights(config.train.seed)
-    optimizer = build_optimizer(model, config.optim)
-    guard = OutlierGuard(config.train.skip_outliers, model.embedding.device)
+    guard = OutlierGuard(config.train.skip_outliers, device)
 
     rates: list[float] = []
     spent, step = 0.0, 0
     with Bar("measure speed", MEASURED_SECONDS, "seconds") as bar:
-        bar.advance(0, "compiling kernels, once")
+        bar.advance(0)
         while len(rates) < MIN_STEPS or spent < MEASURED_SECONDS:
             started = time.perf_counter()
             batch = mixture.batch(step)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from puna.config import RunConfig
+from puna.devices import to_device
 from puna.model.llama import Llama
 from puna.model.loss import IGNORE
 from puna.tokens.mixture import Batch
@@ -85,9 +86,8 @@ def train_step(
 ) -> StepResult:
     """Accumulate the gradient of a global batch over micro-batches, clip it, and step if it is sound."""
     device = model.embedding.device
-    inputs = torch.from_numpy(batch.inputs).to(device, non_blocking=True)
-    targets = torch.from_numpy(batch.targets).to(device, non_blocking=True)
-    sources_B = torch.from_numpy(batch.sources).to(device, non_blocking=True)
+    inputs, targets = to_device(batch.inputs, device), to_device(batch.targets, device)
+    sources_B = to_device(batch.sources, device)
     micro = min(config.train.micro_batch, len(inputs))
     losses = []
     for rows in (slice(row, row + micro) for row in range(0, len(inputs), micro)):

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from puna.devices import to_device
 from puna.model.llama import Llama
 from puna.model.loss import IGNORE
 from puna.tokens.mixture import Mixture
@@ -21,18 +22,19 @@ def held_out_loss(model: Llama, mixture: Mixture, micro_batch: int, limit: int |
         {"loss", "loss_by_source", "bits_per_byte_by_source", "windows_by_source"}; sources without held-out
         documents are left out of the mean, and named by their absence.
     """
+    device = model.embedding.device
     losses: dict[str, float] = {}
     bits: dict[str, float] = {}
     windows: dict[str, int] = {}
     for source in mixture.sources:
-        total, tokens, count = 0.0, 0, 0
+        losses_BT, tokens = [], 0
         for batch in mixture.validation_windows(source, limit, micro_batch):
-            targets = torch.from_numpy(batch.targets)
-            total += model.losses(torch.from_numpy(batch.inputs), targets).sum(dtype=torch.float64).item()
-            tokens += int((targets != IGNORE).sum())
-            count += len(targets)
+            inputs, targets = to_device(batch.inputs, device), to_device(batch.targets, device)
+            losses_BT.append(model.losses(inputs, targets))
+            tokens += int((batch.targets != IGNORE).sum())
         if tokens:
-            losses[source], windows[source] = total / tokens, count
+            total = torch.cat(losses_BT).cpu().sum(dtype=torch.float64).item()  # the one wait of a source
+            losses[source], windows[source] = total / tokens, sum(map(len, losses_BT))
             bits[source] = total / tokens / math.log(2) * mixture.tokens_per_byte(source)
     weight = sum(mixture.shares[source] for source in losses)
     mean = sum(mixture.shares[source] * loss for source, loss in losses.items()) / weight if weight else None

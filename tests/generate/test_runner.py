@@ -87,7 +87,7 @@ def test_without_rows_alike_the_batch_is_still_independent(monkeypatch):
 def test_what_another_sequence_left_in_a_block_is_never_seen(model, left):
     runner = PlainRunner(model, 4)
     expected = runner.prefill(TOKENS[:70], 0, [0, 1], every=True)
-    for tensor in (runner.cache._keys, runner.cache._values):
+    for tensor in (runner.cache.keys, runner.cache.values):
         tensor[:, 2:] = left
     assert torch.equal(runner.prefill(TOKENS[:70], 0, [2, 3], every=True), expected)
 
@@ -103,6 +103,6 @@ def test_a_block_holds_what_it_is_said_to(model):
     from puna.generate.cache import BlockCache, block_bytes
 
     cache = BlockCache(CONFIG, 3, torch.bfloat16)
-    held = sum(tensor.numel() * tensor.itemsize for tensor in (cache._keys, cache._values))
+    held = sum(tensor.numel() * tensor.itemsize for tensor in (cache.keys, cache.values))
     assert held == 3 * block_bytes(CONFIG, torch.bfloat16)
     assert BLOCK == 64

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from puna import devices
 from puna.model import extension
 
 SOURCE = """
@@ -214,17 +215,11 @@ def test_without_openmp_the_kernel_runs_on_one_thread_and_says_so(source, tmp_pa
     assert "one thread" in record.message and "no OpenMP here" in record.message
 
 
-def test_an_unknown_level_of_the_processor_names_the_choices(monkeypatch):
-    monkeypatch.setenv("PUNA_CPU", "sse9")
-    with pytest.raises(ValueError, match=r"sse9.*expected native or avx2"):
-        extension.cpu_level()
-
-
 def test_avx2_is_refused_where_there_is_none(monkeypatch):
     monkeypatch.setenv("PUNA_CPU", "avx2")
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     with pytest.raises(ValueError, match=r"x86-64.*aarch64"):
-        extension.cpu_level()
+        devices.cpu_limit()
 
 
 @needs_compiler

@@ -2,10 +2,8 @@
 
 import json
 
-import torch
-
 from puna.files import read_json_lines
-from puna.train.metrics import JsonLines, matrix_peak
+from puna.train.metrics import JsonLines
 
 
 def test_rewinding_keeps_the_lines_up_to_a_step(tmp_path):
@@ -31,7 +29,3 @@ def test_rewinding_drops_a_torn_last_line(tmp_path):
 def test_rewinding_nothing_is_nothing(tmp_path):
     JsonLines(tmp_path / "none.jsonl").rewind(3)
     assert not (tmp_path / "none.jsonl").exists()
-
-
-def test_the_matrix_peak_is_a_rate_of_this_machine():
-    assert 1e8 < matrix_peak(torch.float32, size=256, seconds=0.05) < 1e15

@@ -1,0 +1,305 @@
+"""Where puna computes, in which precision, and how fast that is: the one place that knows the machine.
+
+    --device auto ────> choose_device ────> a CUDA device where there is one, else the CPU
+                        configure ────────> PyTorch's process-wide settings, all of them
+    precision auto ───> fast_precision ───> bf16 where it multiplies at least as fast as fp32
+                        measure ──────────> Machine: what was chosen, and the matrix peak of MFU
+
+`--device mps` is only taken when asked for: nothing here has been run on Apple's GPUs yet, and a Mac's CPU
+is known to work.
+
+PUNA_CPU=avx2 makes a larger CPU act as one with AVX2 alone: puna's kernels and PyTorch's libraries are
+limited to it. The libraries read their settings once, so it must be set before puna and torch are imported.
+"""
+
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+if TYPE_CHECKING:  # torch takes a second to import, and the command line reads the types below
+    import torch
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["bf16", "fp32"]
+
+_log = logging.getLogger(__name__)
+
+CPU_LIMIT = "PUNA_CPU"
+# What the libraries under PyTorch are told at each level.
+CPU_LEVELS = {
+    "avx2": {
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    },
+}
+PROBE_SECONDS = 0.025  # for each precision
+PEAK_SECONDS = 0.3
+SMALLEST, LARGEST_ON_CPU, LARGEST = 128, 2048, 8192  # sides of the matrices that are multiplied
+# Relative error of a product of 512 terms: fp32 sums err by some 1e-7, operands rounded to bf16 by 2e-3.
+FP32_TOLERANCE = 5e-6
+
+
+def cpu_limit() -> str | None:
+    """The level that PUNA_CPU limits this process to, or None.
+
+    Raises:
+        ValueError: when there is no such level, or this processor is not an x86-64 one.
+    """
+    level = os.environ.get(CPU_LIMIT) or None
+    if level is not None and level not in CPU_LEVELS:
+        raise ValueError(f"{CPU_LIMIT} is {level!r}; expected {' or '.join(CPU_LEVELS)}, or unset it")
+    if level is not None and platform.machine() not in ("x86_64", "AMD64"):
+        raise ValueError(
+            f"{CPU_LIMIT}={level} needs an x86-64 processor, and this one is {platform.machine()}; unset it"
+        )
+    return level
+
+
+def limit_cpu() -> None:
+    """Hand the limit of PUNA_CPU on to the libraries under PyTorch; child processes inherit it.
+
+    An unknown level limits nothing here: `cpu_limit` refuses it where an error can be one line.
+
+    Raises:
+        ImportError: torch was imported before puna, so that the limit comes too late.
+    """
+    wanted = CPU_LEVELS.get(os.environ.get(CPU_LIMIT, ""), {})
+    if all(os.environ.get(name) == value for name, value in wanted.items()):
+        return
+    if "torch" in sys.modules:
+        raise ImportError(
+            f"{CPU_LIMIT}={os.environ[CPU_LIMIT]} is set, but torch was imported first; import puna before it"
+        )
+    os.environ.update(wanted)
+
+
+def choose_device(name: DeviceName = "auto") -> "torch.device":
+    """The device that a name stands for; `auto`: a CUDA device where there is one, else the CPU.
+
+    Raises:
+        ValueError: when this machine has no such device.
+    """
+    import torch
+
+    cpu_limit()
+    if name not in get_args(DeviceName):
+        raise ValueError(f"device is {name!r}; expected one of: {', '.join(get_args(DeviceName))}")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        reason = "finds no CUDA device" if torch.backends.cuda.is_built() else "was built without CUDA"
+        raise ValueError(f"--device cuda: PyTorch {torch.__version__} {reason}; use --device cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"--device mps: PyTorch {torch.__version__} finds no Apple GPU; use --device cpu")
+    return torch.device(name)
+
+
+def configure(device: "torch.device", threads: int = 0, deterministic: bool = False) -> None:
+    """Set what PyTorch keeps for the whole process. `threads`: CPU threads; 0 leaves PyTorch's choice."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    if deterministic:
+        if device.type == "cuda":  # without it cuBLAS refuses to run in this mode
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    if device.type == "cpu":
+        use_onednn_for_fp32()
+
+
+def use_onednn_for_fp32() -> bool:
+    """Send the CPU's fp32 products to oneDNN if they stay fp32; returns whether they go there.
+
+    On CPUs that are not Intel's, MKL's fp32 kernels run at half the rate of oneDNN's, and PyTorch gives
+    oneDNN fp32 products only when told that they may be rounded to bf16 inside. CPUs with AMX would then
+    really round; those without have nothing to gain from it, and compute in fp32. So the setting is tried,
+    and stays only if the products come out with fp32's accuracy.
+    """
+    import torch
+
+    setting: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = setting.fp32_precision
+    setting.fp32_precision = "bf16"
+    if fp32_error() < FP32_TOLERANCE:
+        return True
+    setting.fp32_precision = before
+    return False
+
+
+def fp32_error() -> float:
+    """The relative error of an fp32 product on this CPU as it is configured now, against fp64."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(512, 512, generator=generator) for _ in range(2))
+    exact = a.double() @ b.double()
+    return ((a @ b - exact).norm() / exact.norm()).item()
+
+
+def matrix_rate(device: "torch.device", precision: Precision, seconds: float) -> float:
+    """The fastest that PyTorch multiplies square matrices on a device, in FLOP/s.
+
+    Sizes are doubled as long as the next one is sure to fit into `seconds`, so that a CPU that computes bf16
+    at a hundredth of its fp32 rate is measured in the same time.
+    """
+    import torch
+
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    largest = LARGEST_ON_CPU if device.type == "cpu" else LARGEST
+    tile = torch.randn(SMALLEST, SMALLEST, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    size, best = SMALLEST, 0.0
+    _seconds_of(tile, tile)  # libraries and threads start with the first product
+    deadline = time.perf_counter() + seconds
+    while True:
+        a, b = (tile.repeat(size // SMALLEST, size // SMALLEST) for _ in range(2))
+        _seconds_of(a, b)  # some libraries generate the kernel of a size at its first use
+        elapsed = _seconds_of(a, b)
+        best = max(best, 2 * size**3 / elapsed)
+        left = deadline - time.perf_counter()
+        if size == largest or left < 3 * 8 * elapsed:  # twice the size is eight times the work
+            break
+        size *= 2
+    while time.perf_counter() + elapsed < deadline:
+        best = max(best, 2 * size**3 / _seconds_of(a, b))
+    return best
+
+
+def _seconds_of(a: "torch.Tensor", b: "torch.Tensor") -> float:
+    started = time.perf_counter()
+    a @ b
+    synchronize(a.device)
+    return max(time.perf_counter() - started, 1e-9)
+
+
+def synchronize(device: "torch.device") -> None:
+    """Wait until a device has done all that it was given; a CPU has."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # On a busy machine threads wait for each other, which costs small products more than it does large ones.
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def bf16_speed(device: "torch.device") -> float:
+    """How many times as fast as fp32 a device multiplies bf16, by a probe of some 50 ms."""
+    with _one_thread():
+        rates = [matrix_rate(device, precision, PROBE_SECONDS) for precision in ("bf16", "fp32")]
+    return rates[0] / rates[1]
+
+
+def fast_precision(device: "torch.device") -> Precision:
+    """What `precision = auto` means on a device: bf16 where it multiplies at least as fast as fp32."""
+    return "bf16" if bf16_speed(device) >= 1 else "fp32"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run computes on."""
+
+    device: "torch.device"
+    name: str
+    """The processor's or the GPU's name."""
+    threads: int
+    """CPU threads."""
+    precision: Precision
+    """Precision of the matrix products."""
+    bf16_speed: float
+    """How many times as fast as fp32 the device multiplies bf16."""
+    peak: float
+    """The fastest matrix product that was measured, FLOP/s: what MFU is relative to."""
+
+    def __str__(self) -> str:
+        """`cpu, AMD EPYC, 2 threads, fp32 (bf16 is 63 times slower here), 137 GFLOP/s`."""
+        speed = self.bf16_speed
+        said = f"{speed:.2g} times as fast" if speed >= 1 else f"{1 / speed:.2g} times slower"
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        parts = [self.device.type, self.name, *([threads] if self.device.type == "cpu" else [])]
+        rate = f"{self.peak / 1e9:,.0f} GFLOP/s"
+        return ", ".join([*parts, f"{self.precision} (bf16 is {said} here)", rate])
+
+
+def measure(device: "torch.device", precision: Precision) -> Machine:
+    """Measure the device that a run uses, in well under a second; bf16 that is slow there is warned of."""
+    import torch
+
+    speed = bf16_speed(device)
+    if precision == "bf16" and speed < 0.5:
+        _log.warning(
+            "the precision is bf16, which PyTorch multiplies %.2g times slower than fp32 on %s; "
+            "for a new run use --train.precision auto",
+            1 / speed,
+            device_name(device),
+        )
+    # Widening bf16 to fp32 is exact, so where that is faster it is the rate at which bf16 can be multiplied.
+    peak = matrix_rate(device, "bf16" if precision == "bf16" and speed >= 1 else "fp32", PEAK_SECONDS)
+    return Machine(device, device_name(device), torch.get_num_threads(), precision, speed, peak)
+
+
+def device_name(device: "torch.device") -> str:
+    """The GPU's or the processor's name."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def to_device(array: Any, device: "torch.device") -> "torch.Tensor":
+    """A NumPy array on a device. A CUDA device is not waited for: it reads from pinned memory when it can."""
+    import torch
+
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
+def copy_to_cpu(tensors: "dict[str, torch.Tensor]") -> "tuple[dict[str, torch.Tensor], Callable[[], None]]":
+    """Copies of tensors in the CPU's memory, and a function that waits until they are there.
+
+    A CUDA device makes the copies in its own order, behind what it was given before and ahead of what
+    follows: the tensors may be overwritten by later work at once, without a wait.
+    """
+    import torch
+
+    on_cuda = any(tensor.is_cuda for tensor in tensors.values())
+    copies = {
+        name: tensor.detach().to("cpu", copy=True, non_blocking=tensor.is_cuda)
+        for name, tensor in tensors.items()
+    }
+    if not on_cuda:
+        return copies, lambda: None
+    done = torch.cuda.Event()
+    done.record()
+    return copies, done.synchronize

@@ -1,0 +1,123 @@
+"""What stands before the first step: configuration and device in, everything the loop works with out.
+
+RunConfig ─> open_run: data, device, precision, RUN/config.json              ─> Run
+Run       ─> prepare: the machine's peak, model, optimiser, newest checkpoint ─> Trainer
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from puna import devices
+from puna.config import CONFIG, RunConfig, read_config
+from puna.devices import DeviceName, Machine
+from puna.model import extension, kernels
+from puna.model.llama import Llama
+from puna.model.weights import load_weights
+from puna.tokens.mixture import Mixture
+from puna.train import checkpoint
+from puna.train.checkpoint import TrainState
+from puna.train.optim import build_optimizer
+from puna.train.rundir import claim
+from puna.train.step import OutlierGuard
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that its directory belongs to: nothing in memory yet."""
+
+    config: RunConfig
+    """With the precision resolved."""
+    mixture: Mixture
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What a step works with, on the device that computes it."""
+
+    model: Llama
+    optimizer: torch.optim.Optimizer
+    guard: OutlierGuard
+    state: TrainState
+    """Where the run stands."""
+    machine: Machine
+
+
+def open_run(config: RunConfig, out: Path, device: DeviceName = "auto") -> Run:
+    """Check the configuration and the data, resolve what the machine decides, and claim `out`.
+
+    Raises:
+        ValueError: an impossible configuration, data of another vocabulary, a device that is missing, `out`
+            of another run.
+    """
+    config.validate()
+    mixture = Mixture(
+        config.data,
+        weights=config.mixture.weights,
+        seed=config.mixture.seed,
+        context=config.model.context,
+        batch_sequences=config.batch_sequences,
+    )
+    if mixture.vocab_size != config.model.vocab_size:
+        raise ValueError(
+            f"model.vocab_size is {config.model.vocab_size}, but the shards' tokenizer has "
+            f"{mixture.vocab_size} pieces; give --model.vocab-size {mixture.vocab_size}"
+        )
+    chosen = devices.choose_device(device)
+    devices.configure(chosen, config.train.threads, config.train.deterministic)
+    config = with_precision(config, out, chosen)
+    claim(out, config, mixture)
+    return Run(config, mixture, chosen)
+
+
+def with_precision(config: RunConfig, out: Path, device: torch.device) -> RunConfig:
+    """The configuration with `precision = auto` resolved: as the run in `out` has it, else by a probe.
+
+    So a run keeps the precision that it began with, also where it is resumed on another machine.
+    """
+    if config.train.precision != "auto":
+        return config
+    held = read_config(out).train.precision if (out / CONFIG).is_file() else "auto"
+    precision = devices.fast_precision(device) if held == "auto" else held
+    return replace(config, train=replace(config.train, precision=precision))
+
+
+def prepare(run: Run, out: Path) -> Trainer:
+    """Build the model and its optimiser, new or as the newest checkpoint has them; measure the machine.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or was trained on other data.
+    """
+    config = run.config
+    assert config.train.precision != "auto"
+    machine = devices.measure(run.device, config.train.precision)
+    print(machine, file=sys.stderr)
+    model, optimizer = build(config, run.device)
+    newest = checkpoint.latest(out)
+    if newest is None:
+        model.init_weights(config.train.seed)
+        state = TrainState(data=run.mixture.fingerprint)
+    else:
+        state = checkpoint.read_state(newest)
+        if state.data != run.mixture.fingerprint:
+            raise ValueError(
+                f"the data in {', '.join(config.data)} is not what {newest} was trained on "
+                f"({run.mixture.fingerprint}, not {state.data}); restore it, or choose another --out"
+            )
+        load_weights(newest, model)
+        checkpoint.load_optimizer(newest, model, optimizer)
+    guard = OutlierGuard(config.train.skip_outliers, run.device, state.norms)
+    return Trainer(model, optimizer, guard, state, machine)
+
+
+def build(config: RunConfig, device: torch.device) -> tuple[Llama, torch.optim.AdamW]:
+    """The model, its weights not yet initialised, and its optimiser; compiles the kernels that they need."""
+    kernels.compile_kernels(config.train.compile)
+    if device.type == "cpu":
+        extension.prepare(kernels.SOURCES, lambda line: print(line, file=sys.stderr))
+    compute = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    model = Llama(config.model, compute, config.train.activations, device)
+    return model, build_optimizer(model, config.optim)

@@ -1,0 +1,90 @@
+"""The training step on any device: on `meta`, mixing in a CPU tensor or waiting for a value is an error.
+
+`meta` tensors have shapes and no values: an operator with a tensor of another device fails, and so does
+`.item()` or a branch on a value. What passes here neither mixes devices nor waits.
+"""
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from puna.generate.cache import BlockCache
+from puna.generate.static_decode import StaticDecode
+from puna.model.llama import Llama
+from puna.recipes import recipe
+from puna.tokens.mixture import Mixture
+from puna.train.checkpoint import TrainState
+from puna.train.metrics import StepLog
+from puna.train.optim import build_optimizer
+from puna.train.step import OutlierGuard, train_step
+
+cuda = pytest.param(
+    "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+)
+
+
+@pytest.fixture(params=["meta", cuda])
+def device(request, monkeypatch):
+    """A device on which a wait is an error."""
+    if request.param == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+        yield torch.device("cuda")
+        torch.cuda.set_sync_debug_mode("default")
+        return
+    # PyTorch's fused AdamW has a kernel for `meta`, but its constructor does not list the device.
+    optimizer = sys.modules["torch.optim.optimizer"]
+    monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: ["cpu", "cuda", "meta"])
+    yield torch.device("meta")
+
+
+def config(shards, **settings):
+    base = recipe("tiny")
+    return replace(
+        base,
+        data=(str(shards),),
+        model=replace(base.model, vocab_size=512, n_kv_heads=2),
+        train=replace(base.train, micro_batch=8, **settings),
+    )
+
+
+@pytest.mark.parametrize("activations", ["manual", "selective", "full", "none"])
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
+def test_a_step_mixes_no_devices_and_waits_for_nothing(shards, device, activations, precision):
+    run = config(shards, skip_outliers=10.0)
+    mixture = Mixture([shards], {}, 1, run.model.context, run.batch_sequences)
+    model = Llama(run.model, precision, activations, device)
+    model.init_weights(1)
+    optimizer = build_optimizer(model, run.optim)
+    guard = OutlierGuard(run.train.skip_outliers, device, norms=(1.0, 2.0))
+    written = []
+    log = StepLog(mixture.sources, 1.0, 1.0, [written.append], may_skip=True)
+    for step in range(2):
+        result = train_step(model, optimizer, guard, mixture.batch(step), 2, 1e-3, run)
+        for figure in (result.losses_S, result.tokens_S, result.grad_norm, result.finite, result.taken):
+            assert figure.device.type == device.type
+        if step == 0:  # taken, and not yet read
+            log.add(TrainState(step=1), result, 1e-3, 1024, 0.0)
+    assert not written
+    for parameter in model.parameters():
+        assert parameter.device.type == device.type
+        assert {value.device.type for value in optimizer.state[parameter].values()} == {device.type}
+
+
+@torch.no_grad()
+def test_held_out_losses_are_computed_where_the_model_is(shards, device):
+    run = config(shards)
+    model = Llama(run.model, torch.bfloat16, "manual", device)
+    tokens = torch.zeros(2, 64, dtype=torch.long, device=device)
+    assert model.losses(tokens, tokens).device.type == device.type
+
+
+def test_a_decode_step_mixes_no_devices_and_waits_for_nothing(shards, device):
+    model = Llama(config(shards).model, torch.bfloat16, device=device)
+    cache = BlockCache(model.config, 9, torch.bfloat16, model.embedding.device)
+    decode = StaticDecode(model, cache, padding=8, compiled=False)
+    with torch.inference_mode():
+        logits = decode.step(torch.zeros(16, 2 + 8, dtype=torch.long, device=device))
+    assert logits.shape == (16, 512)
+    assert logits.device.type == device.type
