@@ -12,7 +12,6 @@ PUNA_CPU=avx2 makes a larger CPU act as one with AVX2 alone: puna's kernels and 
 limited to it. The libraries read their settings once, so it must be set before puna and torch are imported.
 """
 
-import logging
 import os
 import platform
 import sys
@@ -28,8 +27,6 @@ if TYPE_CHECKING:  # torch takes a second to import, and the command line reads 
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["bf16", "fp32"]
-
-_log = logging.getLogger(__name__)
 
 CPU_LIMIT = "PUNA_CPU"
 # What the libraries under PyTorch are told at each level.
@@ -244,12 +241,14 @@ def _times(factor: float) -> str:
 
 def measure(device: "torch.device", precision: Precision) -> Machine:
     """Measure the device that a run uses, in well under a second; bf16 that is slow there is warned of."""
+    import logging  # here, because --help imports this module
+
     import torch
 
     rates = probe(device)
     speed = rates["bf16"] / rates["fp32"]
     if precision == "bf16" and speed < 0.5:
-        _log.warning(
+        logging.getLogger(__name__).warning(
             "the precision is bf16, which PyTorch multiplies %s times slower than fp32 on %s; "
             "for a new run use --train.precision auto",
             _times(1 / speed),
