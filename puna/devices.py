@@ -12,7 +12,6 @@ PUNA_CPU=avx2 makes a larger CPU act as one with AVX2 alone: puna's kernels and 
 limited to it. The libraries read their settings once, so it must be set before puna and torch are imported.
 """
 
-import logging
 import os
 import platform
 import sys
@@ -28,8 +27,6 @@ if TYPE_CHECKING:  # torch takes a second to import, and the command line reads 
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["bf16", "fp32"]
-
-_log = logging.getLogger(__name__)
 
 CPU_LIMIT = "PUNA_CPU"
 # What the libraries under PyTorch are told at each level.
@@ -145,18 +142,18 @@ def fp32_error() -> float:
     return ((a @ b - exact).norm() / exact.norm()).item()
 
 
-def matrix_rate(device: "torch.device", precision: Precision, seconds: float) -> float:
+def matrix_rate(device: "torch.device", precision: Precision, seconds: float, size: int = SMALLEST) -> float:
     """The fastest that PyTorch multiplies square matrices on a device, in FLOP/s.
 
-    Sizes are doubled as long as the next one is sure to fit into `seconds`, so that a CPU that computes bf16
-    at a hundredth of its fp32 rate is measured in the same time.
+    Sizes are doubled from `size` on as long as the next one is sure to fit into `seconds`, so that a CPU that
+    computes bf16 at a hundredth of its fp32 rate is measured in the same time.
     """
     import torch
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     largest = LARGEST_ON_CPU if device.type == "cpu" else LARGEST
     tile = torch.randn(SMALLEST, SMALLEST, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    size, best = SMALLEST, 0.0
+    best = 0.0
     _seconds_of(tile, tile)  # libraries and threads start with the first product
     deadline = time.perf_counter() + seconds
     while True:
@@ -203,16 +200,17 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def bf16_speed(device: "torch.device") -> float:
-    """How many times as fast as fp32 a device multiplies bf16, by a probe of some 50 ms."""
+def probe(device: "torch.device") -> dict[Precision, float]:
+    """The rates of both precisions, FLOP/s, on a CPU of one core, by some 50 ms of products."""
+    precisions: tuple[Precision, ...] = ("bf16", "fp32")
     with _one_thread():
-        rates = [matrix_rate(device, precision, PROBE_SECONDS) for precision in ("bf16", "fp32")]
-    return rates[0] / rates[1]
+        return {precision: matrix_rate(device, precision, PROBE_SECONDS) for precision in precisions}
 
 
 def fast_precision(device: "torch.device") -> Precision:
     """What `precision = auto` means on a device: bf16 where it multiplies at least as fast as fp32."""
-    return "bf16" if bf16_speed(device) >= 1 else "fp32"
+    rates = probe(device)
+    return "bf16" if rates["bf16"] >= rates["fp32"] else "fp32"
 
 
 @dataclass(frozen=True)
@@ -234,27 +232,40 @@ class Machine:
     def __str__(self) -> str:
         """`cpu, AMD EPYC, 2 threads, fp32 (bf16 is 63 times slower here), 137 GFLOP/s`."""
         speed = self.bf16_speed
-        said = f"{speed:.2g} times as fast" if speed >= 1 else f"{1 / speed:.2g} times slower"
+        said = f"{speed:.1f} times as fast" if speed >= 1 else f"{_times(1 / speed)} times slower"
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         parts = [self.device.type, self.name, *([threads] if self.device.type == "cpu" else [])]
         rate = f"{self.peak / 1e9:,.0f} GFLOP/s"
         return ", ".join([*parts, f"{self.precision} (bf16 is {said} here)", rate])
 
 
+def _times(factor: float) -> str:
+    return f"{factor:.1f}" if factor < 10 else f"{factor:,.0f}"
+
+
 def measure(device: "torch.device", precision: Precision) -> Machine:
     """Measure the device that a run uses, in well under a second; bf16 that is slow there is warned of."""
+    import logging  # here, because --help imports this module
+
     import torch
 
-    speed = bf16_speed(device)
+    rates = probe(device)
+    speed = rates["bf16"] / rates["fp32"]
     if precision == "bf16" and speed < 0.5:
-        _log.warning(
-            "the precision is bf16, which PyTorch multiplies %.2g times slower than fp32 on %s; "
+        logging.getLogger(__name__).warning(
+            "the precision is bf16, which PyTorch multiplies %s times slower than fp32 on %s; "
             "for a new run use --train.precision auto",
-            1 / speed,
+            _times(1 / speed),
             device_name(device),
         )
     # Widening bf16 to fp32 is exact, so where that is faster it is the rate at which bf16 can be multiplied.
-    peak = matrix_rate(device, "bf16" if precision == "bf16" and speed >= 1 else "fp32", PEAK_SECONDS)
+    fastest: Precision = "bf16" if precision == "bf16" and speed >= 1 else "fp32"
+    # Where other work delays the threads, small products tell nothing: begin with as large a one as even one
+    # core computes in a part of the time.
+    size = SMALLEST
+    while size < LARGEST_ON_CPU and 2 * (2 * size) ** 3 / rates[fastest] < PEAK_SECONDS / 4:
+        size *= 2
+    peak = matrix_rate(device, fastest, PEAK_SECONDS, size)
     return Machine(device, device_name(device), torch.get_num_threads(), precision, speed, peak)
 
 

@@ -57,7 +57,7 @@ def test_an_unknown_device_is_refused():
 @pytest.mark.parametrize(("speed", "expected"), [(2.0, "bf16"), (1.0, "bf16"), (0.9, "fp32"), (0.02, "fp32")])
 def test_auto_takes_bf16_only_where_it_is_at_least_as_fast(speed, expected, monkeypatch):
     rates = {"bf16": speed * 1e9, "fp32": 1e9}
-    monkeypatch.setattr(devices, "matrix_rate", lambda device, precision, seconds: rates[precision])
+    monkeypatch.setattr(devices, "matrix_rate", lambda device, precision, *_: rates[precision])
     assert fast_precision(CPU) == expected
 
 
@@ -94,13 +94,15 @@ def test_a_slow_precision_is_measured_in_the_same_time(monkeypatch):
 def test_a_machine_says_what_was_chosen_and_why():
     machine = Machine(CPU, "AMD EPYC", 2, "fp32", 1 / 63, 137e9)
     assert str(machine) == "cpu, AMD EPYC, 2 threads, fp32 (bf16 is 63 times slower here), 137 GFLOP/s"
-    machine = replace(machine, threads=1, precision="bf16", bf16_speed=1.9)
+    machine = replace(machine, bf16_speed=1 / 2.25, peak=1.5e12)
+    assert str(machine) == "cpu, AMD EPYC, 2 threads, fp32 (bf16 is 2.2 times slower here), 1,500 GFLOP/s"
+    machine = replace(machine, threads=1, precision="bf16", bf16_speed=1.9, peak=137e9)
     assert str(machine) == "cpu, AMD EPYC, 1 thread, bf16 (bf16 is 1.9 times as fast here), 137 GFLOP/s"
 
 
 def test_bf16_where_it_is_slow_is_warned_of_once_with_the_factor(monkeypatch, caplog):
     rates = {"bf16": 2e9, "fp32": 126e9}
-    monkeypatch.setattr(devices, "matrix_rate", lambda device, precision, seconds: rates[precision])
+    monkeypatch.setattr(devices, "matrix_rate", lambda device, precision, *_: rates[precision])
     machine = measure(CPU, "bf16")
     (record,) = caplog.records
     assert "63 times slower than fp32" in record.message

@@ -1,0 +1,73 @@
+"""Device and precision of a run: resolved once, written into it, kept wherever it is resumed."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from puna import devices
+from puna.cli import main
+from puna.config import read_config
+from puna.files import read_json
+from puna.recipes import recipe
+from puna.train.estimate import estimate
+from puna.train.loop import train
+
+
+def tiny(shards, **settings):
+    base = recipe("tiny")
+    settings = {"steps": 2, "save_every": 1, "validate_every": 0, "threads": 1, **settings}
+    return replace(
+        base,
+        data=(str(shards),),
+        model=replace(base.model, vocab_size=512),
+        train=replace(base.train, **settings),
+    )
+
+
+def test_auto_is_resolved_once_and_kept_where_a_run_is_resumed(shards, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    monkeypatch.setattr(devices, "fast_precision", lambda device: "fp32")
+    assert train(tiny(shards), run).finished
+    assert read_json(run / "config.json")["train"]["precision"] == "fp32"
+    assert f"cpu, {devices.cpu_name()}, 1 thread, fp32 (bf16 is " in capsys.readouterr().err
+    machine = read_json(run / "manifest.json")["machine"]
+    assert (machine["device"], machine["precision"], machine["threads"]) == ("cpu", "fp32", 1)
+    assert machine["matrix_gflops"] > 0
+
+    # On another machine, where bf16 is fast: the same command goes on in fp32.
+    monkeypatch.setattr(devices, "fast_precision", lambda device: "bf16")
+    (run / "manifest.json").unlink()
+    assert train(tiny(shards), run).finished
+    assert read_json(run / "config.json")["train"]["precision"] == "fp32"
+    with pytest.raises(ValueError, match=r"train\.precision is 'fp32' there, 'bf16' here"):
+        train(tiny(shards, precision="bf16"), run)
+
+
+def test_a_run_of_a_release_without_auto_is_read(shards, tmp_path):
+    run = tmp_path / "run"
+    config = tiny(shards, precision="fp32", steps=1)
+    train(config, run)
+    assert read_config(run).train.precision == "fp32"
+    assert train(tiny(shards, steps=1), run).finished
+
+
+@pytest.mark.parametrize(("precision", "bytes_"), [("bf16", 2), ("fp32", 4)])
+def test_a_dry_run_uses_the_devices_own_peak(shards, monkeypatch, capsys, precision, bytes_):
+    rates = {"bf16": 300e9, "fp32": 100e9}
+    monkeypatch.setattr(devices, "matrix_rate", lambda device, precision, *_: rates[precision])
+    config = tiny(shards, precision=precision, steps=100)
+    needs = estimate(config, "cpu")
+    assert needs["matrix_peak"] == rates[precision]
+    assert needs["seconds"] == needs["flops"] / (needs["mfu"] * rates[precision])
+    # x and h in fp32; q, k, v, o, gate, up in the compute precision; three statistics.
+    saved = 2 * 64 * 4 + (4 * 64 + 2 * 256) * bytes_ + (2 + 4) * 4
+    assert needs["memory"]["saved for the backward"] == 1024 * 2 * saved
+
+    command = ["train", "--recipe", "tiny", "--model.vocab-size", "512", "--data", str(shards), "--out", "x"]
+    command += ["--train.precision", precision, "--device", "cpu", "--dry-run"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert f"{precision} (bf16 is 3.0 times as fast here), {rates[precision] / 1e9:.0f} GFLOP/s" in out
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["matrix_peak"] == rates[precision]
