@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -55,9 +55,13 @@ class Kernel(Generic[P, R]):
         """Compute, in C++, compiled, or eagerly."""
         if self.in_cpp is not None and _is_for_cpp(args) and _library() is not None:
             return self.in_cpp(*args, **kwargs)
-        if self.compiled is not None and not any(_is_on(x, "cpu", "meta") for x in args):
+        if _compile and not any(_is_on(x, "cpu", "meta") for x in args):
             try:
+                # Here, not earlier: the import of the compiler alone takes seconds.
+                self.compiled = self.compiled or torch.compile(self.function, fullgraph=True)
                 return self.compiled(*args, **kwargs)
+            except torch.OutOfMemoryError:
+                raise
             except Exception as error:  # torch.compile raises whatever its parts raise
                 compile_kernels(False)
                 first = (str(error).strip().splitlines() or [""])[0]
@@ -67,20 +71,18 @@ class Kernel(Generic[P, R]):
         return self.function(*args, **kwargs)
 
 
-_KERNELS: list[Kernel[Any, Any]] = []
+_compile = False  # set by compile_kernels
 
 
 def kernel(function: Callable[P, R]) -> Kernel[P, R]:
     """Mark a pure function as a kernel."""
-    entry = Kernel(function)
-    _KERNELS.append(entry)
-    return entry
+    return Kernel(function)
 
 
 def compile_kernels(on: bool = True) -> None:
     """On GPUs, compile each kernel at its first call; or with `on` False, run it eagerly."""
-    for entry in _KERNELS:
-        entry.compiled = torch.compile(entry.function, fullgraph=True) if on else None
+    global _compile
+    _compile = on
 
 
 @cache
@@ -316,6 +318,9 @@ def _cross_entropy_block(
 ) -> tuple[Tensor, Tensor]:
     logits_nV, targets_n = logits_nV.contiguous(), targets_n.contiguous()
     n, V = logits_nV.shape
+    outside = targets_n[((targets_n < 0) | (targets_n >= V)) & (targets_n != ignore)]
+    if len(outside):
+        raise IndexError(f"target {outside[0].item()} is out of bounds of the vocabulary, {V}")
     losses_n = logits_nV.new_empty(n, dtype=torch.float32)
     half = _is_half(logits_nV.dtype)
     _call("cross_entropy", logits_nV, targets_n, losses_n, n, V, float(scale), ignore, half)

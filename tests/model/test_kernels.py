@@ -158,6 +158,30 @@ def test_far_logits_neither_overflow_nor_vanish():
     )
 
 
+@native
+def test_a_target_outside_the_vocabulary_is_an_error_as_in_pytorch():
+    for target in (-1, 8, 1 << 40):
+        for cross_entropy in (kernels.cross_entropy_block, kernels.cross_entropy_block.function):
+            with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+                cross_entropy(draw(2, 8), torch.tensor([0, target]), 1.0, IGNORE)
+
+
+def test_running_out_of_memory_is_not_the_compilers_fault(monkeypatch):
+    def compile_(function, **options):
+        def run(*arguments):
+            raise torch.OutOfMemoryError("no memory")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(kernels, "_library", lambda: None)
+    monkeypatch.setattr(kernels, "_is_on", lambda value, *devices: False)
+    monkeypatch.setattr(kernels.swiglu_forward, "compiled", None)
+    monkeypatch.setattr(kernels, "_compile", True)
+    with pytest.raises(torch.OutOfMemoryError):
+        kernels.swiglu_forward(draw(2, 8))
+
+
 def test_types_that_cpp_does_not_know_take_pytorchs_way():
     gates = draw(3, 8).half()
     assert torch.equal(kernels.swiglu_forward(gates), kernels.swiglu_forward.function(gates))
