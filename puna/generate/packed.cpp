@@ -19,16 +19,18 @@
 extern "C" int omp_get_max_threads(void);
 extern "C" int omp_get_thread_num(void);
 
-// The threads of a step meet here. They spin, as the next phase is microseconds away; where a thread has lost
-// its core they let others run.
+// The threads of a step meet here after each phase. They spin, as the next phase is microseconds away; where a
+// thread has lost its core they let others run. `next` counts what has been taken of the current phase's work.
 struct Meeting {
     int threads;
     std::atomic<int> arrived{0}, round{0};
+    std::atomic<long> next{0};
     explicit Meeting(int threads) : threads(threads) {}
     void wait() {
         const int now = round.load(std::memory_order_relaxed);
         if (arrived.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
             arrived.store(0, std::memory_order_relaxed);
+            next.store(0, std::memory_order_relaxed);
             round.store(now + 1, std::memory_order_release);
             return;
         }
@@ -107,7 +109,7 @@ static void step(const Model& model, const Batch& batch) {
             }
         };
         const auto multiply = [&](const Matrix& matrix, Then then, float* out, long stride) {
-            product<W>(matrix, mine, blocks, then, out, stride, thread, threads);
+            product<W>(matrix, mine, blocks, then, out, stride, meeting.next, threads);
             meeting.wait();
         };
 
@@ -122,7 +124,8 @@ static void step(const Model& model, const Batch& batch) {
             });
             meeting.wait();
             const long tasks = ((long)starts.size() - 1) * K;
-            for (long i = thread; i < tasks; i += threads) {  // in turns: later rows have more keys
+            for (long left; (left = tasks - meeting.next.fetch_add(1, std::memory_order_relaxed)) > 0;) {
+                const long i = left - 1;  // from the last: later rows have more keys
                 const long first = starts[i / K], count = starts[i / K + 1] - first;
                 (fp32 ? attend_rows<float> : attend_rows<uint16_t>)(
                     model, batch, layer, first, count, i % K, qkv, qkv_width, heads, heads_width
@@ -144,7 +147,7 @@ static void step(const Model& model, const Batch& batch) {
         meeting.wait();
         if (batch.wanted)
             product<H>(
-                model.output, mine, last_blocks, Then::STORE, batch.logits, model.output.rows, thread, threads
+                model.output, mine, last_blocks, Then::STORE, batch.logits, model.output.rows, meeting.next, threads
             );
     }
 }
@@ -165,7 +168,8 @@ static void multiply(const Matrix& matrix, const float* x, long rows, float* out
     const Blocks blocks(rows, W::ROWS);
     for (long row = 0; row < rows; row++)
         pack_row<W>(x + row * matrix.groups * GROUP, nullptr, 0, 0, matrix.groups, blocks, row, packed);
-    product<W>(matrix, packed, blocks, Then::STORE, out, matrix.rows, 0, 1);
+    std::atomic<long> next{0};
+    product<W>(matrix, packed, blocks, Then::STORE, out, matrix.rows, next, 1);
 }
 
 // out (rows, matrix.rows) = x (rows, 32 * matrix.groups) times a packed matrix, as a step multiplies: for tests.

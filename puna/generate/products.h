@@ -3,6 +3,7 @@
 // its own tokens alone.
 #pragma once
 
+#include <atomic>
 #include <cmath>
 
 #include "formats.h"
@@ -90,16 +91,23 @@ INLINE void any_panel(int rows, const char* w, const Rows& x, long groups, Float
 
 enum class Then { STORE, ADD, SWIGLU };
 
-// out = rows x matrix, this thread's panels of it. SWIGLU: silu(gate) * up.
+// out = rows x matrix. SWIGLU: silu(gate) * up. Each thread takes the `next` panels, an eighth of its share at a
+// time, so that one which has lost its core, or has a slow one, takes fewer.
 template <class W>
 static void product(
-    const Matrix& matrix, const Rows& x, const Blocks& blocks, Then then, float* out, long stride, int thread,
-    int threads
+    const Matrix& matrix, const Rows& x, const Blocks& blocks, Then then, float* out, long stride,
+    std::atomic<long>& next, int threads
 ) {
     const long panels = up(matrix.rows, PANEL) / PANEL;
     constexpr int HALF = VECTORS / 2;
     Floats sums[W::ROWS][VECTORS];
-    for (long p = panels * thread / threads; p < panels * (thread + 1) / threads; p++) {
+    const long some = panels > 8 * threads ? panels / (8 * threads) : 1;
+    for (long p = 0, end = 0;; p++) {
+        if (p == end) {
+            p = next.fetch_add(some, std::memory_order_relaxed);
+            if (p >= panels) return;
+            end = p + some < panels ? p + some : panels;
+        }
         const char* w = matrix.data + p * (W::HEAD + matrix.groups * W::BYTES);
         for (long block = 0; block < blocks.count; block++) {
             const long first = blocks.start(block), M = blocks.start(block + 1) - first;
