@@ -3,7 +3,7 @@
 //   tokens -> rows of the embedding -> n_layers x [norm, qkv, rotate + cache, attention, wo + residual,
 //                                                  norm, gate/up + SwiGLU, w2 + residual] -> norm -> head
 //
-// formats.h says how weights lie in memory, products.h how rows are multiplied with them.
+// formats.h defines how weights are stored, products.h multiplies rows with them, attention.h reads the cache.
 
 #include <sched.h>
 
@@ -15,12 +15,12 @@
 #include "model.h"
 #include "products.h"
 
-// Of OpenMP's runtime, whose header not every compiler brings.
+// From OpenMP's runtime. Its header is not included: Apple's clang has none.
 extern "C" int omp_get_max_threads(void);
 extern "C" int omp_get_thread_num(void);
 
-// The threads of a step meet here after each phase. They spin, as the next phase is microseconds away; where a
-// thread has lost its core they let others run. `next` counts what has been taken of the current phase's work.
+// A barrier after each phase of a step. Threads spin, as the next phase is microseconds away, and yield when a
+// thread has lost its core. `next` is the first portion of the current phase's work that no thread has taken.
 struct Meeting {
     int threads;
     std::atomic<int> arrived{0}, round{0};

@@ -1,6 +1,5 @@
-// Products of rows with packed matrices: each weight is read once for a block of rows, in the order in which it
-// lies in memory. A row's sums are taken in the same order whatever rows stand beside it, so its bits depend on
-// its own tokens alone.
+// Products of rows with packed matrices. Each panel is read from memory once for all rows, in storage order. A row
+// is summed in the same order whatever rows are computed with it, so its bits depend on its own tokens alone.
 #pragma once
 
 #include <atomic>
@@ -16,9 +15,10 @@ struct Rows {
     float *scales, *sums;
 };
 
-// The first tile of a panel fetches for all of them: the cache lines of a narrow one do not follow each other.
+// Prefetch the panel's next steps. Vectors narrower than a cache line need it: a tile of two reads every other
+// line, which the hardware prefetcher follows badly. The first tile fetches for all tiles of the panel.
 INLINE void fetch_ahead(const char* step) {
-    constexpr int AHEAD = LANES == 16 ? 0 : 1024;  // bytes; a vector of 64 bytes needs no help
+    constexpr int AHEAD = LANES == 16 ? 0 : 1024;  // bytes
     if (AHEAD)
         for (int line = 0; line < 128; line += 64) __builtin_prefetch(step + AHEAD + line);
 }
@@ -72,7 +72,7 @@ INLINE void tile(const char* w, int first, const Rows& x, long groups, Floats (*
                 W::HEAD ? sum[row][v] * load<Floats>(head + VECTOR * (first + v)) : sum[row][v];
 }
 
-// One panel times M rows, in tiles as wide as the registers allow.
+// One panel times M rows, in tiles whose accumulators fit the registers.
 template <class W, int M, int N = VECTORS>
 static void panel(const char* w, const Rows& x, long groups, Floats (*sums)[VECTORS]) {
     if constexpr (N > 1 && M * N > W::TILE)
@@ -91,8 +91,8 @@ INLINE void any_panel(int rows, const char* w, const Rows& x, long groups, Float
 
 enum class Then { STORE, ADD, SWIGLU };
 
-// out = rows x matrix. SWIGLU: silu(gate) * up. Each thread takes the `next` panels, an eighth of its share at a
-// time, so that one which has lost its core, or has a slow one, takes fewer.
+// out = rows x matrix. SWIGLU: silu(gate) * up. Each thread takes the `next` panels, an eighth of an equal share at
+// a time, so that a thread on a slow or busy core computes fewer of them.
 template <class W>
 static void product(
     const Matrix& matrix, const Rows& x, const Blocks& blocks, Then then, float* out, long stride,
