@@ -23,8 +23,9 @@ extern "C" int omp_get_thread_num(void);
 // thread has lost its core. `next` is the first portion of the current phase's work that no thread has taken.
 struct Meeting {
     int threads;
-    std::atomic<int> arrived{0}, round{0};
-    std::atomic<long> next{0};
+    alignas(64) std::atomic<int> arrived{0};  // a cache line each: those who wait read `round` all the time
+    alignas(64) std::atomic<int> round{0};
+    alignas(64) std::atomic<long> next{0};
     explicit Meeting(int threads) : threads(threads) {}
     void wait() {
         const int now = round.load(std::memory_order_relaxed);
@@ -59,9 +60,6 @@ struct Arena {
     }
 };
 
-// Below this many rows every thread packs them all for itself, which is cheaper than meeting once more.
-constexpr long FEW = 4;
-
 template <class W, class H>
 static void step(const Model& model, const Batch& batch) {
     const long n = batch.rows, D = model.dim, E = model.head_dim, K = model.kv_heads;
@@ -76,7 +74,7 @@ static void step(const Model& model, const Batch& batch) {
     float *heads = arena.take<float>(n * heads_width), *hidden = arena.take<float>(n * ffn);
     std::memset(heads, 0, sizeof(float) * n * heads_width);
     std::memset(hidden, 0, sizeof(float) * n * ffn);
-    const bool few = n < FEW;
+    const bool few = n < FEW;  // then each thread packs all rows for itself, which costs less than a barrier
     std::vector<Rows> packed;
     for (int i = 0; i < (few ? threads : 1); i++) packed.push_back(arena.rows(n, widest));
     Meeting meeting(threads);

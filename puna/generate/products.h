@@ -89,10 +89,13 @@ INLINE void any_panel(int rows, const char* w, const Rows& x, long groups, Float
         any_panel<W, M - 1>(rows, w, x, groups, sums);
 }
 
+constexpr long FEW = 4;  // rows of a step that is all overhead and reading of weights, if fewer
+
 enum class Then { STORE, ADD, SWIGLU };
 
 // out = rows x matrix. SWIGLU: silu(gate) * up. Each thread takes the `next` panels, an eighth of an equal share at
-// a time, so that a thread on a slow or busy core computes fewer of them.
+// a time, so that a thread on a slow or busy core computes fewer of them. With few rows it takes its whole share:
+// a product is then microseconds of reading, which is fastest in one stretch.
 template <class W>
 static void product(
     const Matrix& matrix, const Rows& x, const Blocks& blocks, Then then, float* out, long stride,
@@ -101,7 +104,8 @@ static void product(
     const long panels = up(matrix.rows, PANEL) / PANEL;
     constexpr int HALF = VECTORS / 2;
     Floats sums[W::ROWS][VECTORS];
-    const long some = panels > 8 * threads ? panels / (8 * threads) : 1;
+    const long share = (panels + threads - 1) / threads;
+    const long some = blocks.rows < FEW ? share : share > 8 ? share / 8 : 1;
     for (long p = 0, end = 0;; p++) {
         if (p == end) {
             p = next.fetch_add(some, std::memory_order_relaxed);
