@@ -6,13 +6,13 @@
 //   int4     a panel begins with the outputs' steps, fp32, and a group with
 //            a byte of scale and one of zero, in sixteenths, for each:      w = step scale (q - zero / 16)
 //
-// A vector of a step holds LANES outputs, and 4 bytes of one row of x are broadcast against it, so nothing is
-// summed across a vector. A format says:
+// A vector of a step holds LANES outputs and is multiplied with 4 broadcast bytes of one row of x, so nothing is
+// summed across a vector. A format defines:
 //
 //   STEPS, UNITS   steps per group, and units of 4 bytes of x per step
 //   HEAD, BYTES    bytes before the groups of a panel, and bytes per group
-//   ROWS, TILE     rows of x per block, and accumulators per tile, so that a tile stays in registers
-//   part, dot      the operand that unit `unit` of x meets, and the multiplication
+//   ROWS, TILE     rows of x per block, and accumulators per tile: as many as the registers hold
+//   part, dot      the operand that is multiplied with a unit of x, and the multiplication
 //   pack, unpack   a group of x from fp32, and one output's 4 bytes to fp32
 #pragma once
 
@@ -53,7 +53,7 @@ struct Bf16 : Real {
         store(out, to_bf16(x[0]));
         store(out + 8, to_bf16(x[1]));
     }
-#else  // x stays fp32
+#else  // without a dot product of bf16, x stays fp32
     static constexpr int UNITS = 2;
     INLINE Floats part(const char* w, int unit) {
         const Bits pair = load<Bits>(w);
@@ -67,17 +67,17 @@ struct Bf16 : Real {
     }
 };
 
-// x is rounded to 8 bits per group of 32 columns, so that the products within a group are exact integers.
-// Where the dot product of bytes wants one unsigned side (OFFSET), the weights' 128 is left in it: sum q x then
-// has 128 sum x too much, which is what a row's `sum` takes away.
+// x is rounded to 8 bits per group of 32 columns, so that the sums within a group are exact integers.
+// OFFSET: the processor's dot product takes unsigned bytes for one operand, so the weights keep their 128, and
+// 128 times the sum of x is subtracted from the result.
 struct Integer {
     static constexpr int STEPS = 8, UNITS = 1, ROWS = 6, TILE = 2 * ROWS;
     static constexpr bool INTEGER = true;
 #if defined(__AVX2__) && !defined(__AVX512F__) && !defined(__AVXVNNI__)
 #define PAIRS_OF_BYTES
     static constexpr bool OFFSET = false;
-    // A sum that is wanted at once: else compilers add up in the end, and spill all that is still to be added.
-    INLINE __m256i here(__m256i sum) {
+    // Keeps the additions in order. GCC would reassociate them, and spill every product until the end.
+    INLINE __m256i in_order(__m256i sum) {
         asm("" : "+x"(sum));
         return sum;
     }
@@ -125,7 +125,7 @@ struct Int8 : Integer {
     static constexpr int PAIRED = 1;              // steps in 128 bytes
     static constexpr float ZERO = OFFSET ? 128 : 0;  // what a row's sums are multiplied by beforehand
 #if defined(PAIRS_OF_BYTES)
-    // Pairs of products are summed in 16 bits, where |w| x sign(w) x is at most 2 * 127 * 127 < 2^15.
+    // vpmaddubsw saturates at 16 bits; pairs of |w| times sign(w) x are at most 2 * 127 * 127 < 2^15.
     struct Weights {
         __m256i value, size;
     };
@@ -137,7 +137,7 @@ struct Int8 : Integer {
     INLINE __m256i dot(__m256i sum, Weights w, uint32_t x) {
         const __m256i signed_x = _mm256_sign_epi8(_mm256_set1_epi32((int)x), w.value);
         const __m256i pairs = _mm256_maddubs_epi16(w.size, signed_x);
-        return here(_mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
+        return in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
     }
     INLINE Ints finished(__m256i dots) { return (Ints)dots; }
 #else
@@ -158,14 +158,14 @@ struct Int4 : Integer {
     static constexpr int PAIRED = 2;
     static constexpr float ZERO = 1 / 16.f;
 #if defined(PAIRS_OF_BYTES)
-    // A group's pairs are summed in 16 bits: 8 steps of at most 2 * 15 * 127 are less than 2^15.
+    // A whole group is summed in 16 bits: 8 steps of at most 2 * 15 * 127 are less than 2^15.
     typedef __m256i Weights, Dots;
     INLINE __m256i part(const char* w, int which) {
         const __m256i both = load<__m256i>(w);
         return _mm256_and_si256(which ? _mm256_srli_epi16(both, 4) : both, _mm256_set1_epi8(15));
     }
     INLINE __m256i dot(__m256i sum, __m256i w, uint32_t x) {
-        return here(_mm256_add_epi16(sum, _mm256_maddubs_epi16(w, _mm256_set1_epi32((int)x))));
+        return in_order(_mm256_add_epi16(sum, _mm256_maddubs_epi16(w, _mm256_set1_epi32((int)x))));
     }
     INLINE Ints finished(__m256i dots) { return (Ints)_mm256_madd_epi16(dots, _mm256_set1_epi16(1)); }
 #else

@@ -3,7 +3,7 @@
 //   tokens -> rows of the embedding -> n_layers x [norm, qkv, rotate + cache, attention, wo + residual,
 //                                                  norm, gate/up + SwiGLU, w2 + residual] -> norm -> head
 //
-// formats.h says how weights lie in memory, products.h how rows are multiplied with them.
+// formats.h defines how weights are stored, products.h multiplies rows with them, attention.h reads the cache.
 
 #include <sched.h>
 
@@ -15,20 +15,23 @@
 #include "model.h"
 #include "products.h"
 
-// Of OpenMP's runtime, whose header not every compiler brings.
+// From OpenMP's runtime. Its header is not included: Apple's clang has none.
 extern "C" int omp_get_max_threads(void);
 extern "C" int omp_get_thread_num(void);
 
-// The threads of a step meet here. They spin, as the next phase is microseconds away; where a thread has lost
-// its core they let others run.
+// A barrier after each phase of a step. Threads spin, as the next phase is microseconds away, and yield when a
+// thread has lost its core. `next` is the first portion of the current phase's work that no thread has taken.
 struct Meeting {
     int threads;
-    std::atomic<int> arrived{0}, round{0};
+    alignas(64) std::atomic<int> arrived{0};  // a cache line each: those who wait read `round` all the time
+    alignas(64) std::atomic<int> round{0};
+    alignas(64) std::atomic<long> next{0};
     explicit Meeting(int threads) : threads(threads) {}
     void wait() {
         const int now = round.load(std::memory_order_relaxed);
         if (arrived.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
             arrived.store(0, std::memory_order_relaxed);
+            next.store(0, std::memory_order_relaxed);
             round.store(now + 1, std::memory_order_release);
             return;
         }
@@ -57,9 +60,6 @@ struct Arena {
     }
 };
 
-// Below this many rows every thread packs them all for itself, which is cheaper than meeting once more.
-constexpr long FEW = 4;
-
 template <class W, class H>
 static void step(const Model& model, const Batch& batch) {
     const long n = batch.rows, D = model.dim, E = model.head_dim, K = model.kv_heads;
@@ -74,7 +74,7 @@ static void step(const Model& model, const Batch& batch) {
     float *heads = arena.take<float>(n * heads_width), *hidden = arena.take<float>(n * ffn);
     std::memset(heads, 0, sizeof(float) * n * heads_width);
     std::memset(hidden, 0, sizeof(float) * n * ffn);
-    const bool few = n < FEW;
+    const bool few = n < FEW;  // then each thread packs all rows for itself, which costs less than a barrier
     std::vector<Rows> packed;
     for (int i = 0; i < (few ? threads : 1); i++) packed.push_back(arena.rows(n, widest));
     Meeting meeting(threads);
@@ -107,7 +107,7 @@ static void step(const Model& model, const Batch& batch) {
             }
         };
         const auto multiply = [&](const Matrix& matrix, Then then, float* out, long stride) {
-            product<W>(matrix, mine, blocks, then, out, stride, thread, threads);
+            product<W>(matrix, mine, blocks, then, out, stride, meeting.next, threads);
             meeting.wait();
         };
 
@@ -122,7 +122,8 @@ static void step(const Model& model, const Batch& batch) {
             });
             meeting.wait();
             const long tasks = ((long)starts.size() - 1) * K;
-            for (long i = thread; i < tasks; i += threads) {  // in turns: later rows have more keys
+            for (long left; (left = tasks - meeting.next.fetch_add(1, std::memory_order_relaxed)) > 0;) {
+                const long i = left - 1;  // from the last: later rows have more keys
                 const long first = starts[i / K], count = starts[i / K + 1] - first;
                 (fp32 ? attend_rows<float> : attend_rows<uint16_t>)(
                     model, batch, layer, first, count, i % K, qkv, qkv_width, heads, heads_width
@@ -144,7 +145,7 @@ static void step(const Model& model, const Batch& batch) {
         meeting.wait();
         if (batch.wanted)
             product<H>(
-                model.output, mine, last_blocks, Then::STORE, batch.logits, model.output.rows, thread, threads
+                model.output, mine, last_blocks, Then::STORE, batch.logits, model.output.rows, meeting.next, threads
             );
     }
 }
@@ -165,7 +166,8 @@ static void multiply(const Matrix& matrix, const float* x, long rows, float* out
     const Blocks blocks(rows, W::ROWS);
     for (long row = 0; row < rows; row++)
         pack_row<W>(x + row * matrix.groups * GROUP, nullptr, 0, 0, matrix.groups, blocks, row, packed);
-    product<W>(matrix, packed, blocks, Then::STORE, out, matrix.rows, 0, 1);
+    std::atomic<long> next{0};
+    product<W>(matrix, packed, blocks, Then::STORE, out, matrix.rows, next, 1);
 }
 
 // out (rows, matrix.rows) = x (rows, 32 * matrix.groups) times a packed matrix, as a step multiplies: for tests.

@@ -1,8 +1,8 @@
-// Products of rows with packed matrices: each weight is read once for a block of rows, in the order in which it
-// lies in memory. A row's sums are taken in the same order whatever rows stand beside it, so its bits depend on
-// its own tokens alone.
+// Products of rows with packed matrices. Each panel is read from memory once for all rows, in storage order. A row
+// is summed in the same order whatever rows are computed with it, so its bits depend on its own tokens alone.
 #pragma once
 
+#include <atomic>
 #include <cmath>
 
 #include "formats.h"
@@ -15,9 +15,10 @@ struct Rows {
     float *scales, *sums;
 };
 
-// The first tile of a panel fetches for all of them: the cache lines of a narrow one do not follow each other.
+// Prefetch the panel's next steps. Vectors narrower than a cache line need it: a tile of two reads every other
+// line, which the hardware prefetcher follows badly. The first tile fetches for all tiles of the panel.
 INLINE void fetch_ahead(const char* step) {
-    constexpr int AHEAD = LANES == 16 ? 0 : 1024;  // bytes; a vector of 64 bytes needs no help
+    constexpr int AHEAD = LANES == 16 ? 0 : 1024;  // bytes
     if (AHEAD)
         for (int line = 0; line < 128; line += 64) __builtin_prefetch(step + AHEAD + line);
 }
@@ -71,7 +72,7 @@ INLINE void tile(const char* w, int first, const Rows& x, long groups, Floats (*
                 W::HEAD ? sum[row][v] * load<Floats>(head + VECTOR * (first + v)) : sum[row][v];
 }
 
-// One panel times M rows, in tiles as wide as the registers allow.
+// One panel times M rows, in tiles whose accumulators fit the registers.
 template <class W, int M, int N = VECTORS>
 static void panel(const char* w, const Rows& x, long groups, Floats (*sums)[VECTORS]) {
     if constexpr (N > 1 && M * N > W::TILE)
@@ -88,18 +89,29 @@ INLINE void any_panel(int rows, const char* w, const Rows& x, long groups, Float
         any_panel<W, M - 1>(rows, w, x, groups, sums);
 }
 
+constexpr long FEW = 4;  // rows of a step that is all overhead and reading of weights, if fewer
+
 enum class Then { STORE, ADD, SWIGLU };
 
-// out = rows x matrix, this thread's panels of it. SWIGLU: silu(gate) * up.
+// out = rows x matrix. SWIGLU: silu(gate) * up. Each thread takes the `next` panels, an eighth of an equal share at
+// a time, so that a thread on a slow or busy core computes fewer of them. With few rows it takes its whole share:
+// a product is then microseconds of reading, which is fastest in one stretch.
 template <class W>
 static void product(
-    const Matrix& matrix, const Rows& x, const Blocks& blocks, Then then, float* out, long stride, int thread,
-    int threads
+    const Matrix& matrix, const Rows& x, const Blocks& blocks, Then then, float* out, long stride,
+    std::atomic<long>& next, int threads
 ) {
     const long panels = up(matrix.rows, PANEL) / PANEL;
     constexpr int HALF = VECTORS / 2;
     Floats sums[W::ROWS][VECTORS];
-    for (long p = panels * thread / threads; p < panels * (thread + 1) / threads; p++) {
+    const long share = (panels + threads - 1) / threads;
+    const long some = blocks.rows < FEW ? share : share > 8 ? share / 8 : 1;
+    for (long p = 0, end = 0;; p++) {
+        if (p == end) {
+            p = next.fetch_add(some, std::memory_order_relaxed);
+            if (p >= panels) return;
+            end = p + some < panels ? p + some : panels;
+        }
         const char* w = matrix.data + p * (W::HEAD + matrix.groups * W::BYTES);
         for (long block = 0; block < blocks.count; block++) {
             const long first = blocks.start(block), M = blocks.start(block + 1) - first;
