@@ -26,6 +26,8 @@ if __name__ == "tokenize":
     sys.modules["tokenize"] = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(sys.modules["tokenize"])
 elif sys.path and sys.path[0].endswith("benchmarks"):
+    from _peers import interpreter
+
     sys.path.pop(0)
 
 if __name__ == "__main__":
@@ -42,8 +44,6 @@ if __name__ == "__main__":
     import zipfile
     from importlib.metadata import version
     from pathlib import Path
-
-    from _peers import interpreter
 
 HERE = "" if __name__ != "__main__" else Path(__file__).resolve().parent
 # Name -> the package whose version is shown.

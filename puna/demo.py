@@ -36,14 +36,13 @@ from puna.train.speed import tokens_per_second
 VOCAB_SIZE = 4096
 TRAIN_SECONDS = 300.0
 BATCH_TOKENS = 2048
-# Sizes of the model, largest first. A machine trains the first that it can give MIN_STEPS in TRAIN_SECONDS.
+# Sizes of the model, largest first, each with the fewest steps that it is worth: below them the next smaller
+# model, which trains on more tokens in the same time, learns more (docs/lab-notes.md).
 SIZES = (
-    ModelConfig(dim=288, n_layers=6, n_heads=6, ffn_dim=768, vocab_size=VOCAB_SIZE, context=512),
-    ModelConfig(dim=192, n_layers=4, n_heads=4, ffn_dim=512, vocab_size=VOCAB_SIZE, context=512),
-    ModelConfig(dim=128, n_layers=3, n_heads=4, ffn_dim=384, vocab_size=VOCAB_SIZE, context=256),
+    (ModelConfig(dim=288, n_layers=6, n_heads=6, ffn_dim=768, vocab_size=VOCAB_SIZE, context=512), 400),
+    (ModelConfig(dim=192, n_layers=4, n_heads=4, ffn_dim=512, vocab_size=VOCAB_SIZE, context=512), 200),
+    (ModelConfig(dim=128, n_layers=3, n_heads=4, ffn_dim=384, vocab_size=VOCAB_SIZE, context=256), 50),
 )
-MIN_STEPS = 120
-FEWEST_STEPS = 50  # even where the smallest model is too slow
 MAX_EPOCHS = 4  # a fast machine stops here: more would only memorise the sample
 STOPPED = 130
 PROMPTS = (
@@ -87,13 +86,13 @@ def choose_config(
     Returns:
         The configuration of the run, and the speed that was measured with it, in tokens per second.
     """
-    most = max(MAX_EPOCHS * train_tokens // BATCH_TOKENS, FEWEST_STEPS)
-    for model in SIZES:
-        rate = speed(run_config(shards, model, FEWEST_STEPS))
+    most = max(MAX_EPOCHS * train_tokens // BATCH_TOKENS, 1)
+    for model, fewest in SIZES:
+        rate = speed(run_config(shards, model, fewest))
         steps = min(round(rate * TRAIN_SECONDS / BATCH_TOKENS), most)
-        if steps >= min(MIN_STEPS, most):
-            break
-    return run_config(shards, model, max(steps, FEWEST_STEPS)), rate
+        if steps >= min(fewest, most):
+            return run_config(shards, model, steps), rate
+    return run_config(shards, model, fewest), rate  # longer than TRAIN_SECONDS: too slow for any size
 
 
 @contextmanager

@@ -33,8 +33,8 @@ raw, out, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 tiny = recipe("tiny")
 demo.fetch_sample = lambda source: raw / source
 demo.recipe = lambda name: tiny
-demo.VOCAB_SIZE, demo.SIZES = 600, (replace(tiny.model, vocab_size=600),)
-demo.BATCH_TOKENS, demo.FEWEST_STEPS, demo.TRAIN_SECONDS = 1024, 40, seconds
+demo.VOCAB_SIZE, demo.SIZES = 600, ((replace(tiny.model, vocab_size=600), 40),)
+demo.BATCH_TOKENS, demo.TRAIN_SECONDS = 1024, seconds
 speed.MEASURED_SECONDS = 0.1
 sys.exit(demo.run_demo(out, json=True))
 """
@@ -166,7 +166,7 @@ def test_training_takes_five_minutes_on_a_machine_of_any_speed(largest_rate):
     """Unless it is so fast that the corpus ends before, or so slow that the fewest steps take longer."""
 
     def rate_of(config):  # in proportion to the model's size, as on a machine limited by arithmetic
-        return largest_rate * parameters(demo.SIZES[0]) / parameters(config.model)
+        return largest_rate * parameters(demo.SIZES[0][0]) / parameters(config.model)
 
     corpus = 5_000_000
     config, rate = demo.choose_config(Path("shards"), corpus, rate_of)
@@ -177,21 +177,21 @@ def test_training_takes_five_minutes_on_a_machine_of_any_speed(largest_rate):
     if seconds < 295:
         assert tokens == pytest.approx(demo.MAX_EPOCHS * corpus, rel=0.01)
     if seconds > 305:
-        assert config.train.steps == demo.FEWEST_STEPS
+        assert config.train.steps == demo.SIZES[-1][1]
     assert config.optim.warmup_steps < config.train.steps / 4
 
 
 def test_a_slower_machine_never_trains_a_larger_model():
     def chosen(largest_rate):
         def rate_of(config):
-            return largest_rate * parameters(demo.SIZES[0]) / parameters(config.model)
+            return largest_rate * parameters(demo.SIZES[0][0]) / parameters(config.model)
 
         config, _ = demo.choose_config(Path("shards"), 5_000_000, rate_of)
         return parameters(config.model)
 
     sizes = [chosen(10**power) for power in range(9)]
     assert sizes == sorted(sizes)
-    assert sizes[0] == parameters(demo.SIZES[-1]) and sizes[-1] == parameters(demo.SIZES[0])
+    assert sizes[0] == parameters(demo.SIZES[-1][0]) and sizes[-1] == parameters(demo.SIZES[0][0])
 
 
 @pytest.fixture
