@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 
 import torch
+from _peers import interpreter
 
 from puna.config import ModelConfig, RunConfig, read_config, to_dict
 from puna.corpus.samples import fetch_sample
@@ -36,7 +37,8 @@ from puna.model.safetensors_stream import SafetensorsWriter
 from puna.model.sizes import matrix_parameters
 
 HERE = Path(__file__).parent
-PEERS = HERE.parent / ".venv-peers/bin/python"
+# Where llama.cpp is not installed, its contestants do not run.
+PEERS = interpreter("llama-cpp") or Path(sys.executable)
 GGUF = {"llama.cpp:bf16": "bf16", "llama.cpp:q8_0": "q8_0", "llama.cpp:q4_0": "q4_0"}
 BITS = {"bf16": (16, 16), "int8": (8.5, 8.5), "int4": (4.5, 8.5), "q8_0": (8.5, 8.5), "q4_0": (4.5, 8.5)}
 RIVALS = {"puna:bf16": "llama.cpp:bf16", "puna:int8": "llama.cpp:q8_0", "puna:int4": "llama.cpp:q4_0"}

@@ -19,9 +19,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
 from _peers import interpreter
 
+from puna import devices
 from puna.config import ModelConfig
 from puna.model.sizes import train_flops_per_token
 from puna.train.allocator import KEEP
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=CONTESTANTS)
     parser.add_argument("--quick", action="store_true", help="15m, one turn")
     options = parser.parse_args()
-    precision = options.precision or ("bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32")
+    precision = options.precision or devices.fast_precision(devices.choose_device("cpu"))
     for size in options.size or (["15m"] if options.quick else ["15m", "110m"]):
         steps = options.turn if options.quick else options.steps
         compete(size, precision, steps, options.turn, options.only or CONTESTANTS)

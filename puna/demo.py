@@ -180,6 +180,7 @@ def _share(validation: dict[str, Any] | None, config: RunConfig) -> float | None
 def _reached(out: Path, outcome: Outcome, config: RunConfig) -> str:
     """One line: what the training reached, and on what."""
     manifest = read_json(out / MANIFEST)
+    machine = manifest["machine"]
     share = _share(outcome.validation, config)
     loss = "held-out loss not measured"
     if outcome.validation is not None and share is not None:
@@ -187,7 +188,7 @@ def _reached(out: Path, outcome: Outcome, config: RunConfig) -> str:
     return (
         f"reached: {loss}, with {manifest['counts']['parameters'] / 1e6:.1f} million parameters and "
         f"{outcome.state.tokens:,} tokens in {human_seconds(outcome.state.seconds)} of training, "
-        f"{manifest['config']['train']['precision']} on {manifest['machine']['cpu']}"
+        f"{machine['precision']} on {machine.get('device_name', machine['cpu'])}"
     )
 
 

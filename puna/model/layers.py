@@ -50,7 +50,7 @@ def swiglu_linear(gate_up_BT2F: Tensor, weight_DF: Tensor) -> Tensor:
 
 def rope_frequencies(head_dim: int, base: float, scaling: RopeScaling | None = None) -> Tensor:
     """Radians a position that each pair turns by, base^(-2i/E), (E/2,), fp64 (Su et al. 2021)."""
-    frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)
     if scaling is None:
         return frequencies
     # How often a pair turns round within the original context decides how much of the slowing it gets.
@@ -65,7 +65,7 @@ def rope_table(
 ) -> tuple[Tensor, Tensor]:
     """cos and sin of position · frequency, each (context, E/2), fp32."""
     frequencies = rope_frequencies(head_dim, base, scaling)
-    angles = torch.outer(torch.arange(context, dtype=torch.float64), frequencies)
+    angles = torch.outer(torch.arange(context, dtype=torch.float64, device="cpu"), frequencies)
     return angles.cos().float(), angles.sin().float()
 
 

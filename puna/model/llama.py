@@ -31,7 +31,7 @@ class Attention(Protocol):
 class Block(nn.Module):
     """x + attention(norm(x)), then + feed-forward(norm(·)). Weights as the matrices that multiply once."""
 
-    def __init__(self, config: ModelConfig, layer: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, config: ModelConfig, layer: int, device: torch.device | str | None = None) -> None:
         super().__init__()
         self.config, self.layer = config, layer
         D, F_, E = config.dim, config.ffn_dim, config.head_dim
@@ -83,8 +83,9 @@ class Llama(nn.Module):
         config: ModelConfig,
         compute: torch.dtype = torch.float32,
         activations: Activations = "none",
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
     ) -> None:
+        """`device` holds the parameters; PyTorch's default device when it is None."""
         super().__init__()
         config.validate()
         self.config, self.compute, self.activations = config, compute, activations
@@ -96,8 +97,8 @@ class Llama(nn.Module):
         self.output = None if config.tied_embeddings else nn.Parameter(torch.empty(shape, device=device))
         # Computed on the CPU and copied, so that the angles are the same numbers on every device.
         cos, sin = layers.rope_table(config.head_dim, config.context, config.rope_base, config.rope_scaling)
-        self.register_buffer("cos", cos.to(device), persistent=False)
-        self.register_buffer("sin", sin.to(device), persistent=False)
+        self.register_buffer("cos", cos.to(self.embedding.device), persistent=False)
+        self.register_buffer("sin", sin.to(self.embedding.device), persistent=False)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
