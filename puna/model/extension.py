@@ -141,11 +141,11 @@ def _run(command: list[str]) -> None:
         subprocess.SubprocessError: when it fails, or takes longer than TIMEOUT.
     """
     with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, process_group=0
     ) as process:
         try:
             _, errors = process.communicate(timeout=TIMEOUT)
-        except BaseException:  # the timeout, or Ctrl-C, which a session of its own does not receive
+        except BaseException:  # the timeout, or Ctrl-C, which another process group does not receive
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             raise
