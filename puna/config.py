@@ -215,7 +215,7 @@ class TrainConfig:
     activations: Activations = "manual"
     """What is kept for the backward; see puna/model/activations.py."""
     compile: bool = True
-    """Compile the elementwise kernels, where there is a C++ compiler."""
+    """Compile the elementwise kernels with torch.compile on GPUs. CPUs use compiled C++ kernels instead."""
     allocator: Literal["keep", "system"] = "keep"
     """keep: the process keeps the memory it frees (puna/train/allocator.py); system: as the system does."""
     threads: int = 0
