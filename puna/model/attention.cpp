@@ -25,6 +25,7 @@ namespace {
 constexpr long ROWS = 96;  // query rows taken together: any HEIGHT and any WIDTH divide it
 constexpr long KEYS = 96;  // keys taken together, likewise
 constexpr long SCORES = KEYS + 16;  // stride of a block of scores: an odd number of cache lines
+constexpr long AHEAD = 8;  // tokens that are fetched ahead
 constexpr float LOG2_E = 1.44269504088896341f;
 constexpr float LN_2 = 0.693147180559945309f;
 static_assert(ROWS % HEIGHT == 0 && ROWS % WIDTH == 0 && KEYS % HEIGHT == 0 && KEYS % WIDTH == 0);
@@ -82,22 +83,39 @@ inline float greatest(floats x) {
 
 // --- copies ----------------------------------------------------------------------------------------------------------
 
+// Fetch a head's token `t`: its rows lie too far apart for the processor to guess.
+template <int WRITE, class T>
+inline void fetch(View<T> x, long b, long h, long t, const Sizes& s) {
+    if (t >= s.T) return;
+    for (long e = 0; e < s.E; e += 64 / long(sizeof(T))) __builtin_prefetch(x.row(b, h, t) + e, WRITE);
+}
+
+// Turn the pairs (row[i], row[i + half]) by the angles of a token, or with `sign` -1 back.
+inline void rotate(float* row, const float* cos, const float* sin, long half, float sign) {
+    long e = 0;
+    for (; e + LANES <= half; e += LANES) {
+        const floats low = load(row + e), high = load(row + half + e), c = load(cos + e), s = load(sin + e) * sign;
+        store(row + e, low * c - high * s);
+        store(row + half + e, high * c + low * s);
+    }
+    for (; e < half; e++) {
+        const float low = row[e], high = row[half + e], s = sin[e] * sign;
+        row[e] = low * cos[e] - high * s;
+        row[half + e] = high * cos[e] + low * s;
+    }
+}
+
 // A head's tokens as rows, rotated by `rotary`.
 template <class T>
 void load_rows(float* rows, View<T> x, long b, long h, const Sizes& s, Rotary rotary) {
     const long half = s.E / 2;
+    for (long t = 0; t < AHEAD; t++) fetch<0>(x, b, h, t, s);
     for (long t = 0; t < s.T; t++) {
-        const T* in = x.row(b, h, t);
+        fetch<0>(x, b, h, t + AHEAD, s);
         float* out = rows + t * s.stride;
-        convert(in, out, s.E);
+        convert(x.row(b, h, t), out, s.E);
         std::fill(out + s.E, out + s.columns, 0.f);
-        if (!rotary.cos) continue;
-        const float *cos = rotary.cos + t * half, *sin = rotary.sin + t * half;
-        for (long e = 0; e < half; e++) {
-            const float low = out[e], high = out[half + e];
-            out[e] = low * cos[e] - high * sin[e];
-            out[half + e] = high * cos[e] + low * sin[e];
-        }
+        if (rotary.cos) rotate(out, rotary.cos + t * half, rotary.sin + t * half, half, 1);
     }
     std::fill(rows + s.T * s.stride, rows + s.padded * s.stride, 0.f);
 }
@@ -107,15 +125,9 @@ template <class T>
 void store_rows(View<T> x, long b, long h, float* rows, const Sizes& s, Rotary rotary) {
     const long half = s.E / 2;
     for (long t = 0; t < s.T; t++) {
+        fetch<1>(x, b, h, t + AHEAD, s);
         float* row = rows + t * s.stride;
-        if (rotary.cos) {
-            const float *cos = rotary.cos + t * half, *sin = rotary.sin + t * half;
-            for (long e = 0; e < half; e++) {
-                const float low = row[e], high = row[half + e];
-                row[e] = low * cos[e] + high * sin[e];
-                row[half + e] = high * cos[e] - low * sin[e];
-            }
-        }
+        if (rotary.cos) rotate(row, rotary.cos + t * half, rotary.sin + t * half, half, -1);
         convert(row, x.row(b, h, t), s.E);
     }
 }

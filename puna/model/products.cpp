@@ -100,33 +100,47 @@ void add_gradient(const T* dy, const T* x, float* gradient, long rows, long O, l
     float* right = shared.data;
 #pragma omp parallel if (rows * O * I > ALONE)
     {
-        Buffer buffer(most * OUTPUTS);
+        const long tall = most * HEIGHT + LANES;
+        Buffer buffer(OUTPUTS / HEIGHT * tall);
         float* left = buffer.data;
         for (long start = 0; start < rows; start += STRETCH) {
             const long steps = std::min(STRETCH, rows - start);
 #pragma omp for schedule(static)
             for (long i = 0; i < I; i += WIDTH)
                 for (long k = 0; k < steps; k++) {
+                    const T* in = x + (start + k) * I + i;
                     float* out = right + i * steps + k * WIDTH;
-                    const long columns = std::min<long>(WIDTH, I - i);
-                    convert(x + (start + k) * I + i, out, columns);
-                    std::fill(out + columns, out + WIDTH, 0.f);
+                    if (i + WIDTH <= I) {
+                        for (int j = 0; j < VECTORS; j++) store(out + j * LANES, load(in + j * LANES));
+                    } else {
+                        convert(in, out, I - i);
+                        std::fill(out + (I - i), out + WIDTH, 0.f);
+                    }
                 }
 #pragma omp for schedule(dynamic)
             for (long o = 0; o < O; o += OUTPUTS) {
                 const long outputs = std::min(OUTPUTS, O - o);
-                float wide[OUTPUTS] = {};
-                for (long k = 0; k < steps; k++) {  // left: (OUTPUTS/HEIGHT, steps, HEIGHT)
-                    convert(dy + (start + k) * O + o, wide, outputs);
+                const auto pack_step = [&](long k, const auto* row) {  // whole vectors: the next step overwrites the rest
                     for (long p = 0; p < OUTPUTS; p += HEIGHT)
-                        std::memcpy(left + p * steps + k * HEIGHT, wide + p, HEIGHT * sizeof(float));
+                        for (int t = 0; t < HEIGHT; t += LANES)
+                            store(left + p / HEIGHT * tall + k * HEIGHT + t, load(row + p + t));
+                };
+                float wide[OUTPUTS + LANES] = {};
+                for (long k = 0; k < steps; k++) {  // left: (OUTPUTS/HEIGHT, steps, HEIGHT)
+                    const T* row = dy + (start + k) * O + o;
+                    if (o + OUTPUTS + LANES <= O) {
+                        pack_step(k, row);
+                    } else {
+                        convert(row, wide, outputs);
+                        pack_step(k, wide);
+                    }
                 }
                 for (long k = 0; k < steps; k += SUMS)
                     for (long i = 0; i < I; i += WIDTH)
                         for (long p = 0; p < outputs; p += HEIGHT)
                             by_height(outputs - p, [&](auto M) {
                                 add_tile<M>(gradient + (o + p) * I + i, I, I - i, first && start + k == 0,
-                                            left + p * steps + k * HEIGHT, 1, HEIGHT, right + i * steps + k * WIDTH,
+                                            left + p / HEIGHT * tall + k * HEIGHT, 1, HEIGHT, right + i * steps + k * WIDTH,
                                             std::min(SUMS, steps - k));
                             });
             }

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from puna.model import extension, kernels
+from puna.model import extension
 
 SOURCES = ("products.cpp", "products_bf16.cpp", "attention.cpp", "attention_bf16.cpp")
 MODEL = Path(extension.__file__).parent
 LEVELS = {"x86-64": "sse2", "x86-64-v3": "avx2"}  # and a flag of the processors that can run it
 
 pytestmark = [
-    pytest.mark.skipif(kernels.compiler() is None, reason="no C++ compiler"),
+    pytest.mark.skipif(extension.compiler() is None, reason="no C++ compiler"),
     pytest.mark.skipif(platform.machine() != "x86_64", reason="levels of x86-64"),
 ]
 
@@ -23,7 +23,7 @@ pytestmark = [
 def build(source: str, level: str, out: Path) -> Path:
     flags = [flag.replace("-march=native", f"-march={level}") for flag in extension.FLAGS]
     flags += ["-mavx512bf16"] if level == "x86-64-v4" else []
-    command = [str(kernels.compiler()), *flags, "-Werror=return-type", str(MODEL / source), "-o", str(out)]
+    command = [str(extension.compiler()), *flags, "-Werror=return-type", str(MODEL / source), "-o", str(out)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if "-march" in result.stderr:
         pytest.skip(f"this compiler does not know {level}")
