@@ -1,6 +1,6 @@
 """Small inputs after public reports of faults in other tools, each with the outcome that is right.
 
-`cases/expected.jsonl` has a line per input: the document holds every string of `must` and none of `must_not`,
+`cases/expected.jsonl` has a line per input: the document holds each string of `must` and none of `must_not`,
 or is left out for the reason that `dropped` begins; `files` says so for each path of a project (null: left out).
 """
 
@@ -17,7 +17,7 @@ EXPECTED = [json.loads(line) for line in (CASES / "expected.jsonl").read_text().
 
 
 def results_of(case):
-    """(record, Document or Drop) for each record of a case's input, by the source's own reader and cleaner."""
+    """(record, Document or Drop) for each record of a case, by its source's own reader and cleaner."""
     source = importlib.import_module(f"puna.corpus.{case['source']}")
     path = CASES / case["input"]
     paths = source.find(path) if path.is_dir() else [path]
