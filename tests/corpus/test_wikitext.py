@@ -181,7 +181,7 @@ def test_the_author_s_text_stays_and_what_was_removed_leaves_nothing(wikitext, t
 
 
 def test_a_list_of_links_goes_with_its_links():
-    links = "* [http://x Official site] – in English\n* ''[http://x T]'', by J. Smith\n* Smith, [http://x B], 2004"
+    links = "* [http://x Official site] – in English\n* ''[http://x T]'', by J. Smith\n* S., [http://x B]"
     for heading in ("External links", "Weblinks", "Liens externes", "Ссылки"):
         assert plain_text(f"Text.\n== {heading} ==\n{links}\n* {{{{official|x}}}}") == "Text."
     assert plain_text("== Uses ==\n* Wool, as [http://x here].") == "Uses\n\nWool, as."
