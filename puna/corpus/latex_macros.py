@@ -74,9 +74,9 @@ class Expander(Reader):
     """`known` says what a control sequence does: an action of TeX's own, or a Macro."""
 
     def __init__(
-        self, find_file: FindFile, limits: MacroLimits, unexpanded: frozenset[str] = frozenset()
+        self, find_file: FindFile, limits: MacroLimits, unexpanded: frozenset[str] | None = frozenset()
     ) -> None:
-        """`unexpanded` are macros whose definitions are removed, and which stay where they are used."""
+        """`unexpanded` are macros whose definitions go, and which stay where they are used; None: all."""
         super().__init__(limits)
         self._unexpanded = unexpanded
         self._find_file = find_file
@@ -231,9 +231,12 @@ class Expander(Reader):
     # ---- defining ---------------------------------------------------------------------------------
 
     def _define(self, name: str, macro: Macro) -> None:
-        if name and name not in _KEPT and name not in self._actions and name not in self._unexpanded:
+        if name and name not in _KEPT and name not in self._actions and self._expands(name):
             self._known[name] = macro
         self.end_line()
+
+    def _expands(self, name: str) -> bool:
+        return self._unexpanded is not None and name not in self._unexpanded
 
     def _newcommand(self, offered: bool = False) -> None:
         self.accept("*")
@@ -315,7 +318,7 @@ class Expander(Reader):
         name = self.argument().strip()
         count, default = self._parameters()
         begin, end = self.argument(), self.argument()
-        if is_new and name and name not in self._unexpanded:
+        if is_new and name and self._expands(name):
             self._environments[name] = Macro(begin, ("",) * count, default=default), end
         self.end_line()
 
