@@ -80,14 +80,14 @@ _FOOTER = re.compile(
 _MAKES = (
     r"(?:produced|prepared|created|transcribed|typed|scanned|converted|made|digiti[sz]ed|proofread|entered)"
 )
-_FILE = r"(?:project gutenberg )?(?:e-?text|e-?book|file|html version|electronic (?:text|edition|version)|edition)"
+_FILE = r"(?:project gutenberg )?(?:e-?text|e-?book|file|html version|electronic (?:text|version)|edition)"
 _NOTE = re.compile(
     rf"\s*(?:\W{{0,3}}\s*(?:{_MAKES} (?:by|from)\b|{_FILE} (?:{_MAKES} )by|scanned and proof\w* by|"
     rf"(?:html|pdf|text) version by|updated editions? |ocr(?:ed)? (?:by|and)|"
     rf"th(?:is|e) {_FILE}\b.{{0,60}}?(?:(?:was|were|is|comes) (?:\w+ )?{_MAKES}|is (?:in|also) )|"
     r"(?:note: )?project gutenberg also has|images of the original pages are available|"
     r"note: (?:images|the|this) .{0,80}(?:archive|gutenberg|html|file)|"
-    r"(?:special |many |our |with |grateful )?thanks (?:are due |is due |go |goes |also )?to\b|special thanks|"
+    r"(?:special |many |our |with )?thanks (?:are due |is due |go |goes |also )?to\b|special thanks|"
     r"(?:and )?the (?:project gutenberg )?online distributed proofread|distributed proofread|"
     r"(?:dieses? |ce |cet |este |dit |questo )"
     r"(?:e-?text|e-?book|fichier|livre électronique|e-?boek|e-?libro|document)|"

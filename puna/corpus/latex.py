@@ -102,11 +102,11 @@ def lift(text: str, kept: list[str], comments: OwnComments = _NO_COMMENTS) -> st
             parts.append(text[copied:start])
             copied = at = _after_comment(text, start)
         elif name := match[1]:
-            end = None if name in unended else _end_of(name).search(text, at)
-            if end is None:
+            closing = None if name in unended else _end_of(name).search(text, at)
+            if closing is None:
                 unended.add(name)
                 continue
-            at = end.end()
+            at = closing.end()
             parts.append(text[copied:start])
             if name in ignored:
                 at = after_line(text, start, at)
@@ -389,8 +389,8 @@ def _without_environment(text: str, name: str) -> str:
     while begin := begins.search(text, copied):
         start = begin.start()
         parts.append(text[copied:start])
-        if end := _end_of(name).search(text, start):
-            copied = after_line(text, start, end.end())
+        if closing := _end_of(name).search(text, start):
+            copied = after_line(text, start, closing.end())
         else:  # it never ends: it goes up to the next section or the appendix
             following = [next(_commands(pattern, text, start), None) for pattern in (_SECTION, _APPENDIX)]
             copied = min((match.start() for match in following if match), default=len(text))

@@ -1,7 +1,7 @@
 """Small inputs after public reports of faults in other tools, each with the outcome that is right.
 
 `cases/expected.jsonl` has a line per input: the document holds each string of `must` and none of `must_not`,
-or is left out for the reason that `dropped` begins; `files` says so for each path of a project (null: left out).
+or is left out for the reason that `dropped` begins; `files` says so for each path (null: left out).
 """
 
 import importlib
