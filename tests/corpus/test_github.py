@@ -690,8 +690,8 @@ def test_the_text_of_every_permitted_licence_is_known(name):
         "The Software shall be used for Good, not Evil.",
         "For non-commercial use only.",
         "This program is free software, released under the GPLv3 (see gpl-3.0.txt).",
-        "Permission to use, copy, modify, and/or distribute this software for any purpose with or without fee "
-        "is hereby granted, provided that the above copyright notice appear in all copies.",
+        "Permission to use, copy, modify, and/or distribute this software for any purpose with or without "
+        "fee is hereby granted, provided that the above copyright notice appear in all copies.",
         "Commons Clause: the grant of rights will not include the right to Sell the Software.",
     ],
 )
