@@ -25,12 +25,12 @@ from typing import BinaryIO, cast
 
 from puna.corpus import latex
 from puna.corpus.document import Bad, Document, Drop
-from puna.corpus.latex_macros import Expander
+from puna.corpus.latex_macros import Expander, FindFile
 from puna.corpus.latex_reader import MacroLimits, MacroLoop, UnbalancedBraces
 
 PATTERNS: tuple[str, ...] = ("*.tar", "*.tar.gz", "*.tgz", "*.gz", "*.tex", "*.ltx")
 
-MIN_CHARACTERS = 200
+MIN_CHARACTERS = 50
 MAX_FILE_BYTES = 8 << 20  # of one TeX file: the longest are books and tables of a few MB
 MAX_PAPER_BYTES = 32 << 20  # of all TeX files of a paper
 MAX_PACKED_BYTES = 256 << 20  # of one paper in a monthly tar
@@ -272,6 +272,9 @@ def decode(data: bytes) -> str:
 
 # ---- the main file --------------------------------------------------------------------------------
 
+_IGNORED = re.compile(r"\s*%+[ \t]*auto-ignore\b")
+_NO_MACROS = ("", "if", "edef")  # what conditions and definitions themselves are paid for as
+_MAX_LEFT = 4  # macros that never end, before none of a paper is expanded
 _CLASS = re.compile(
     r"^[^%\n]*?\\document(?:class|style)\s*(?:\[[^\]]{0,1000}\])?\s*\{([^{}\n]*)\}", re.MULTILINE
 )
@@ -289,6 +292,8 @@ def main_file(files: dict[str, str]) -> str | None:
     Of several, the likeliest: a whole document, input by no other, not a letter, with an abstract or a
     title, named as main files are, long, the first by name.
     """
+    # The first line of a file that arXiv does not take for a paper, or of a withdrawn one.
+    files = {name: text for name, text in files.items() if not _IGNORED.match(text)} or files
     classes = {name: match[1] for name, text in files.items() if (match := _CLASS.search(text))}
     candidates = [name for name in classes if _base_class(classes[name]) != "subfiles"]
     candidates = candidates or [name for name, text in files.items() if _BEGIN.search(text)]
@@ -332,11 +337,14 @@ def clean(paper: Paper, options: Options = Options()) -> Document | Drop:
     main = paper.main or main_file(paper.files)
     if main is None or not (_CLASS.search(paper.files[main]) or _BEGIN.search(paper.files[main])):
         return Drop("no main file", detail=paper.id)
+    if _IGNORED.match(paper.files[main]):
+        return Drop("withdrawn", detail=paper.id)
     kept: list[str] = []
-    files = _Files(paper.files, main, kept)
+    comments = latex.own_comments(paper.files.values())
+    files = _Files(paper.files, main, kept, comments)
     limits = MacroLimits(options.max_depth, options.max_growth)
     try:
-        text = Expander(files.find, limits).expand(latex.lift(paper.files[main], kept), main)
+        text, n_left = _expanded(latex.lift(paper.files[main], kept, comments), main, files.find, limits)
     except MacroLoop as loop:
         return Drop("macro expands forever", detail=f"{paper.id}: \\{loop.name}")
     except UnbalancedBraces:
@@ -349,16 +357,37 @@ def clean(paper: Paper, options: Options = Options()) -> Document | Drop:
     if len(body) < MIN_CHARACTERS:
         return Drop("too short" if body else "empty", detail=paper.id)
     meta = {"title": latex.restore(title, kept), "main": main}
+    if n_left:
+        meta["macros_left"] = str(n_left)
     return Document(
         id=paper.id, source="arxiv", text=body, meta={key: value for key, value in meta.items() if value}
     )
 
 
+def _expanded(text: str, main: str, find: FindFile, limits: MacroLimits) -> tuple[str, int]:
+    """The paper with its macros expanded, and how many are left because they never end.
+
+    Of a macro with an internal name, it is the one in the author's text that is left. Where many never end,
+    none is expanded, so that the paper is kept in any case.
+    """
+    unexpanded: set[str] = set()
+    for _ in range(_MAX_LEFT):
+        try:
+            return Expander(find, limits, frozenset(unexpanded)).expand(text, main), len(unexpanded)
+        except MacroLoop as loop:
+            if loop.name in _NO_MACROS:
+                raise
+            unexpanded.add(loop.origin if "@" in loop.name and loop.origin not in unexpanded else loop.name)
+    return Expander(find, limits, None).expand(text, main), len(unexpanded)
+
+
 class _Files:
     """The paper's files as `\\input` finds them, without comments, each lifted once."""
 
-    def __init__(self, files: dict[str, str], main: str, kept: list[str]) -> None:
-        self._files, self._kept = files, kept
+    def __init__(
+        self, files: dict[str, str], main: str, kept: list[str], comments: latex.OwnComments
+    ) -> None:
+        self._files, self._kept, self._comments = files, kept, comments
         self._folder = posixpath.dirname(main)
         self._lifted: dict[str, str] = {}
 
@@ -370,7 +399,7 @@ class _Files:
             for path in (f"{place}.tex", place):
                 if path in self._files:
                     if path not in self._lifted:
-                        self._lifted[path] = _part(latex.lift(self._files[path], self._kept))
+                        self._lifted[path] = _part(latex.lift(self._files[path], self._kept, self._comments))
                     return path, self._lifted[path]
         return None
 

@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 
 from puna.corpus import overlap
 from puna.corpus.document import Bad, Document, Drop
+from puna.corpus.gutenberg import split, without_illustrations, without_notes
 from puna.corpus.output import ShardWriter, read_documents
 from puna.corpus.overlap import Overlap, Ranking
 from puna.corpus.ranges import RangeWriter, read_range
@@ -52,6 +53,8 @@ class Options:
     """Books with less text than this are dropped."""
     max_overlap: float = 0.9
     """A book is removed if more than this share of its content is in one that is kept; 1 keeps all."""
+    illustrations: bool = True
+    """Keep the lines that stand for pictures, such as [Illustration: The llama]."""
 
     def validate(self) -> None:
         """Raise ValueError for a value that makes no sense."""
@@ -115,39 +118,11 @@ def _decode_as(encoding: str, data: bytes) -> tuple[str, int | None]:
 # ---- cleaning -------------------------------------------------------------------------------------
 
 _LINES = re.MULTILINE | re.IGNORECASE
-
-# What a header ends with. Titles may run over several lines before the closing stars.
-_START = re.compile(
-    r"^[ \t]*\*{3} ?START OF (?:TH(?:E|IS) )?(?:COPYRIGHTED )?PROJECT GUTENBERG"
-    r"(?:[^*\n]|\n(?!\n)){0,400}(?:\*{3}|$)",
-    _LINES,
-)
-# The same until about 2001, when the licence was all in the header and was called the small print.
-_SMALL_PRINT_END = re.compile(r"^[ \t]*\*{0,3} ?END ?\*? ?(?:OF )?THE SMALL PRINT!.*$", _LINES)
-# What a footer begins with. In the oldest files only a sentence, which is then the last of its kind.
-_END = re.compile(r"^[ \t]*\*{3} ?END OF (?:TH(?:E|IS) )?(?:COPYRIGHTED )?PROJECT GUTENBERG", _LINES)
-_END_SENTENCE = re.compile(
-    r"^[ \t*]*(?:this is the )?end of (?:the |this )?(?:copyrighted )?project gutenberg(?:'s|’s|-tm|™)?\b.*$",
-    _LINES,
-)
-_SMALL_PRINT = re.compile(r"^[ \t]*\*{2,3} ?START ?\*{0,2} ?THE SMALL PRINT", _LINES)
-_HEADER_LINES = 1000
-
 _TITLE = re.compile(r"^(?:Book )?Title:[ \t]*(\S.*(?:\n[ \t]+\S.*)*)", _LINES)
 _AUTHOR = re.compile(r"^Author:[ \t]*(\S.*)$", _LINES)
 _LANGUAGE = re.compile(r"^Language:[ \t]*(\S.*)$", _LINES)
 
-_PRODUCER = re.compile(
-    r"\s*(?:\[?\s*(?:produced by|e-?text (?:prepared|produced) by|prepared by|transcribed (?:by|from)|"
-    r"scanned (?:and proofed )?by|(?:html|pdf) version by|updated editions? |"
-    r"th(?:is|e) (?:project gutenberg )?(?:e-?text|e-?book|file|html version)\b.{0,60}?"
-    r"(?:was|were) (?:\w+ )?(?:produced|prepared|created|transcribed|typed|scanned|converted)|"
-    r"(?:note: )?project gutenberg also has|images of the original pages are available|"
-    r"transcribers?['’]?s?['’]? notes?:))",
-    re.IGNORECASE | re.DOTALL,
-)
-_NOTE_LINES = 12  # a paragraph longer than this is the book, whatever it begins with
-
+_HEADER = 2000  # characters in which the fields stand, where no header is told from the book
 _TRAILING_SPACE = re.compile(r"[ \t\f\v]+$", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n{4,}")
 
@@ -156,47 +131,21 @@ def clean(book: Book, options: Options = Options()) -> Document | Drop:
     """The book between its marks, or why there is none."""
     text = book.text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     text = _TRAILING_SPACE.sub("", text)
-    header, body = split(text)
-    body = _BLANK_LINES.sub("\n\n\n", without_notes(body)).strip()
-    if not body:
+    parts = split(text)
+    body = without_notes(parts.book)
+    if not options.illustrations:
+        body = without_illustrations(body)
+    body = _BLANK_LINES.sub("\n\n\n", body).strip("\n")
+    if not body.strip():
         return Drop("empty", detail=book.name)
     if len(body) < options.min_characters:
         return Drop("too short", detail=book.name)
     fields = {"title": _TITLE, "author": _AUTHOR, "language": _LANGUAGE}
-    found = {name: pattern.search(header) for name, pattern in fields.items()}
+    found = {name: pattern.search(parts.header or text[:_HEADER]) for name, pattern in fields.items()}
     meta = {name: " ".join(match[1].split()) for name, match in found.items() if match}
+    if parts.note:
+        meta["boilerplate"] = parts.note
     return Document(id=book.name, source="books", text=body, meta=meta)
-
-
-def split(text: str) -> tuple[str, str]:
-    """The licence header, and the book between header and footer. A text without marks is all book."""
-    stop = len(text)
-    if end := _END.search(text):
-        stop = end.start()
-    sentences = list(_END_SENTENCE.finditer(text, 0, stop))
-    # Above the mark the sentence is a line or two away; elsewhere it may belong to one part of an anthology.
-    if sentences and (not end or text.count("\n", sentences[-1].end(), stop) <= 5):
-        stop = sentences[-1].start()
-    start = 0
-    for mark in _START.search(text, 0, stop), _SMALL_PRINT_END.search(text, 0, stop):
-        if mark and text.count("\n", 0, mark.start()) <= _HEADER_LINES:
-            start = mark.end()
-            break
-    # Some files of 2003 carry the small print after the book, and no other mark.
-    trailer = _SMALL_PRINT.search(text, start, stop)
-    if trailer and trailer.start() > (start + stop) // 2:
-        stop = trailer.start()
-    return text[:start], text[start:stop]
-
-
-def without_notes(body: str) -> str:
-    """The book without the paragraphs before it that say who typed, scanned or proofread it."""
-    while True:
-        body = body.lstrip("\n")
-        paragraph, _, rest = body.partition("\n\n")
-        if not _PRODUCER.match(paragraph) or paragraph.count("\n") >= _NOTE_LINES:
-            return body
-        body = rest
 
 
 # ---- the steps ------------------------------------------------------------------------------------

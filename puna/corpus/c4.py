@@ -55,7 +55,10 @@ LONGEST_WORD = 1_000
 
 _ENDS = (".", "?", "!", '"')
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
-_SENTENCE_END = re.compile(r"(?<=[.?!])\s+|(?<=[.?!][\"')\]])\s+")
+# What a full stop ends but no sentence does: C4 counted with punkt, which knows titles and initials.
+_TITLED = "Dr Mr Mrs Ms Prof St Jr Sr Rev Hon Gov Sen Rep Gen Col Capt Lt Sgt Maj Messrs Mt No vs Fig cf"
+_ABBREVIATIONS = "".join(rf"(?<!\b{title}\.)" for title in [*_TITLED.split(), "e.g", "i.e", "[A-HJ-Z]"])
+_SENTENCE_END = re.compile(rf"(?<=[.?!]){_ABBREVIATIONS}\s+(?![a-z])|(?<=[.?!][\"')\]])\s+")
 _POLICIES = (
     "terms of use",
     "privacy policy",

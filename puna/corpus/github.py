@@ -17,7 +17,9 @@ the inputs. A project without a permitted licence gives nothing. Members are rea
 nothing is unpacked to disk and nothing is run.
 """
 
+import codecs
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -119,7 +121,7 @@ def clean(file: SourceFile, options: Options = Options()) -> Document | Drop:
     text = _decode(file.data)
     if text is None:
         return Drop("binary", detail=file.path)
-    if is_generated(text):
+    if is_generated(text, LANGUAGES[PurePosixPath(file.path).suffix.lower()]):
         return Drop("generated", detail=file.path)
     language = LANGUAGES[PurePosixPath(file.path).suffix.lower()]
     text = without_licence_header(text, language).strip("\n")
@@ -140,14 +142,48 @@ def clean(file: SourceFile, options: Options = Options()) -> Document | Drop:
     )
 
 
+_UTF_16_OR_32 = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+# What Python, Ruby, Emacs and Vim take for the name of a file's encoding, on its first two lines.
+_COOKIE = re.compile(rb"^[^\n]{0,200}?(?:coding|fileencoding|\bfenc)[:=][ \t]*['\"]?([-\w.]+)", re.IGNORECASE)
+_XML_ENCODING = re.compile(rb"\s*<\?xml\s[^>]{0,200}?encoding\s*=\s*['\"]([-\w.]+)|@charset \"([-\w.]+)\"")
+
+
 def _decode(data: bytes) -> str | None:
-    if b"\0" in data:
-        return None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
+    """The text of a file by its byte order mark, else as UTF-8, else by the encoding that it names."""
+    text = _decoded(data)
+    if text is None or "\0" in text:
         return None
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _decoded(data: bytes) -> str | None:
+    for mark, encoding in _UTF_16_OR_32:
+        if data.startswith(mark):
+            return _decoded_as(encoding, data)
+    if b"\0" in data:
+        return None
+    text = _decoded_as("utf-8-sig", data)
+    if text is not None:
+        return text
+    cookies = (_COOKIE.match(line) for line in data.split(b"\n", 2)[:2])
+    named = next(filter(None, cookies), None) or _XML_ENCODING.match(data)
+    name = next(filter(None, named.groups()), b"").decode("ascii") if named else ""
+    # Emacs appends how lines end.
+    name = re.sub(r"-(?:unix|dos|mac)$", "", name, flags=re.IGNORECASE)
+    return _decoded_as(name, data) if name else None
+
+
+def _decoded_as(encoding: str, data: bytes) -> str | None:
+    try:
+        text = data.decode(encoding)
+    except (UnicodeError, LookupError):  # unknown, or none of text
+        return None
+    return text.removeprefix("\ufeff")
 
 
 _ALPHANUMERIC = bytes(byte for byte in range(128) if chr(byte).isalnum())
@@ -197,7 +233,8 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) ->
 
 
 def _is_compared(record: SourceFile) -> bool:
-    return bool(record.data) and b"\0" not in record.data
+    data = record.data
+    return bool(data) and (b"\0" not in data or data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)))
 
 
 def write_digests(n_ranges: int, shard: Shard, out: Path) -> dict[str, Any]:

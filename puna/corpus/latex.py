@@ -14,7 +14,9 @@ read on to the end of a text again and again, its reach has a limit.
 
 import bisect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import NamedTuple
 
 OPENING, CLOSING = "\ue000", "\ue001"  # of a placeholder; lifting removes them from papers
 
@@ -23,6 +25,7 @@ _VERBATIM = (
     "lstlisting* minted pyverbatim pycode Sinput Soutput Schunk"
 )
 _IGNORED = ("comment", "filecontents", "filecontents*")
+_OWN_COMMENT = re.compile(r"\\(exclude|include|special)comment\s*\{\s*([A-Za-z]+\*?)\s*\}")
 _OWN_VERBATIM = re.compile(
     r"\\(?:(lstnewenvironment|(?:Custom|Define)VerbatimEnvironment)|newminted)\s*(?:\[[^\]\n]{0,200}\])?\s*\{([A-Za-z]+)\}"
 )
@@ -51,10 +54,33 @@ def after_line(text: str, start: int, end: int) -> int:
     return end
 
 
+class OwnComments(NamedTuple):
+    """Environments that a paper makes comments (`\\excludecomment`), and those that it shows."""
+
+    hidden: frozenset[str] = frozenset()
+    shown: frozenset[str] = frozenset()
+
+
+_NO_COMMENTS = OwnComments()
+
+
+def own_comments(texts: Iterable[str]) -> OwnComments:
+    """What a paper's files say of the comment package's environments; of two statements the last holds."""
+    hides = {
+        match[2]: match[1] == "exclude"
+        for text in texts
+        if "comment" in text
+        for match in _OWN_COMMENT.finditer(text)
+        if "%" not in text[text.rfind("\n", 0, match.start()) + 1 : match.start()]
+    }
+    hidden = frozenset(name for name, is_hidden in hides.items() if is_hidden)
+    return OwnComments(hidden, frozenset(hides) - hidden)
+
+
 # ---- comments and verbatim ------------------------------------------------------------------------
 
 
-def lift(text: str, kept: list[str]) -> str:
+def lift(text: str, kept: list[str], comments: OwnComments = _NO_COMMENTS) -> str:
     """The text without comments, its verbatim parts moved to the end of `kept`, placeholders in their stead.
 
     A comment goes as TeX takes it: from `%` through the line break and the next line's indent; an empty
@@ -62,10 +88,11 @@ def lift(text: str, kept: list[str]) -> str:
     """
     text = text.replace(OPENING, "").replace(CLOSING, "")
     own = {f"{match[2]}code" if not match[1] else match[2] for match in _OWN_VERBATIM.finditer(text)}
-    environments = "|".join(
-        map(re.escape, sorted({*_VERBATIM.split(), *_IGNORED, *own}, key=lambda name: (-len(name), name)))
-    )
-    token = re.compile(rf"\\[\\%]|%|\\begin[ ]*\{{({environments})\}}|\\({'|'.join(_CALLS)})(?![A-Za-z@])\*?")
+    ignored = {*_IGNORED, *comments.hidden} - comments.shown
+    environments = _one_of({*_VERBATIM.split(), *ignored, *own} - comments.shown)
+    if comments.shown:
+        text = re.sub(rf"\\(?:begin|end)\s*\{{(?:{_one_of(comments.shown)})\}}", "", text)
+    token = re.compile(rf"\\[\\%]|%|\\begin\s*\{{({environments})\}}|\\({'|'.join(_CALLS)})(?![A-Za-z@])\*?")
     parts: list[str] = []
     copied = at = 0
     unended: set[str] = set()  # environments that have no end from here on: not searched for again
@@ -75,14 +102,13 @@ def lift(text: str, kept: list[str]) -> str:
             parts.append(text[copied:start])
             copied = at = _after_comment(text, start)
         elif name := match[1]:
-            mark = f"\\end{{{name}}}"
-            end = -1 if name in unended else text.find(mark, at)
-            if end < 0:
+            closing = None if name in unended else _end_of(name).search(text, at)
+            if closing is None:
                 unended.add(name)
                 continue
-            at = end + len(mark)
+            at = closing.end()
             parts.append(text[copied:start])
-            if name in _IGNORED:
+            if name in ignored:
                 at = after_line(text, start, at)
             else:
                 parts.append(_placeholder(text[start:at], kept))
@@ -95,6 +121,15 @@ def lift(text: str, kept: list[str]) -> str:
             at = end
     parts.append(text[copied:])
     return "".join(parts)
+
+
+def _one_of(names: Iterable[str]) -> str:
+    return "|".join(map(re.escape, sorted(names, key=lambda name: (-len(name), name))))
+
+
+@lru_cache(maxsize=256)
+def _end_of(name: str) -> re.Pattern[str]:
+    return re.compile(rf"\\end\s*\{{{re.escape(name)}\}}")
 
 
 def restore(text: str, kept: list[str]) -> str:
@@ -205,7 +240,17 @@ _SECTION = re.compile(r"\\(?:part|chapter|(?:sub){0,2}section)\s*\*?\s*(?:\[[^\]
 _FRONT_END = re.compile(
     r"\\maketitle(?![A-Za-z@])|\\end\s*\{(?:abstract|titlepage|frontmatter|keywords?|IEEEkeywords)\}"
 )
-_THANKS = re.compile(r"\W*(?:\d+\W*)?acknowledge?ments?\b", re.IGNORECASE)
+_SUPPLEMENT = re.compile(
+    r"\W*(?:supplement|supporting (?:online )?(?:information|material)|appendi(?:x|ces)|end matter)",
+    re.IGNORECASE,
+)
+_AFTER_A_LETTER = re.compile(
+    rf"{_SUPPLEMENT.pattern}|\W*(?:\d+\W*)?(?:acknowledge?ments?|(?:data|code)[a-z ]* availability|"
+    r"availability of|author contributions?|contributions|(?:competing|conflicts? of) interests?|funding|"
+    r"additional information|ethic)\b",
+    re.IGNORECASE,
+)
+_METHODS = re.compile(r"\W*(?:\w+ ){0,2}methods?\W*\}", re.IGNORECASE)
 _TITLE = re.compile(r"\\title\s*(?:\[[^\]]{0,500}\]\s*)?(?=\{)")
 _NOT_TITLE = re.compile(
     r"\\\\(?:\[[^\]]{0,20}\])?|~|\\(?:thanks|footnote|note)\b.*|\\[vh]space\*?\{[^{}]{0,40}\}|"
@@ -213,7 +258,9 @@ _NOT_TITLE = re.compile(
     re.DOTALL,
 )
 
-_BIBLIOGRAPHIES = ("thebibliography", "references", "chapthebibliography", "thereferences", "biblist")
+_BIBLIOGRAPHY = re.compile(
+    r"\\begin\s*\{([A-Za-z@]*(?:bibliograph(?:y|ie)s?|references|thebib)\*?|biblist|refs|reflist|biblio)\}"
+)
 _BIBLIOGRAPHY_COMMAND = re.compile(
     r"\\(?:bibliography(?:style)?|(?:full)?printbibliography|nobibliography|nocite|addbibresource|putbib|"
     r"insertbibliography|printreferences)(?![A-Za-z@])\*?[ \t]*(?:\[[^\]\n]{0,500}\])?[ \t]*(?:\{[^{}]*\})?"
@@ -261,21 +308,35 @@ def title_of(text: str) -> str:
 def body_of(text: str) -> str:
     """From the first sectioning command on; in a paper without one, from the end of its front matter on.
 
-    Thanks are no beginning: letters have no section but that one, after all of their text.
+    Letters have no section but thanks, methods, or what follows the appendix, after all of their text: such
+    sections are no beginning.
     """
     begin = _BEGIN_DOCUMENT.search(text)
     start = begin.end() if begin else 0
+    appendix = next(_commands(_APPENDIX, text, start), None)
+    stop = appendix.start() if appendix else len(text)
+    first = None
     for section in _commands(_SECTION, text, start):
+        if section.start() >= stop:
+            break
         title = text[section.end() : section.end() + _MAX_HEADING]
-        if not _THANKS.match(title) and not _REFERENCE_TITLE.match(title):
-            return text[section.start() :]
-    front = [match.end() for match in _FRONT_END.finditer(text, start)]
+        if _AFTER_A_LETTER.match(title) or _REFERENCE_TITLE.match(title):
+            if _SUPPLEMENT.match(title):
+                stop = section.start()
+                break
+            continue
+        first = section.start() if first is None else first
+        if not _METHODS.match(title):
+            return text[first:]
+    # A supplement has a front matter of its own.
+    front = [match.end() for match in _FRONT_END.finditer(text, start, stop)]
+    front = front or [match.end() for match in _FRONT_END.finditer(text, start)]
     return text[front[-1] if front else start :]
 
 
 def without_bibliography(text: str) -> str:
     """The text without its list of references and the commands that make one; appendices after it stay."""
-    for name in _BIBLIOGRAPHIES:
+    for name in dict.fromkeys(match[1] for match in _BIBLIOGRAPHY.finditer(text)):
         text = _without_environment(text, name)
     text = _BIBLIOGRAPHY_COMMAND.sub("", text)
     sections = list(_commands(_SECTION, text))
@@ -322,15 +383,14 @@ def _reference_lines(text: str) -> list[int]:
 
 
 def _without_environment(text: str, name: str) -> str:
-    begin, end_mark = f"\\begin{{{name}}}", f"\\end{{{name}}}"
-    last_end = text.rfind(end_mark)
+    begins = re.compile(rf"\\begin\s*\{{{re.escape(name)}\}}")
     parts: list[str] = []
     copied = 0
-    while (start := text.find(begin, copied)) >= 0:
+    while begin := begins.search(text, copied):
+        start = begin.start()
         parts.append(text[copied:start])
-        if start < last_end:
-            end = text.find(end_mark, start)
-            copied = after_line(text, start, end + len(end_mark))
+        if closing := _end_of(name).search(text, start):
+            copied = after_line(text, start, closing.end())
         else:  # it never ends: it goes up to the next section or the appendix
             following = [next(_commands(pattern, text, start), None) for pattern in (_SECTION, _APPENDIX)]
             copied = min((match.start() for match in following if match), default=len(text))

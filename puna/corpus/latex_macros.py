@@ -50,7 +50,14 @@ _CONDITIONAL = re.compile(
     r"if(?:|x|num|dim|odd|case|cat|[mhv]mode|inner|void|[hv]box|eof|true|false|defined|csname|fontchar|pdf|"
     r"luatex|xetex|PDFTeX|XeTeX|LuaTeX|CLASS\w*|@\w+)"
 )
-_PUBLISHED = re.compile(r"\\Provides(?:Package|Class)|\\def\\[A-Za-z]*@")
+_BOOLEAN = re.compile(r"\\boolean\s*\{([^{}]*)\}")
+_EQUAL = re.compile(r"\\equal\s*\{([^{}\\]*)\}\s*\{([^{}\\]*)\}")
+_TEST_WORD = re.compile(r"True|False|None|\\(?:not|NOT|and|AND|or|OR)(?![A-Za-z])|\\[()]")
+# What the styles of publishers and packages hold, and an author's own collection of macros does not.
+_PUBLISHED = re.compile(
+    r"\\(?:ProvidesClass|DeclareOption|ProcessOptions|ExecuteOptions|LoadClass|PassOptionsTo|@startsection)|"
+    r"\\def\\[A-Za-z]*@"
+)
 
 # Redefined for their looks, and what they are matters: never expanded, so that `\section` stays `\section`.
 _STRUCTURE = (
@@ -66,8 +73,12 @@ _OFFERED = frozenset(["url", "href", "path", "texttt", "textsc", "text", "ensure
 class Expander(Reader):
     """`known` says what a control sequence does: an action of TeX's own, or a Macro."""
 
-    def __init__(self, find_file: FindFile, limits: MacroLimits) -> None:
+    def __init__(
+        self, find_file: FindFile, limits: MacroLimits, unexpanded: frozenset[str] | None = frozenset()
+    ) -> None:
+        """`unexpanded` are macros whose definitions go, and which stay where they are used; None: all."""
         super().__init__(limits)
+        self._unexpanded = unexpanded
         self._find_file = find_file
         self._written = ""  # the control sequence that is being acted on, as it stands in the text
         self._environments: dict[str, tuple[Macro, str]] = {}
@@ -103,7 +114,23 @@ class Expander(Reader):
             partial(self._condition, True): "iftrue",
             partial(self._condition, False): "iffalse",
             self._if: "if",
-            self._input: "input include subfile subfileinclude",
+            self._input: "input include subfile subfileinclude @input @@input",
+            self._input_if: "InputIfFileExists",
+            self._if_next: "@ifnextchar kernel@ifnextchar",
+            self._if_star: "@ifstar",
+            partial(self._new_switch, "if"): "newboolean provideboolean newbool providebool",
+            partial(self._new_switch, "toggle "): "newtoggle providetoggle",
+            partial(self._set_switch, "if"): "setboolean setbool",
+            partial(self._set_switch, "toggle "): "settoggle",
+            partial(self._set_switch, "if", "true"): "booltrue",
+            partial(self._set_switch, "if", "false"): "boolfalse",
+            partial(self._set_switch, "toggle ", "true"): "toggletrue",
+            partial(self._set_switch, "toggle ", "false"): "togglefalse",
+            partial(self._if_switch, "if"): "ifbool",
+            partial(self._if_switch, "if", False): "notbool",
+            partial(self._if_switch, "toggle "): "iftoggle",
+            partial(self._if_switch, "toggle ", False): "nottoggle",
+            self._if_then_else: "ifthenelse",
             self._import: "import subimport inputfrom subinputfrom includefrom subincludefrom",
             self._usepackage: "usepackage RequirePackage",
             self._endinput: "endinput",
@@ -129,6 +156,7 @@ class Expander(Reader):
                 at = after_word(text, at)
             frame.at = at
             self._written = text[match.start() : at]
+            self.origin = frame.origin or name
             meaning = known[name]
             if isinstance(meaning, Macro):
                 self._call(name, meaning)
@@ -203,9 +231,12 @@ class Expander(Reader):
     # ---- defining ---------------------------------------------------------------------------------
 
     def _define(self, name: str, macro: Macro) -> None:
-        if name and name not in _KEPT and name not in self._actions:
+        if name and name not in _KEPT and name not in self._actions and self._expands(name):
             self._known[name] = macro
         self.end_line()
+
+    def _expands(self, name: str) -> bool:
+        return self._unexpanded is not None and name not in self._unexpanded
 
     def _newcommand(self, offered: bool = False) -> None:
         self.accept("*")
@@ -287,7 +318,7 @@ class Expander(Reader):
         name = self.argument().strip()
         count, default = self._parameters()
         begin, end = self.argument(), self.argument()
-        if is_new and name:
+        if is_new and name and self._expands(name):
             self._environments[name] = Macro(begin, ("",) * count, default=default), end
         self.end_line()
 
@@ -348,9 +379,75 @@ class Expander(Reader):
         own = isinstance(meaning, partial) and meaning.func == self._condition
         return own or bool(_CONDITIONAL.fullmatch(name))
 
+    # Toggles (etoolbox) and booleans (ifthen) are kept as conditions: a boolean `x` is TeX's own `\\ifx`.
+
+    def _new_switch(self, kind: str) -> None:
+        name = self.argument().strip()
+        if self._switch(kind, name) is None:
+            self._set_condition(kind + name, False)
+        else:
+            self.end_line()
+
+    def _set_switch(self, kind: str, value: str = "") -> None:
+        name, given = self.argument().strip(), value or self.argument().strip()
+        if given in ("true", "false"):
+            self._set_condition(kind + name, given == "true")
+
+    def _switch(self, kind: str, name: str) -> bool | None:
+        """The value of a switch that the source set, or None."""
+        meaning = self._known.get(kind + name)
+        if not isinstance(meaning, partial) or meaning.func != self._condition:
+            return None
+        return bool(meaning.args[0])
+
+    def _if_switch(self, kind: str, wanted: bool = True) -> None:
+        written = self._written
+        name = self.argument()
+        value = self._switch(kind, name.strip())
+        if value is None:  # not of this source
+            self.emit(f"{written}{{{name}}}")
+            return
+        self._choose(value == wanted)
+
+    def _choose(self, value: bool) -> None:
+        """Read on in the first or the second of two arguments."""
+        frame = self.top()
+        yes, no = self.argument(), self.argument()
+        self.push(yes if value else no, "if", frame.file if frame else "")
+
+    def _if_then_else(self) -> None:
+        written = self._written
+        test = self.argument()
+        value = self._test(test)
+        if value is None:
+            self.emit(f"{written}{{{test}}}")
+            return
+        self._choose(value)
+
+    def _test(self, test: str) -> bool | None:
+        """The value of a test of ifthen's, or None where it is not the source that decides it."""
+        decided = _BOOLEAN.sub(lambda match: _named(self._switch("if", match[1].strip())), test)
+        decided = _EQUAL.sub(lambda match: _named(match[1].strip() == match[2].strip()), decided)
+        words = _TEST_WORD.findall(decided)
+        if "".join(words) != "".join(decided.split()) or "None" in words:
+            return None
+        return _value_of_test(words)
+
+    def _if_next(self) -> None:
+        """`\\@ifnextchar x{yes}{no}`."""
+        wanted, yes, no = self.argument(), self.argument(), self.argument()
+        frame = self.skip_space()
+        following = frame.text[frame.at] if frame else ""
+        self.push(yes if following == {"\\bgroup": "{"}.get(wanted, wanted) else no, "@ifnextchar")
+
+    def _if_star(self) -> None:
+        yes, no = self.argument(), self.argument()
+        self.push(yes if self.accept("*") else no, "@ifstar")
+
     # ---- files ------------------------------------------------------------------------------------
 
     def _input(self) -> None:
+        self.accept("*")
         frame = self.skip_space()
         if not frame:
             return
@@ -360,11 +457,18 @@ class Expander(Reader):
             frame.at = match.end()
             self._inline(match[1], "")
 
+    def _input_if(self) -> None:
+        name, yes, no = self.argument(), self.argument(), self.argument()
+        exists = self._inline(name, "")
+        if text := yes if exists else no:
+            self.push(text, name)
+
     def _import(self) -> None:
+        self.accept("*")
         folder = self.argument()
         self._inline(self.argument(), folder)
 
-    def _inline(self, name: str, folder: str) -> None:
+    def _inline(self, name: str, folder: str) -> bool:
         """Read on in a file. One that is missing, or is being read already, is left out."""
         name = name.strip().strip('"')
         here = next((frame.file for frame in reversed(self.frames) if frame.file), "")
@@ -372,6 +476,7 @@ class Expander(Reader):
         found = next((found for where in folders if (found := self._find_file(name, where))), None)
         if found and all(frame.file != found[0] for frame in self.frames):
             self.push(found[1].removesuffix("\n"), name, found[0])
+        return found is not None
 
     def _usepackage(self) -> None:
         """Take the definitions of a style that the author wrote for this paper, and of no published one."""
@@ -386,6 +491,43 @@ class Expander(Reader):
     def _endinput(self) -> None:
         if frame := self.top():
             frame.at = len(frame.text)
+
+
+def _named(value: bool | None) -> str:
+    return f" {value} "
+
+
+def _value_of_test(words: list[str]) -> bool | None:
+    """`\\not`, then `\\and` and `\\or` from left to right, as ifthen has it; None when malformed."""
+    values: list[bool] = []
+    operator, negated = "", False
+    words = list(words)
+    while words:
+        word = words.pop(0).lower()
+        if word == "\\not":
+            negated = not negated
+        elif word in ("\\and", "\\or"):
+            operator = word
+        elif word == "\\)":
+            return None
+        else:
+            if word == "\\(":
+                if "\\)" not in words:
+                    return None
+                close = (
+                    len(words) - 1 - words[::-1].index("\\)") if words.count("\\(") else words.index("\\)")
+                )
+                value, words = _value_of_test(words[:close]), words[close + 1 :]
+                if value is None:
+                    return None
+            else:
+                value = word == "true"
+            value = value != negated
+            negated = False
+            if values:
+                value = (values[-1] and value) if operator == "\\and" else (values[-1] or value)
+            values.append(value)
+    return values[-1] if values else None
 
 
 def _substitute(body: str, arguments: list[str]) -> str:

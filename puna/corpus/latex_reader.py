@@ -18,11 +18,11 @@ from puna.corpus.latex import CLOSING, OPENING, closing_brace, ends_in_control_w
 
 
 class MacroLoop(Exception):
-    """A macro that expands for ever, or to far more than the paper: `name`."""
+    """A macro that expands for ever, or to far more than the paper: `name`; in the paper it is `origin`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, origin: str = "") -> None:
         super().__init__(f"\\{name} expands for ever")
-        self.name = name
+        self.name, self.origin = name, origin or name
 
 
 class UnbalancedBraces(Exception):
@@ -39,11 +39,15 @@ class MacroLimits:
 
 @dataclass
 class Frame:
-    """A text being read: `at` is the next character, `file` its path if it is a file's."""
+    """A text being read: `at` is the next character, `file` its path if it is a file's.
+
+    `origin` is the macro in a file's own text whose expansion, at last, it is.
+    """
 
     text: str
     at: int = 0
     file: str = ""
+    origin: str = ""
 
 
 CONTROL = re.compile(r"\\([A-Za-z@]+|.)", re.DOTALL)
@@ -66,6 +70,7 @@ class Reader:
         self.frames: list[Frame] = []
         self.out: list[str] = []
         self._budget = self._nested = 0
+        self.origin = ""
 
     def begin(self, text: str) -> None:
         """Set the budget for reading a paper."""
@@ -102,15 +107,15 @@ class Reader:
         if not file:  # a file that ends by reading another is still being read: so cycles are seen
             self.top()
         if len(self.frames) >= self.limits.depth:
-            raise MacroLoop(name)
+            raise MacroLoop(name, self.origin)
         if text:
-            self.frames.append(Frame(text, file=file))
+            self.frames.append(Frame(text, file=file, origin="" if file else self.origin))
 
     def spend(self, characters: int, name: str) -> None:
         """Pay for reading characters. Raises MacroLoop, naming `name`, when the budget is spent."""
         self._budget -= characters + _EXPANSION_COST
         if self._budget < 0:
-            raise MacroLoop(name)
+            raise MacroLoop(name, self.origin)
 
     def top(self) -> Frame | None:
         """The text being read, those that are at their end put away."""

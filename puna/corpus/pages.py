@@ -30,6 +30,7 @@ PATTERNS = (
 )
 _JSON = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\s;,\"']+)", re.IGNORECASE)
+_TABS = re.compile(r"\t+")
 _HTML = ("text/html", "application/xhtml+xml")
 
 
@@ -70,7 +71,12 @@ def read_pages(path: Path) -> Iterator[Page | Bad]:
 
 
 def page_text(page: Page) -> str | Drop:
-    """The text of a page, a line for a block of it; or why it has none."""
+    """The text of a page, a line for a block of it, tabs as spaces; or why it has none."""
+    text = _decoded(page)
+    return _TABS.sub(" ", text) if isinstance(text, str) and "\t" in text else text
+
+
+def _decoded(page: Page) -> str | Drop:
     if isinstance(page.content, str):
         return page.content
     if not 200 <= page.status < 300:
@@ -217,24 +223,54 @@ def _joined_chunks(payload: bytes) -> bytes:
         place = end + 4 + length
 
 
-def _decompressed(payload: bytes, encoding: str) -> bytes:
-    if not payload or encoding in ("", "identity"):
-        return payload
-    try:
-        if "gzip" in encoding:
-            return _inflated(payload, 31) if payload.startswith(b"\x1f\x8b") else payload
-        if encoding == "deflate":
-            zipped = payload[0] & 0x0F == 8 and int.from_bytes(payload[:2], "big") % 31 == 0
-            return _inflated(payload, 15 if zipped else -15)
-        if encoding == "br":
-            import brotli
+# Said of a page that is not compressed at all: names of encodings and of nothing.
+_NO_CODING = re.compile(
+    r"|identity|none|null|binary|[78]bit|chunked|utf-?8|utf-?16|us-ascii|iso-8859-\d+|windows-\d+|text/[a-z]+"
+)
 
-            return bytes(brotli.decompress(payload))
-    except (zlib.error, ValueError) as error:
-        raise ValueError(f"the {encoding} body breaks off or is damaged ({error})") from None
-    except Exception as error:  # brotli's own error class is no ValueError
-        raise ValueError(f"the {encoding} body is damaged ({error})") from None
+
+def _decompressed(payload: bytes, encoding: str) -> bytes:
+    """The payload without its codings, of which the last was applied last.
+
+    Raises:
+        ValueError: when a coding is not known, or its data are damaged. What is compressed is never text.
+    """
+    for coding in reversed(encoding.split(",")):
+        coding = coding.strip().strip("\"'").removeprefix("x-")
+        if not payload or _NO_CODING.fullmatch(coding) or payload.lstrip()[:2].lower() in (b"<!", b"<h"):
+            continue
+        if coding not in _CODINGS:
+            raise ValueError(f"the content coding {coding!r} is not known")
+        try:
+            payload = _CODINGS[coding](payload)
+        except Exception as error:  # brotli's own error class is no ValueError
+            raise ValueError(f"the {coding} body is damaged or breaks off ({error})") from None
     return payload
+
+
+def _gunzipped(payload: bytes) -> bytes:
+    return _inflated(payload, 31) if payload.startswith(b"\x1f\x8b") else payload
+
+
+def _deflated(payload: bytes) -> bytes:
+    zipped = payload[0] & 0x0F == 8 and int.from_bytes(payload[:2], "big") % 31 == 0
+    return _inflated(payload, 15 if zipped else -15)
+
+
+def _unbrotlied(payload: bytes) -> bytes:
+    import brotli
+
+    return bytes(brotli.decompress(payload))
+
+
+def _unzstd(payload: bytes) -> bytes:
+    import pyarrow as pa
+
+    with pa.CompressedInputStream(pa.BufferReader(payload), "zstd") as stream:
+        return bytes(stream.read(LARGEST_RECORD))
+
+
+_CODINGS = {"gzip": _gunzipped, "deflate": _deflated, "br": _unbrotlied, "zstd": _unzstd}
 
 
 def _inflated(payload: bytes, window: int) -> bytes:

@@ -20,7 +20,14 @@ from typing import IO, BinaryIO, cast
 from puna.corpus.archives import DAMAGE, members
 from puna.corpus.boilerplate import LANGUAGES
 from puna.corpus.document import Bad, Drop
-from puna.corpus.licence import is_permitted, licence_of_metadata, licence_of_text, licence_of_texts
+from puna.corpus.licence import (
+    all_stated,
+    is_permitted,
+    licence_of_metadata,
+    licence_of_pyproject,
+    licence_of_text,
+    licence_of_texts,
+)
 
 MAX_FILE_BYTES = 1_000_000
 MAX_RECORD_BYTES = 64 << 20
@@ -29,12 +36,24 @@ SUFFIX = re.compile(r"\.(?:whl|zip|tar\.gz|tgz|tar\.bz2|tar\.xz|tar)$")
 EXPORT = re.compile(r".*\.jsonl?(?:\.gz)?")
 LICENCE_FILE = re.compile(r"(?:un)?licen[sc]e|copying", re.IGNORECASE)
 _METADATA = re.compile(r"PKG-INFO|[^/]+\.dist-info/METADATA")
+_SETTINGS = "pyproject.toml"
+_KNOWN_LICENCE = r"(?:mit|expat|bsd|apache|[al]?gpl|mpl|epl|isc|x11|zlib|boost|cddl|ms-?pl)[-_.v]*[\d.]*"
 _PROJECT_LICENCE = re.compile(
-    r"(?:[^/]+\.dist-info/(?:licenses/)?)?(?:(?:un)?licen[sc]e|copying)(?:[.-][^/]*)?", re.IGNORECASE
+    rf"(?:[^/]+\.dist-info/(?:licenses/)?)?"
+    rf"(?:(?:(?:{_KNOWN_LICENCE}|project)[-_.]?)?(?:un)?licen[sc]es?"
+    rf"(?:[._-][^/]*)?|"
+    rf"copying(?:[._-][^/]*)?|{_KNOWN_LICENCE}\.(?:txt|md|rst)|[al]?gpl[-_.v]*[\d.]*)",
+    re.IGNORECASE,
 )
 _PAGES = frozenset({".md", ".markdown", ".rst", ".html", ".htm", ".tex"})
 _CODE = frozenset(LANGUAGES) - _PAGES
-_VENDORED = frozenset({"vendor", "_vendor", "vendored", "_vendored", "third_party", "node_modules", "extern"})
+# Folders of other people's code: those of GitHub's linguist, and Python's usual ones.
+_VENDORED_NAMES = """
+    vendor vendors _vendor vendored _vendored third_party third-party thirdparty 3rdparty 3rd-party 3rd_party
+    node_modules bower_components extern external externals deps _deps godeps pods carthage cordova-js
+    .yarn .bundle site-packages _build dist-packages
+"""
+_VENDORED = frozenset(_VENDORED_NAMES.split())
 _MINIFIED = re.compile(r"[.-]min\.\w+$")
 
 
@@ -88,7 +107,9 @@ def _survey(path: Path, raw: BinaryIO) -> tuple[str, dict[str, str]]:
         if size > MAX_FILE_BYTES:
             return False
         below_top = name if path.suffix == ".whl" else name.partition("/")[2] or name
-        return bool(_METADATA.fullmatch(name) or _METADATA.fullmatch(below_top)) or _is_licence_file(name)
+        return bool(
+            _METADATA.fullmatch(name) or _METADATA.fullmatch(below_top) or below_top == _SETTINGS
+        ) or (_is_licence_file(name))
 
     try:
         for member in members(path.name, raw, is_wanted, MAX_FILE_BYTES):
@@ -106,13 +127,24 @@ def _licences(texts: Mapping[str, str]) -> dict[str, str]:
     licences: dict[str, str] = {}
     ours = {name: text for name, text in sorted(texts.items()) if _PROJECT_LICENCE.fullmatch(name)}
     stated = (licence_of_metadata(text) for name, text in sorted(texts.items()) if _METADATA.fullmatch(name))
-    if licence := next(filter(None, stated), None) or licence_of_texts(ours.values()):
+    licence = next(filter(None, stated), None)
+    if licence is None:
+        # Both must be permitted where both say something.
+        said = (licence_of_pyproject(texts.get(_SETTINGS, "")), licence_of_texts(ours.values()))
+        licence = all_stated(filter(None, said))
+    if licence:
         licences[""] = licence
     for name, text in sorted(texts.items()):
         folder = name.rpartition("/")[0]
         # A page of the manual about the licence is no licence of the manual.
         is_page = PurePosixPath(name).suffix.lower() in _PAGES
-        if not (name in ours or is_page or _METADATA.fullmatch(name) or ".dist-info" in folder):
+        if not (
+            name in ours
+            or is_page
+            or name.endswith(_SETTINGS)
+            or _METADATA.fullmatch(name)
+            or ".dist-info" in folder
+        ):
             licence = licence_of_text(text) or "unrecognised"
             licences[folder] = f"{licences[folder]} AND {licence}" if folder in licences else licence
     return licences
@@ -243,7 +275,7 @@ def own_licence(folder: Path) -> tuple[str | None, bool]:
     """(the licence that a folder states by itself, whether anything marks it as a project)."""
     texts = {}
     for path in sorted(folder.iterdir(), key=str):
-        if (_is_licence_file(path.name) or path.name == "PKG-INFO") and path.is_file():
+        if (_is_licence_file(path.name) or path.name in ("PKG-INFO", _SETTINGS)) and path.is_file():
             with path.open("rb") as file:
                 texts[path.name] = file.read(MAX_FILE_BYTES).decode("utf-8", "replace")
     return _licences(texts).get(""), bool(texts) or (folder / ".git").exists()
@@ -252,7 +284,7 @@ def own_licence(folder: Path) -> tuple[str | None, bool]:
 def refusal(path: str, size: int) -> Drop | None:
     """What path and size alone decide, so that the bytes need not be read."""
     where = PurePosixPath(path)
-    if not _VENDORED.isdisjoint(where.parts[:-1]):
+    if not _VENDORED.isdisjoint(part.lower() for part in where.parts[:-1]):
         return Drop("vendored", detail=path)
     if LICENCE_FILE.match(where.name) and where.suffix.lower() not in _CODE:
         return Drop("licence file", detail=path)

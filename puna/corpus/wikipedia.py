@@ -25,6 +25,7 @@ from mwparserfromhell.parser import ParserError
 from puna.corpus.document import Bad, Document, Drop
 from puna.corpus.namespaces import LANGUAGES, hidden_namespaces, is_disambiguation
 from puna.corpus.wikitext import HIDDEN, TangledError, plain_text
+from puna.corpus.wikitext_lift import VARIANT_LANGUAGES
 
 # Not the indexes of multistream dumps, which are *.txt.bz2.
 PATTERNS: tuple[str, ...] = ("*.xml", "*.xml.bz2", "*.xml-*.bz2")
@@ -254,9 +255,9 @@ def clean(page: Page, options: Options = Options()) -> Document | Drop:
         return Drop("disambiguation", detail=page.title)
     if len(page.wikitext) > MAX_WIKITEXT:
         return Drop("wikitext too long", detail=page.title)
-    variants = site.language == "sr"
+    variants = site.language.partition("-")[0] in VARIANT_LANGUAGES
     try:
-        text = plain_text(page.wikitext, site.hidden, variants, options.external_labels)
+        text = plain_text(page.wikitext, site.hidden, variants, options.external_labels, page.title)
     except (ParserError, TangledError) as error:
         return Drop("wikitext not understood", detail=f"{page.title}: {error}")
     if not text:

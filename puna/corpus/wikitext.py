@@ -1,13 +1,16 @@
 """Wikitext -> the text that a reader of the page sees.
 
 In:  an article's wikitext, and the names of its site's namespaces.
-Out: prose, lists and headings as lines; no markup.
+Out: prose, lists and headings as lines; code and formulas (as LaTeX); no markup.
 
     '''Llamas'''{{cn}} live in [[Peru|the Andes]].<ref>A book.</ref> [[File:Lama.jpg|thumb|A llama]]
     ─> Llamas live in the Andes.
 
-mwparserfromhell's tokenizer (C) finds what is markup; its tokens are walked here in one pass. Its own tree
-of Python objects costs several times as much as the tokens, and would be thrown away at once.
+    wikitext ─> lift: nowiki, code and formulas are set aside, references go ─> tokens ─> walk ─> tidy ─> text
+
+What MediaWiki calls extension tags is taken out first, as it does, because no markup holds within them.
+mwparserfromhell's tokenizer (C) finds what is markup in the rest; its tokens are walked here in one pass. Its
+own tree of Python objects costs several times as much as the tokens, and would be thrown away at once.
 """
 
 import html
@@ -16,6 +19,24 @@ from collections.abc import Iterator
 
 from mwparserfromhell.parser import CTokenizer
 from mwparserfromhell.parser import tokens as t
+
+from puna.corpus.magic_words import CHARACTERS, function_of, value_of
+from puna.corpus.wikitext_lift import BLOCK, CODE_WORDS, INLINE, LIFTED, lift, shown, without_variants
+from puna.corpus.wikitext_tidy import (
+    HEADING,
+    HEADING_END,
+    ITEM,
+    LOST_LINK,
+    PRIVATE,
+    REMOVED,
+    SHIFT_END,
+    SUBSCRIPT,
+    SUPERSCRIPT,
+    Kept,
+    shifted,
+    tidy,
+    unquoted,
+)
 
 # What the tokenizer may cost: it reads on to the end of the page for every mark that is never closed, about a
 # million characters a second. The worst of 106 real articles needs a tenth of this.
@@ -27,22 +48,9 @@ _SISTER = re.compile(
     r"wiki(?:books|data|news|pedia|quote|source|species|versity|voyage)"
 )
 
-# Tags whose body is text. The body of any other (ref, math, gallery, table, timeline, source ...) goes.
-_INLINE = re.compile(
-    r"abbr|b|bd[io]|big|cite|code|del|dfn|em|font|i|ins|kbd|nowiki|noinclude|onlyinclude|q|s|samp|section|small|"
-    r"span|strike|strong|su[bp]|tt|u|var"
-)
-_BLOCK = re.compile(r"blockquote|center|d[dlt]|div|h[1-6r]|li|[ou]l|p|poem")
-
-# Text of a heading is put between these until the empty sections are gone: private-use characters,
-# which no dump has a use for.
-_HEADING, _HEADING_END = "\ue000", "\ue001"
-
-# A comment that is not closed hides the rest of the page, in MediaWiki as here.
-_COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
+_HIDING = re.compile(r"display\s*:\s*none", re.IGNORECASE)
 _LANGUAGE_LINK = re.compile(r"(?:[a-z]{2,3}(?:-[a-z-]+)?|simple):\S")
 _IN_BRACKETS = re.compile(r"\s*\([^()]*\)$")
-_VARIANT = re.compile(r"-\{(?:[^{}|;:]*\|)?([^{}]*)\}-")
 
 _OPENERS = frozenset(
     {
@@ -69,7 +77,10 @@ _CLOSERS = frozenset(
         t.TagCloseSelfclose,
     }
 )
-_ENDS_TEXT = frozenset({t.WikilinkSeparator, t.ExternalLinkSeparator, t.TagOpenClose}) | _CLOSERS
+_ENDS_TEXT = (
+    frozenset({t.WikilinkSeparator, t.ExternalLinkSeparator, t.TagOpenClose, t.TemplateParamSeparator})
+    | _CLOSERS
+)
 
 
 class TangledError(ValueError):
@@ -77,32 +88,35 @@ class TangledError(ValueError):
 
 
 def plain_text(
-    wikitext: str, hidden: frozenset[str] = HIDDEN, variants: bool = False, external_labels: bool = False
+    wikitext: str,
+    hidden: frozenset[str] = HIDDEN,
+    variants: bool = False,
+    external_labels: bool = False,
+    title: str = "",
 ) -> str:
     """What is read on the page.
 
     `hidden` are the lower-case namespaces whose links show no text; `variants` says that `-{...}-` marks
-    one script of two, as in Serbian; `external_labels` keeps the words of links that leave the wiki.
+    one script of several, as in Serbian; `external_labels` keeps the words of links that leave the wiki;
+    `title` is what `{{PAGENAME}}` shows.
 
     Raises:
         TangledError: when the tokenizer would take too long.
     """
-    wikitext = _COMMENT.sub("", wikitext)
+    kept = Kept()
+    wikitext = lift(
+        PRIVATE.sub(lambda mark: kept.add(mark[0]) if mark[0] < "\uf900" else "\ufffd", wikitext), kept
+    )
     if variants:
-        wikitext = _VARIANT.sub(_first_variant, wikitext)
+        wikitext = without_variants(wikitext)
     if (work := _work(wikitext)) > MAX_WORK:
         raise TangledError(f"about {work} steps to parse")
     # Style marks are left to a regular expression: unbalanced ones confuse the tokenizer.
-    walk = _Walk(CTokenizer().tokenize(wikitext, 0, True), hidden, external_labels)
-    return tidy(walk.text()[0])
+    walk = _Walk(CTokenizer().tokenize(wikitext, 0, True), hidden, external_labels, title, kept)
+    return kept.restore(tidy(walk.text()[0])).strip("\n")
 
 
-def _first_variant(match: re.Match[str]) -> str:
-    """`-{Lama}-` is Lama in both scripts; `-{sr-ec: Лама; sr-el: Lama}-` is the first here."""
-    return match[1].partition(";")[0].rpartition(":")[2].strip() if ";" in match[1] else match[1]
-
-
-_MARKS = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}|<(/?)([a-zA-Z]+)[^<>]*(>?)")
+_WORK_MARKS = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}|<(/?)([a-zA-Z]+)[^<>]*(>?)")
 _PAIRS = {"}}": "{{", "]]": "[[", "|}": "{|"}
 # Tags that need no end, so none is searched for.
 _SINGLE = re.compile(r"w?br|hr|img|meta|link|li|d[dt]|t[dhr]")
@@ -115,7 +129,7 @@ def _work(wikitext: str) -> int:
         return 0  # even if none of them were closed
     open_marks: dict[str, list[int]] = {}
     work = 0
-    for mark in _MARKS.finditer(wikitext):
+    for mark in _WORK_MARKS.finditer(wikitext):
         name = mark[0]
         if name in _PAIRS:
             open_marks.get(_PAIRS[name], [0])[-1:] = []
@@ -133,10 +147,14 @@ def _work(wikitext: str) -> int:
 class _Walk:
     """Goes through the tokens once. What opens is closed by a later token, well nested, 100 deep at most."""
 
-    def __init__(self, tokens: list[t.Token], hidden: frozenset[str], external_labels: bool) -> None:
+    def __init__(
+        self, tokens: list[t.Token], hidden: frozenset[str], external_labels: bool, title: str, kept: Kept
+    ) -> None:
         self.tokens: Iterator[t.Token] = iter(tokens)
         self.hidden = hidden
         self.external_labels = external_labels
+        self.title = title
+        self.kept = kept
 
     def text(self) -> tuple[str, type[t.Token] | None]:
         """The text up to the token that ends this node or its part, and that token's kind."""
@@ -149,22 +167,26 @@ class _Walk:
                 parts.append(self.link())
             elif kind is t.TagOpenOpen:
                 parts.append(self.tag(token))
+            elif kind is t.TemplateOpen:
+                parts.append(self.template())
             elif kind is t.HeadingStart:
                 title, _ = self.text()
-                parts.append(f"\n{_HEADING}{token['level']}{title.strip()}{_HEADING_END}\n")
+                parts.append(f"\n{HEADING}{token['level']}{title.strip()}{HEADING_END}\n")
             elif kind is t.HTMLEntityStart:
                 parts.append(self.entity())
-            elif kind is t.ExternalLinkOpen and self.external_labels:
+            elif kind is t.ExternalLinkOpen:
                 parts.append(self.external_link())
             elif kind in _OPENERS:
                 self.skip()
+                parts.append(REMOVED)
             elif kind in _ENDS_TEXT:
                 return "".join(parts), kind
+            elif kind is t.TemplateParamEquals:
+                parts.append("=")
         return "".join(parts), None
 
-    def skip(self) -> None:
+    def skip(self, depth: int = 1) -> None:
         """Past the token that closes the node which the last one opened."""
-        depth = 1
         for token in self.tokens:
             kind = type(token)
             if kind is t.Text:
@@ -176,6 +198,30 @@ class _Walk:
                 if not depth:
                     return
 
+    def template(self) -> str:
+        """Nothing but the text of parser functions, which MediaWiki itself computes."""
+        token = next(self.tokens)
+        kind = type(token)
+        start = token["text"] if kind is t.Text else ""
+        character = CHARACTERS.get(start.strip().lower())
+        call = function_of(start) if character is None else None
+        if character is None and call is None:
+            if kind not in _CLOSERS:
+                self.skip(2 if kind in _OPENERS else 1)
+            return REMOVED
+        function, argument = call or ("", "")
+        rest, end = self.text()
+        arguments = [argument + rest]
+        while end is t.TemplateParamSeparator:
+            argument, end = self.text()
+            arguments.append(argument)
+        if character is not None:
+            return character
+        if function == "tag":
+            name, body = arguments[0].strip().lower(), arguments[1] if len(arguments) > 1 else ""
+            return shown(name, " ".join(arguments[2:]), body, self.kept) if name in LIFTED else body
+        return value_of(function, arguments, self.title) or REMOVED
+
     def link(self) -> str:
         title, end = self.text()
         title = title.strip()
@@ -184,32 +230,39 @@ class _Walk:
         if colon and prefix in self.hidden:
             if end is t.WikilinkSeparator:
                 self.skip()
-            return ""
+            return REMOVED
         if end is t.WikilinkSeparator:
             words, _ = self.text()
             # `[[Llama (animal)|]]` reads as Llama.
             return words if words.strip() else _IN_BRACKETS.sub("", name or title)
         # `[[de:Titel]]` alone stands in the margin, as the article's name in another language.
         if colon and (_SISTER.fullmatch(prefix) or _LANGUAGE_LINK.match(title)):
-            return ""
+            return REMOVED
         return title.removeprefix(":")
 
     def external_link(self) -> str:
+        if not self.external_labels:
+            self.skip()
+            return LOST_LINK
         _, end = self.text()
-        return self.text()[0] if end is t.ExternalLinkSeparator else ""
+        return self.text()[0] if end is t.ExternalLinkSeparator else LOST_LINK
 
     def tag(self, opening: t.Token) -> str:
         name = next(self.tokens).get("text", "").strip().lower()
         if opening.get("wiki_markup") and name in ("li", "dd", "dt"):
             self.skip()  # the mark at the beginning of a list line; the line itself is text beside it
-            return ""
-        is_block = _BLOCK.fullmatch(name) is not None
-        if not is_block and not _INLINE.fullmatch(name):
+            return ITEM
+        is_block = name in BLOCK
+        if not is_block and name not in INLINE and name not in CODE_WORDS:
             self.skip()
-            return "\n" if name == "br" else ""
+            return "\n" if name == "br" else "" if name == "wbr" else REMOVED
         depth = 0
+        attributes = []
         for token in self.tokens:  # attributes, which may hold templates
             kind = type(token)
+            if kind is t.Text:
+                attributes.append(token["text"])
+                continue
             if not depth and kind is t.TagCloseSelfclose:
                 return "\n\n" if is_block else ""
             if not depth and kind is t.TagCloseOpen:
@@ -217,7 +270,13 @@ class _Walk:
             depth += (kind in _OPENERS) - (kind in _CLOSERS)
         body, _ = self.text()
         self.skip()  # the name again, in the closing tag
-        return f"\n{body}\n" if is_block else body
+        if attributes and _HIDING.search("".join(attributes)):
+            return REMOVED
+        if is_block:
+            return f"\n{body}\n"
+        if name in CODE_WORDS:
+            return self.kept.add(_as_shown(body)) if body.strip(_MARKS_AND_SPACE) else REMOVED
+        return _around(name, body) if name in _AROUND else body
 
     def entity(self) -> str:
         marks = {}
@@ -228,83 +287,28 @@ class _Walk:
             marks[kind] = token
         prefix = "#" * (t.HTMLEntityNumeric in marks) + "x" * (t.HTMLEntityHex in marks)
         # As browsers do: what is outside Unicode becomes U+FFFD.
-        return html.unescape(f"&{prefix}{marks[t.Text]['text']};")
+        character = html.unescape(f"&{prefix}{marks[t.Text]['text']};")
+        return self.kept.add(character) if character in _LIKE_MARKUP else character
 
 
-# ---- tidying --------------------------------------------------------------------------------------
-
-_QUOTES = re.compile(r"'{2,}")
-_MAGIC = re.compile(r"__[^\W\d_]+(?:_[^\W\d_]+)*__")
-# Rows of tables whose beginning or end came from a template, which the tokenizer leaves as text.
-_TABLE_ROW = re.compile(r"^[ :]*(?:\{\||\|[-}+|]|[|!]).*\n?", re.MULTILINE)
-_STRAY_MARKS = re.compile(
-    r"\{\{\{?[^{}\n]{0,200}\}?\}\}|\{\{+|\}\}+|\[\[|\]\]|\{\||\|\}|"
-    r"</?(?:ref|references|math|gallery|br|small|big|su[bp]|span|div|center|font|nowiki|includeonly|noinclude|"
-    r"onlyinclude|blockquote|t[dhr]|table|p|[bius]|li|[ou]l|code|pre|poem|section)\b[^<>\n]{0,300}>",
-    re.IGNORECASE,
-)
-# What is left of a pronunciation or a set of dates in brackets once its templates are gone.
-_EMPTY_BRACKETS = re.compile(r"[ \t]*\([\s,;:/–-]*\)")
-_BRACKET_START = re.compile(r"\((?:[ \t]*[,;:])*[ \t]+|\([,;:]+")
-_IDLE_COMMAS = re.compile(r",[ \t]*(?=[,.;])")
-_SPACE = re.compile(r"[^\S\n]+")
-_SPACE_BEFORE = re.compile(r" +([,.;:!?)](?!\w))")
-_BLANK_LINES = re.compile(r"\n{3,}")
-_LETTER_OR_DIGIT = re.compile(r"[^\W_]")
+# Characters that are written as entities so that they are not taken for markup.
+_LIKE_MARKUP = frozenset("[]{}|<>'_=*#:;!-")
+_MARKS_AND_SPACE = f" \t\n{REMOVED}{LOST_LINK}{ITEM}"
+_AROUND = {"sup": (SUPERSCRIPT, SHIFT_END), "sub": (SUBSCRIPT, SHIFT_END), "q": ('"', '"'), "rt": ("(", ")")}
 
 
-def tidy(text: str) -> str:
-    """The walked text without style marks, magic words and what is left where templates were."""
-    if "__" in text:
-        text = _MAGIC.sub(lambda word: "" if word[0].isupper() else word[0], text)
-    if "''" in text:
-        text = "\n".join(_unquoted(line) if "''" in line else line for line in text.split("\n"))
-    text = _STRAY_MARKS.sub("", _TABLE_ROW.sub("", text))
-    text = _BRACKET_START.sub("(", _EMPTY_BRACKETS.sub("", text))
-    text = _IDLE_COMMAS.sub("", text)
-    text = _SPACE_BEFORE.sub(r"\1", _SPACE.sub(" ", text))
-    lines = [line.strip() for line in text.splitlines()]
-    # A line without a letter or digit is what punctuation is left of a list of removed things.
-    lines = [line for line in lines if not line or _LETTER_OR_DIGIT.search(line)]
-    return _BLANK_LINES.sub("\n\n", "\n".join(_without_empty_sections(lines))).strip()
+def _around(name: str, body: str) -> str:
+    """Raised and lowered text, quotations, readings above characters, with what tells them from the rest."""
+    if not body.strip(_MARKS_AND_SPACE):
+        return REMOVED
+    before, after = _AROUND[name]
+    return f"{before}{body}{after}"
 
 
-def _unquoted(line: str) -> str:
-    """A line without its style marks: 2, 3 and 5 apostrophes are italic, bold and both; the rest is text.
-
-    Where both are left open, one bold mark is an apostrophe and an italic mark, as in `l'''Aleph''`:
-    the first after a word of one letter, else the first after a word, else the first.
-    """
-    marks = list(_QUOTES.finditer(line))
-    lengths = [{2: 2, 3: 3, 4: 3}.get(len(mark[0]), 5) for mark in marks]
-    shown = [len(mark[0]) - length for mark, length in zip(marks, lengths, strict=True)]
-    n_both = lengths.count(5)
-    if 3 in lengths and (lengths.count(3) + n_both) % 2 and (lengths.count(2) + n_both) % 2:
-        bold = [index for index, length in enumerate(lengths) if length == 3]
-        shown[min(bold, key=lambda index: _rank(line[: marks[index].start()]))] += 1
-    apostrophes = iter(shown)
-    return _QUOTES.sub(lambda mark: "'" * next(apostrophes), line)
+def _as_shown(code: str) -> str:
+    """Code on a line: its links and italics are markup, and nothing else of it is."""
+    code = unquoted(shifted(code))
+    return " ".join(code.translate(_NO_MARKS).split(" ")).strip()
 
 
-def _rank(before: str) -> int:
-    if not before[-1:].strip():
-        return 2
-    return 1 if before[-2:-1].strip() else 0
-
-
-def _without_empty_sections(lines: list[str]) -> list[str]:
-    """Headings as plain lines with a blank line before and after; those with nothing under them removed."""
-    kept: list[str] = []  # built from the end, so that what lies under a heading is known
-    text_below = False
-    levels_below: set[int] = set()
-    for line in reversed(lines):
-        if not line.startswith(_HEADING):
-            text_below = text_below or bool(line)
-            kept.append(line)
-            continue
-        level, title = int(line[1]), line[2:].removesuffix(_HEADING_END)
-        if text_below or any(below > level for below in levels_below):
-            kept += ["", title, ""]
-            levels_below = {below for below in levels_below if below < level} | {level}
-        text_below = False
-    return kept[::-1]
+_NO_MARKS = {ord(mark): None for mark in (REMOVED, LOST_LINK, ITEM, HEADING, HEADING_END)}

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from puna.corpus import latex
 from puna.corpus.arxiv import Paper, clean
+from puna.corpus.document import Document
 from puna.corpus.latex_macros import Expander
 from puna.corpus.latex_reader import MacroLimits, MacroLoop, UnbalancedBraces
 
@@ -150,7 +151,7 @@ def test_a_file_that_inputs_itself_is_read_once():
 
 
 def test_definitions_of_the_authors_own_style_are_taken_and_of_published_ones_not():
-    files = {"own.sty": r"\newcommand{\x}{y}", "pub.sty": r"\ProvidesPackage{pub}\newcommand{\z}{w}"}
+    files = {"own.sty": r"\newcommand{\x}{y}", "pub.sty": r"\DeclareOption{a}{}\newcommand{\z}{w}"}
     assert expanded(r"\usepackage{own,pub,amsmath}\x\z", **files) == r"y\z"
 
 
@@ -261,3 +262,124 @@ def test_time_grows_with_the_text_and_not_faster(piece):
     begun = time.process_time()
     clean(Paper("x", {"m.tex": text}, "m.tex"))
     assert time.process_time() - begun < 10  # what reads to the end again and again takes minutes
+
+
+# ---- what other tools lose
+
+
+def paper(body: str, preamble: str = "", **files: str) -> str:
+    main = f"\\documentclass{{article}}\n{preamble}\n\\begin{{document}}\n{body}\n\\end{{document}}\n"
+    document = clean(Paper("x", {"main.tex": main, **files}))
+    assert isinstance(document, Document), document
+    return document.text
+
+
+PROSE = "We measure the drag on a thin plate in a slow stream, and compare it with the theory. " * 3
+
+
+@pytest.mark.parametrize(
+    "macros",
+    [
+        r"\newcommand{\more}[1]{(#1)\@more}\def\@more{\futurelet\x\@@more}\def\@@more{\@more}",
+        r"\def\more#1{#1\more{#1}}",
+        r"\def\more{\other}\def\other{\more}",
+        "".join(rf"\def\m{name}{{\m{name} x}}" for name in "abcdefghijklm") + r"\def\more{\ma}",
+    ],
+)
+def test_a_macro_that_never_ends_is_left_and_the_paper_is_kept(macros):
+    text = paper(
+        rf"\section{{A}} {PROSE} $\more{{a}}\vect{{x}}$ {PROSE}", rf"{macros}\def\vect#1{{\mathbf{{#1}}}}"
+    )
+    assert text.count(PROSE.strip()) == 2 and "\\def" not in text and r"\mathbf{x}" in text
+
+
+def test_what_comes_next_decides_a_macro_as_in_latex():
+    pairs = (
+        r"\def\pairs#1{(#1)\@pairs}\def\@pairs{\@ifnextchar\bgroup{\@@pairs}{}}\def\@@pairs#1{, (#1)\@pairs}"
+    )
+    star = r"\def\norm{\@ifstar{big}{small}}"
+    assert expanded(pairs + star + r"\pairs{a}{b}{c}. \norm* \norm.") == "(a), (b), (c). big small."
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        (r"\newtoggle{a}\iftoggle{a}{x}{y}\toggletrue{a}\iftoggle{a}{x}{y}\nottoggle{a}{x}{y}", "yxy"),
+        (r"\providetoggle{a}\settoggle{a}{true}\iftoggle{a}{x}{y}\iftoggle{b}{x}{y}", r"x\iftoggle{b}{x}{y}"),
+        (r"\newboolean{a}\ifthenelse{\boolean{a}}{x}{y}\setboolean{a}{true}\ifa x\else y\fi", "yx"),
+        (r"\newif\ifa\atrue\ifthenelse{\not\boolean{a}}{x}{y}\ifbool{a}{x}{y}\notbool{a}{x}{y}", "yxy"),
+        (r"\newbool{a}\booltrue{a}\newbool{b}\ifthenelse{\boolean{a}\AND\boolean{b}}{x}{y}", "y"),
+        (r"\newbool{a}\booltrue{a}\ifthenelse{\boolean{a}\OR\(\NOT\boolean{a}\)}{x}{y}", "x"),
+        (
+            r"\ifthenelse{\equal{a}{b}}{x}{y}\ifthenelse{\equal{a}{\b}}{x}{y}",
+            r"y\ifthenelse{\equal{a}{\b}}{x}{y}",
+        ),
+    ],
+)
+def test_switches_that_the_source_sets_are_decided(source, text):
+    assert expanded(source) == text
+
+
+def test_environments_that_a_paper_makes_comments_go():
+    preamble = (
+        r"\usepackage{comment}\excludecomment{hint}\includecomment{extra}"
+        r"\excludecomment{both}\includecomment{both}"
+    )
+    body = (
+        r"\section{A} one \begin {hint} no \end {hint} two \begin{extra}three\end{extra} "
+        r"\begin{both}four\end{both} \begin{comment} no \end {comment} five " + PROSE
+    )
+    text = paper(body, preamble)
+    assert [word for word in text.split() if word in ["no", "one", "two", "three", "four", "five"]] == [
+        *("one", "two", "three", "four", "five")
+    ]
+    assert "begin" not in text
+
+
+@pytest.mark.parametrize(
+    "command", ["import", "import*", "subimport", "subimport*", "inputfrom", "subincludefrom*"]
+)
+def test_imported_files_are_read_from_their_folder(command):
+    text = paper(rf"\section{{A}}\{command}{{parts/}}{{a}} end " + PROSE, **{"parts/a.tex": "words of a"})
+    assert "words of a" in text and "{" not in text.replace(r"\section{A}", "")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "thebibliography",
+        "mcitethebibliography",
+        "mcbibliography",
+        "references",
+        "thebibliography*",
+        "biblist",
+    ],
+)
+def test_bibliographies_go_whatever_their_environment_is_called(name):
+    text = paper(rf"\section{{A}} {PROSE} \begin {{{name}}}{{9}} \bibitem{{a}} Smith \end{{{name}}} after")
+    assert "Smith" not in text and text.endswith("after")
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        r"\appendix\section{Proof}",
+        r"\section*{Supplemental Material}",
+        r"\section*{Methods}",
+        r"\section*{Data availability}x\section*{Author contributions}",
+    ],
+)
+def test_a_letter_is_kept_where_its_only_section_follows_it(late):
+    text = paper(
+        rf"\title{{T}}\maketitle\begin{{abstract}}no\end{{abstract}} LETTER {PROSE} {late} later {PROSE}"
+    )
+    assert text.startswith("LETTER") and "later" in text
+    ordinary = paper(rf"\maketitle {PROSE} \section{{Introduction}} a {late} later {PROSE}")
+    assert ordinary.startswith(r"\section{Introduction}")
+
+
+def test_a_style_that_names_itself_is_the_author_s():
+    style = r"\NeedsTeXFormat{LaTeX2e}\ProvidesPackage{own}[2020/01/01]\newcommand{\Rn}{\mathbb{R}^n}"
+    assert r"\mathbb{R}^n" in paper(
+        rf"\section{{A}} $\Rn$ {PROSE}", r"\usepackage{own}", **{"own.sty": style}
+    )

@@ -72,9 +72,17 @@ def test_a_body_is_read_in_every_coding_that_servers_use(tmp_path, coding, heade
             {"Transfer_Encoding": "chunked"},
             "the chunked body breaks off",
         ),
-        (gzip.compress(HTML.encode())[:60], {"Content_Encoding": "gzip"}, "the gzip body breaks off"),
-        (zlib.compress(HTML.encode())[:60], {"Content_Encoding": "deflate"}, "the deflate body breaks off"),
-        (b"\x00nothing", {"Content_Encoding": "br"}, "the br body is damaged"),
+        (
+            gzip.compress(HTML.encode())[:60],
+            {"Content_Encoding": "gzip"},
+            "the gzip body is damaged or breaks off",
+        ),
+        (
+            zlib.compress(HTML.encode())[:60],
+            {"Content_Encoding": "deflate"},
+            "the deflate body is damaged or breaks off",
+        ),
+        (b"\x00nothing", {"Content_Encoding": "br"}, "the br body is damaged or breaks off"),
     ],
 )
 def test_a_body_that_breaks_off_is_named_and_the_next_page_is_read(tmp_path, payload, headers, reason):

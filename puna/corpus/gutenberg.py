@@ -1,0 +1,307 @@
+"""Project Gutenberg's own words around a book: headers, footers and producers' notes, in all historic forms.
+
+In:  a book's text, lines ending in `\\n` without spaces before it.
+Out: the header, and the author's words.
+
+    1971-2001  **The Project Gutenberg Etext of …** … ***START**THE SMALL PRINT! … *END*THE SMALL PRINT! …
+               book … End of the Project Gutenberg Etext of …
+    1993       ["Small Print" V.12.08.93] <<THIS ELECTRONIC VERSION OF …>> book … End of this Etext of …
+    2002-2003  The Project Gutenberg Etext of … Title: … book … More information about this book is at the top
+               … ***START**THE SMALL PRINT!
+    since      … *** START OF THE PROJECT GUTENBERG EBOOK … *** book *** END OF THE PROJECT GUTENBERG EBOOK …
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+_LINES = re.MULTILINE | re.IGNORECASE
+
+# What a header ends with. Titles may run over several lines before the closing stars.
+_START = re.compile(
+    r"^[ \t]*\*{3} ?START OF (?:TH(?:E|IS) )?(?:COPYRIGHTED )?PROJECT GUTENBERG"
+    r"(?:[^*\n]|\n(?!\n)){0,400}(?:\*{3}|$)",
+    _LINES,
+)
+_END = re.compile(r"^[ \t]*\*{3} ?END OF (?:TH(?:E|IS) )?(?:COPYRIGHTED )?PROJECT GUTENBERG", _LINES)
+_SMALL_PRINT = re.compile(r"^[ \t]*\*{1,4} ?START ?\*{0,2} ?(?:OF )?THE SMALL PRINT", _LINES)
+_SMALL_PRINT_END = re.compile(r"^[ \t]*\*{0,3} ?END ?\*? ?(?:OF )?THE SMALL PRINT!.*$", _LINES)
+# Set at the head of each play of the 1993 Shakespeare.
+_ELECTRONIC_VERSION = re.compile(r"^[ \t]*<<THIS ELECTRONIC VERSION OF(?:[^>]|>(?!>)){0,2000}>>\n*", _LINES)
+
+_PARAGRAPH = re.compile(r"[^\n]+(?:\n[^\n]+)*")
+_HEADER_LINES = 1000
+
+# A paragraph of a header that ends with no mark.
+_HEADER = re.compile(
+    r"project gutenberg|projekt gutenberg-de|\be-?texts?\b|gutenberg\.(?:org|net)|promo\.net|"
+    r"copyright laws are changing|the laws for your country|this header|first thing seen|"
+    r"plain vanilla|electronic path|information on contacting|this file should be named|"
+    r"further information is included|"
+    r"small print|readable by both humans|prepared by (?:hundreds|thousands) of volunteers|"
+    r"(?:we need|information about|for) your donations|two million dollars|neither this list|contributions|"
+    r"important information|rights and|rights,? and|tells you about restrictions|solicited|legal advisor|"
+    r"our series by|^ftp |^get ?\d*index|^(?:cd|dir|get|login|password):? |"
+    r"^(?:title|author|subtitle|(?:release|posting) date|edition|language|translator|editor|illustrator|"
+    r"character set encoding|date first posted|most recently updated|last updated|credits):|"
+    r"^\[?(?:january|february|march|april|may|june|july|august|september|october|november|december),? \d{4}",
+    _LINES,
+)
+_IS_GUTENBERGS = re.compile(r"gutenberg|\be-?text|copyright laws", re.IGNORECASE)
+_STARS = re.compile(r"\n*[ \t]*[* \t]{3,}(?=\n)")
+_UNKNOWN_PARAGRAPHS = 4  # of a header, that no pattern knows, in a row
+
+# A paragraph that begins a footer. Where no mark confirms it, what follows must speak of Gutenberg.
+_FOOTER = re.compile(
+    r"[\s*\[(]*(?:"
+    r"(?:this is |here ends )?(?:the )?end (?:of )?(?:the |this )?(?:copyrighted )?"
+    r"(?:project gutenberg|e-?text|e-?book)|"
+    r"end of (?:volume|part|book) .{0,40}(?:project gutenberg|etext)|"
+    r"ende (?:die\w+ |des )?(?:e-?text|e-?book|proje[ck]t|gutenberg)|"
+    r"fin (?:de |du |d['’])(?:ce |cet |la |l['’])?(?:proje[ct]+|e-?text|e-?book|édition|version)|"
+    r"fin (?:del?|de est[ea]) (?:proyecto|project|e-?text|e-?book|libro electr)|"
+    r"fi(?:ne|m) (?:del?|do|di|dello|deste|di questo) (?:proge?t+o|project|projec?to|e-?text|e-?book)|"
+    r"(?:einde|eind) van (?:dit |het |de |deze )?(?:project|e-?text|e-?book)|"
+    r"slut (?:på|av) (?:projekt|project|e-?text|e-?bok)|koniec |"
+    r"project gutenberg(?:'s|’s)? (?:e-?text|e-?book)?.{0,80}\bends? here|"
+    r"ce document fut pr[ée]sent[ée] en lecture|"
+    r"more information about this book is at the top of this file|"
+    r"we are now trying to release all our|"
+    r"start ?\*{0,2} ?the small print|this is a copyrighted project gutenberg|"
+    r"the project gutenberg e-?(?:text|book) of|"
+    r"we need your donations|updated editions will replace the previous|"
+    r"(?:this|these) (?:files?|e-?text|e-?book) should be named|"
+    r"most people start at our|information about project gutenberg"
+    r")",
+    re.IGNORECASE,
+)
+
+# Who made the file, before the book and after it.
+_MAKES = (
+    r"(?:produced|prepared|created|transcribed|typed|scanned|converted|made|digiti[sz]ed|proofread|entered)"
+)
+_FILE = r"(?:project gutenberg )?(?:e-?text|e-?book|file|html version|electronic (?:text|version)|edition)"
+_NOTE = re.compile(
+    rf"\s*(?:\W{{0,3}}\s*(?:{_MAKES} (?:by|from)\b|{_FILE} (?:{_MAKES} )by|scanned and proof\w* by|"
+    rf"(?:html|pdf|text) version by|updated editions? |ocr(?:ed)? (?:by|and)|"
+    rf"th(?:is|e) {_FILE}\b.{{0,60}}?(?:(?:was|were|is|comes) (?:\w+ )?{_MAKES}|is (?:in|also) )|"
+    r"(?:note: )?project gutenberg also has|images of the original pages are available|"
+    r"note: (?:images|the|this) .{0,80}(?:archive|gutenberg|html|file)|"
+    r"(?:special |many |our |with )?thanks (?:are due |is due |go |goes |also )?to\b|special thanks|"
+    r"(?:and )?the (?:project gutenberg )?online distributed proofread|distributed proofread|"
+    r"(?:dieses? |ce |cet |este |dit |questo )"
+    r"(?:e-?text|e-?book|fichier|livre électronique|e-?boek|e-?libro|document)|"
+    r"transcri(?:ber|bers|ption|ptor)['’]?s?['’]? notes?\b))",
+    re.IGNORECASE | re.DOTALL,
+)
+_NOTE_HEADING = re.compile(
+    r"\W*(?:transcri(?:ber|ptor|ption)['’]?s?['’]? (?:end)?notes?(?: and errata)?|"
+    r"notes? (?:by|of|from) the transcribers?|"
+    r"(?:producer|preparer|editor of this etext)['’]?s?['’]? notes?|"
+    r"anmerkung(?:en)? (?:zur|der|des) transkri\w+|"
+    r"notes? (?:sur la|du|de) transcri\w+|notas? (?:del?|sobre la) transcri\w+|"
+    r"not[ae] (?:del trascrittore|di trascrizione)|"
+    r"opmerkingen van de bewerker|(?:list of )?corrections made by the transcriber)\W*",
+    re.IGNORECASE,
+)
+_ABOUT_THE_FILE = re.compile(
+    r"spelling|hyphenat|punctuat|typograph|typo\b|italic|footnote|misprint|printer|transcri|proofread|"
+    r"the original|etext|e-text|ebook|scanned|archaic|inconsisten|corrected|accent|page number|illustration",
+    re.IGNORECASE,
+)
+_RULE = re.compile(r"[ \t]*(?:[+*=~#_.-][ \t]*){5,}$")
+_BOX = re.compile(r"^[ \t]*[|+*#][ \t]?|[ \t]*[|+*#]$", re.MULTILINE)
+_ITEM = re.compile(r"\s*(?:\d+[.)]|[-*•]|p(?:age|\.)\s*\d)", re.IGNORECASE)
+_NOTE_LINES = 12  # a paragraph longer than this is the book, whatever it begins with
+_NOTE_REACH = 60  # lines that a note with a heading or a box takes at most, before the book
+_END_NOTE_LINES = 600  # and after it
+_BOOK_AFTER_NOTE = 1500  # characters after a wide gap that are no note any more
+
+_ILLUSTRATION = re.compile(
+    r"^[ \t]*\[(?:illustration|picture|ilustración|abbildung|illustrazione)\b[^\[\]]{0,1000}\][ \t]*$", _LINES
+)
+_TELLS = re.compile(r"gutenberg|\be-?text|\be-?book|donation|small print", re.IGNORECASE)
+_WINDOW = 800
+_OF_THE_FILE = re.compile(
+    r"proje[ck]t gutenberg|\bth(?:is|e) e-?(?:text|book)\b|plain vanilla", re.IGNORECASE
+)
+
+
+class Parts(NamedTuple):
+    """A file of Gutenberg: its header, and the book. `note` says what was unusual."""
+
+    header: str
+    book: str
+    note: str = ""
+
+
+def split(text: str) -> Parts:
+    """The header, and the book between header and footer. A text without marks is all book.
+
+    Where a cut would leave less than half of a file, and what it cuts does not speak of Gutenberg as its
+    headers and footers do, the mark is in the wrong place: all of it is kept.
+    """
+    text = _ELECTRONIC_VERSION.sub("\n\n", text)
+    start, stop = _bounds(text)
+    kept = stop - start
+    if kept < len(text) // 2 and _unlike(text[:start]) + _unlike(text[stop:]) > kept:
+        return Parts("", text, f"kept whole: its marks would leave {kept / len(text):.0%} of it")
+    return Parts(text[:start], text[start:stop])
+
+
+def _unlike(text: str) -> int:
+    """How many characters of a text stand where for a while nothing speaks of Gutenberg."""
+    text = text.strip()
+    windows = (text[place : place + _WINDOW] for place in range(0, len(text), _WINDOW))
+    return sum(len(window) for window in windows if not _TELLS.search(window))
+
+
+def _bounds(text: str) -> tuple[int, int]:
+    end = _END.search(text)
+    stop = end.start() if end else len(text)
+    opening = _START.search(text, 0, stop)
+    if opening and text.count("\n", 0, opening.start()) > _HEADER_LINES:
+        opening = None
+    start = opening.end() if opening else _header_end(text, stop)
+    if not opening:
+        small_print = _SMALL_PRINT_END.search(text, 0, stop)
+        # Behind the book there is nothing more; before it, all of it.
+        if (
+            small_print
+            and small_print.end() > start
+            and text.count("\n", 0, small_print.start()) <= _HEADER_LINES
+        ):
+            following = text[small_print.end() : _footer_start(text, small_print.end(), stop)].strip()
+            before = text[start : small_print.start()]
+            opener = _SMALL_PRINT.search(before)
+            bare = not before[: opener.start() if opener else None].strip()
+            if bare or (len(following) > 200 and _unlike(before) <= len(following)):
+                start = small_print.end()
+    stop = _footer_start(text, start, stop, marked=end is not None)
+    return start, max(start, stop)
+
+
+def _header_end(text: str, stop: int) -> int:
+    """Where a header without a mark ends: after the last of the paragraphs that are Gutenberg's."""
+    end = unknown = 0
+    for number, paragraph in enumerate(_PARAGRAPH.finditer(text, 0, min(stop, 60_000))):
+        known = _HEADER.search(paragraph[0]) is not None and not _SMALL_PRINT.match(paragraph[0])
+        if known and (number or _IS_GUTENBERGS.search(paragraph[0])):
+            end, unknown = paragraph.end(), 0
+            continue
+        unknown += 1
+        if unknown > (_UNKNOWN_PARAGRAPHS if end else 2) or _SMALL_PRINT.match(paragraph[0]):
+            break
+    if not end or not _IS_GUTENBERGS.search(text[:end]):
+        return 0
+    return stars.end() if (stars := _STARS.match(text, end)) else end
+
+
+def _footer_start(text: str, start: int, stop: int, marked: bool = False) -> int:
+    """Where the footer begins: at the first of its sentences after which all speaks of Gutenberg."""
+    first = max(start, stop - 60_000)
+    for paragraph in _PARAGRAPH.finditer(text, first, stop):
+        if _FOOTER.match(paragraph[0]):
+            rest = text[paragraph.start() : stop]
+            # Above the mark the sentence is a line or two away; elsewhere it may end a part of an anthology.
+            near = not marked or rest.count("\n") <= 8
+            if near and not _unlike(rest):
+                return paragraph.start()
+    return stop
+
+
+# ---- notes ----------------------------------------------------------------------------------------
+
+
+def without_notes(book: str) -> str:
+    """The book without the notes before and after it that say who made the file, and how."""
+    while True:
+        book = book.lstrip("\n")
+        end = _leading_note(book)
+        if not end:
+            break
+        book = book[end:]
+    return _without_end_note(book)
+
+
+def without_illustrations(book: str) -> str:
+    """The book without the lines that stand for its pictures, with their captions."""
+    return _ILLUSTRATION.sub("", book)
+
+
+def _leading_note(book: str) -> int:
+    """Where the note ends with which a book begins; 0 when it begins with none."""
+    paragraph = _PARAGRAPH.match(book)
+    if not paragraph:
+        return 0
+    lines = paragraph[0].split("\n")
+    if _RULE.match(lines[0]):
+        body = _BOX.sub("", "\n".join(lines[1:])).strip()
+        if not (_NOTE.match(body) or _NOTE_HEADING.match(body)):
+            return 0
+        if len(lines) > 1 and _RULE.match(lines[-1]):
+            return paragraph.end()
+        return _reach(book, lambda line: _RULE.match(line) is not None)
+    if paragraph[0].lstrip().startswith("[") and (
+        _NOTE.match(paragraph[0]) or _NOTE_HEADING.match(paragraph[0])
+    ):
+        if paragraph[0].count("[") <= paragraph[0].count("]"):
+            return paragraph.end()
+        return _reach(book, lambda line: line.rstrip().endswith("]"))
+    body = _BOX.sub("", paragraph[0]).strip()
+    if _NOTE_HEADING.fullmatch(body):
+        return _end_of_headed(book, paragraph.end())
+    if (_NOTE.match(body) or _OF_THE_FILE.search(body)) and (
+        len(lines) <= _NOTE_LINES or body != paragraph[0].strip()
+    ):
+        return paragraph.end()
+    return 0
+
+
+def _reach(book: str, closes: Callable[[str], bool]) -> int:
+    """Where the line ends that closes a note; 0 when none does within a note's length."""
+    end = 0
+    for number, line in enumerate(book.split("\n", _NOTE_REACH + 1)[:_NOTE_REACH]):
+        end += len(line) + 1
+        if number and closes(line):
+            return min(end, len(book))
+    return 0
+
+
+def _end_of_headed(book: str, end: int) -> int:
+    """The end of a note under a heading: to the next wide gap, or while its paragraphs speak of the file."""
+    first = True
+    for paragraph in _PARAGRAPH.finditer(book, end):
+        gap = book.count("\n", end, paragraph.start())
+        lines = book.count("\n", 0, paragraph.end())
+        speaks = _ITEM.match(paragraph[0]) or _ABOUT_THE_FILE.search(paragraph[0])
+        if lines > _NOTE_REACH or not (first or (gap <= 2 and speaks)):
+            break
+        end, first = paragraph.end(), False
+    return end
+
+
+def _without_end_note(book: str) -> str:
+    """The book without the transcriber's notes behind it."""
+    tail = len(book)
+    for _ in range(_END_NOTE_LINES):
+        tail = book.rfind("\n", 0, tail)
+        if tail < 0:
+            break
+    tail = max(tail, len(book) // 2, 0)
+    for paragraph in _PARAGRAPH.finditer(book, book.find("\n", tail) if tail else 0):
+        lines = [line for line in paragraph[0].split("\n") if not _RULE.match(line)]
+        body = _BOX.sub("", "\n".join(lines)).strip()
+        heading, _, _ = body.partition("\n")
+        opens = _NOTE_HEADING.match(body)
+        if not opens or not (
+            _NOTE_HEADING.fullmatch(heading) or body[: opens.end()].rstrip().endswith((":", ".", "—", "-"))
+        ):
+            continue
+        gap = re.compile(r"\n{4,}").search(book, paragraph.end())
+        if gap and len(book) - gap.end() > _BOOK_AFTER_NOTE and not _NOTE_HEADING.fullmatch(heading):
+            continue
+        if gap and len(book) - gap.end() > _BOOK_AFTER_NOTE and not _ABOUT_THE_FILE.search(book, gap.end()):
+            return book[: paragraph.start()].rstrip("\n") + "\n\n\n\n" + book[gap.end() :]
+        return book[: paragraph.start()]
+    return book

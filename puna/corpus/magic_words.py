@@ -1,0 +1,166 @@
+"""MediaWiki's magic words: `__NOTOC__`, `{{formatnum:4}}`, `{{!}}`, and their names in the paper's languages.
+
+The names are those of MediaWiki's own messages and of its API (`siprop=magicwords`).
+"""
+
+import re
+from collections.abc import Callable, Sequence
+
+REMOVED = "\ue002"  # where something was that shows no text, or none that is kept
+
+# Words between double underscores that change how a page looks and show nothing. Any other, such as
+# __FILE__ or __init__, is the author's.
+_SWITCHES = """
+NOTOC FORCETOC TOC NOEDITSECTION NEWSECTIONLINK NONEWSECTIONLINK NOGALLERY HIDDENCAT INDEX NOINDEX
+NOGLOBAL NOCONTENTCONVERT NOCC NOTITLECONVERT NOTC STATICREDIRECT DISAMBIG EXPECTUNUSEDCATEGORY
+EXPECTUNUSEDTEMPLATE EXPECTWITHOUTSCANS ARCHIVEDTALK NOTALK NOCOLLABORATIONHUBTOC NOHEADER NOEXTLINKS
+KEININHALTSVERZEICHNIS KEIN_INHALTSVERZEICHNIS INHALTSVERZEICHNIS_ERZWINGEN INHALTSVERZEICHNIS
+KEINEGALERIE KEINE_GALERIE ABSCHNITTE_NICHT_BEARBEITEN VERSTECKTE_KATEGORIE WARTUNGSKATEGORIE INDEXIEREN
+INDIZIEREN NICHT_INDEXIEREN NICHT_INDIZIEREN KEIN_INDEX NEUER_ABSCHNITTSLINK PLUS_LINK
+KEIN_NEUER_ABSCHNITTSLINK KEIN_PLUS_LINK PERMANENTE_WEITERLEITUNG KEINE_TITELKONVERTIERUNG
+KEINE_INHALTSKONVERTIERUNG BEGRIFFSKLÄRUNG AUCUNSOMMAIRE AUCUNETDM FORCERSOMMAIRE FORCERTDM SOMMAIRE TDM
+SECTIONNONEDITABLE AUCUNEGALERIE AUCUNINDEX REDIRECTIONSTATIQUE LIENNOUVELLESECTION
+AUCUNLIENNOUVELLESECTION SANSCONVERSIONTITRE SANSCT SANSCONVERSIONCONTENU SANSCC NOTDC NO_TDC SIN_TDC
+FORZARTDC FORZARTOC FORZAR_TDC TDC NOEDITARSECCION NOEDITARSECCIÓN NO_EDITAR_SECCIÓN NOGALERÍA NOGALERIA
+SIN_GALERÍA CATEGORÍAOCULTA INDEXAR NOINDEXAR REDIRECCIONESTATICA REDIRECCIÓNESTÁTICA ENLACECREARSECCIÓN
+VINCULARANUEVASECCION SINENLACECREARSECCIÓN NOVINCULARANUEVASECCION DESAMBIGUACIÓN DISAMBIGUACION
+NOCONVERTIRTITULO NOCONVERTIRTÍTULO NOCONVERTIRCONTENIDO NOTAULA CAPTAULA FORÇATAULA TAULA RESUM
+SECCIÓNOEDITABLE SECCIONOEDITABLE CAPGALERIA CATAMAGADA CAPINDEX GEENINHOUD FORCEERINHOUD INHOUD_DWINGEN
+INHOUD NIETBEWERKBARESECTIE GEEN_GALERIJ VERBORGENCAT GEENINDEX NIEUWESECTIELINK NIEUWESECTIEKOPPELING
+GEENNIEUWKOPJEKOPPELING STATISCHEDOORVERWIJZING GEENTC GEENIC GEENPAGINANAAMCONVERSIE
+GEENINHOUDCONVERSIE BEZOBSAHU VŽDYOBSAH OBSAH BEZEDITOVATČÁST BEZGALERIE BEZGALÉRIE SKRÝTKAT INDEXOVAT
+NEINDEXOVAT LINKPŘIDATKOMENTÁŘ BEZLINKUPŘIDATKOMENTÁŘ STATICKÉPŘESMĚROVÁNÍ BEZKN BEZKS BEZSPISU
+ZE_SPISEM SPIS BEZEDYCJISEKCJI UKRYTAKAT KATEGORIAUKRYTA INDEKSUJ NIEINDEKSUJ SEMTDC SEMSUMÁRIO
+FORCARTDC FORÇARTDC FORCARSUMARIO FORÇARSUMÁRIO SUMARIO SUMÁRIO NAOEDITARSECAO NÃOEDITARSEÇÃO SEMGALERIA
+CATEGORIAOCULTA CATOCULTA NAOINDEXAR NÃOINDEXAR NOINDICE FORZAINDICE INDICE NESSUNINDICE
+INGENINNEHÅLLSFÖRTECKNING ALLTIDINNEHÅLLSFÖRTECKNING INNEHÅLLSFÖRTECKNING INTEREDIGERASEKTION
+INGETGALLERI DOLDKAT INDEXERA INGENINDEXERING INGENINDHOLDSFORTEGNELSE INDHOLDSFORTEGNELSE
+NINCSTARTALOMJEGYZÉK NINCSTJ LEGYENTARTALOMJEGYZÉK LEGYENTJ TARTALOMJEGYZÉK TJ NINCSSZERKESZTÉS
+NINCSSZERK NINCSGALÉRIA REJTETTKAT FARACUPRINS FORTEAZACUPRINS CUPRINS FARAEDITSECTIUNE БЕЗ_ОГЛАВЛЕНИЯ
+БЕЗ_ОГЛ БЕЗОГЛАВЛЕНИЯ ОБЯЗАТЕЛЬНОЕ_ОГЛАВЛЕНИЕ ОБЯЗ_ОГЛ ОГЛАВЛЕНИЕ ОГЛ БЕЗ_ГАЛЕРЕИ БЕЗГАЛЕРЕИ
+БЕЗ_РЕДАКТИРОВАНИЯ_РАЗДЕЛА БЕЗ_ЗАГОЛОВКА СКРЫТАЯ_КАТЕГОРИЯ ИНДЕКС БЕЗ_ИНДЕКСА БЕЗ_ЗМІСТУ ОБОВ_ЗМІСТ
+ЗМІСТ БЕЗ_ГАЛЕРЕЇ БЕЗ_РЕДАГУВ_РОЗДІЛУ БЕЗСАДРЖАЈА БЕЗ_САДРЖАЈА ФОРСИРАНИСАДРЖАЈ ФОРСИРАНИ_САДРЖАЈ
+ПРИМОРАНИСАДРЖАЈ ПРИМОРАНИ_САДРЖАЈ САДРЖАЈ БЕЗИЗМЕНА БЕЗ_ИЗМЕНА БЕЗИЗМЈЕНА БЕЗ_ИЗМЈЕНА БЕЗГАЛЕРИЈЕ
+БЕЗ_ГАЛЕРИЈЕ САКРИВЕНАКАТ БЕЗИНДЕКСА БЕЗКН БЕЗКС БЕЗЦЦ БЕЗСЪДЪРЖАНИЕ СЪССЪДЪРЖАНИЕ СЪДЪРЖАНИЕ
+"""
+SWITCHES = frozenset(f"__{word}__" for word in _SWITCHES.split())
+# __index__ is Python's, where __INDEX__ is MediaWiki's.
+_ANY_CASE = frozenset(f"__{word}__" for word in ("NOTOC", "FORCETOC", "TOC", "NOEDITSECTION", "NOGALLERY"))
+_SWITCH = re.compile(r"__[^\W\d_]+(?:_[^\W\d_]+)*__")
+
+
+def without_switches(text: str, mark: str) -> str:
+    """The text with `mark` in place of the words that show nothing."""
+    return _SWITCH.sub(
+        lambda word: mark if word[0] in SWITCHES or word[0].upper() in _ANY_CASE else word[0], text
+    )
+
+
+# ---- functions ------------------------------------------------------------------------------------
+
+# Templates of one meaning in every wiki: a mark that wikitext would take for its own, or a dash.
+CHARACTERS = {
+    **{"!": "|", "=": "=", "(": "{", ")": "}", "((": "{{", "))": "}}", "'": "'", '"': '"', "pipe": "|"},
+    **dict.fromkeys(("ndash", "en dash", "endash", "–"), "–"),
+    **dict.fromkeys(("mdash", "em dash", "emdash", "—"), "—"),
+    **dict.fromkeys(("snd", "spnd", "sndash", "spndash", "spaced ndash", "spaced en dash"), " – "),
+    **dict.fromkeys(("nbsp", "space", "spaces", "thinsp", "hairsp"), " "),
+    **dict.fromkeys(("·", "•", "dot", "middot", "bull", "bullet"), " · "),
+}
+
+_NAMES = {
+    "formatnum": """formatnum formatnombre formatonumero formatonúmero formatteernum numformatteren
+        formátujčíslo zahlenformat formatarnum formatarnúmero formatszám форматчисла форматброја""",
+    "lc": "lc kl klein malá minus minús нрег лц",
+    "uc": "uc hl gross mayus mayús majus velká врег уц",
+    "lcfirst": "lcfirst initial_klein initminus kleerste primerominus primerominús prvnímalé первнрег лцпрви",
+    "ucfirst": "ucfirst initial_gross initmajus gleerste hleerste primeromayus primeromayús prvnívelké "
+    "первпрег уцпрви",
+    "padleft": "padleft füllenlinks bourragegauche bourregauche linksopvullen zarovnatvlevo",
+    "padright": "padright füllenrechts bourragedroite bourredroite rechtsopvullen zarovnatvpravo",
+    "plural": "plural pluriel meervoud plurál множина",
+    "grammar": "grammar grammatik grammaire gramática gramatika grammatica skloňuj граматика падеж",
+    "tag": "#tag #balise #etiqueta #marcador #erweiterung #label #značka #ознака #тег",
+    "if": "#if #si #als #když #wenn",
+    "ifeq": "#ifeq #si= #alsgelijk #siigual",
+    "switch": "#switch #selon #según #schakelen #wechsle",
+    "expr": "#expr #výraz #expressie",
+    "iferror": "#iferror",
+    "title": """pagename fullpagename basepagename rootpagename seitenname nompage nombredepagina
+        nombredepágina nomepagina paginanaam názevstrany nazwastrony nomedapagina nomedapágina sidnamn
+        lapneve имястраницы назвасторінки назва_сторінки иместранице име_странице страница""",
+}
+_FUNCTIONS = {name: function for function, names in _NAMES.items() for name in names.split()}
+_CALL = re.compile(r"\s*(?:(?:safe)?subst:\s*)?([^:|{}\[\]]{1,40}?)\s*(?:(:)|\Z)", re.IGNORECASE)
+# What is left of a call that the tokenizer refused, because it holds a link.
+STRAY_CALL = re.compile(
+    r"\{\{\s*(?:" + "|".join(re.escape(name) for name in _FUNCTIONS if name[0] != "#") + r"):", re.IGNORECASE
+)
+
+
+def function_of(start: str) -> tuple[str, str] | None:
+    """(the function, the text after its colon) of what follows `{{`, or None for a template."""
+    if not (match := _CALL.match(start)) or not (function := _FUNCTIONS.get(match[1].lower())):
+        return None
+    if function == "title":
+        return (function, "") if match.end() == len(start) else None
+    return (function, start[match.end() :]) if match[2] else None
+
+
+def value_of(function: str, arguments: Sequence[str], title: str) -> str | None:
+    """The text that a function shows, or None where only the wiki itself knows it.
+
+    Numbers are not grouped: a dump does not say how its language does it. What decides on a template that
+    is gone is not known.
+    """
+    if function in _DECIDED and REMOVED in arguments[0]:
+        return None
+    if function == "title":
+        return title
+    first = arguments[0].strip()
+    rest = [argument.strip() for argument in arguments[1:]]
+    if found := _TEXT.get(function):
+        return found(first)
+    if function in ("padleft", "padright"):
+        width = int(rest[0]) if rest and rest[0].isdecimal() and len(rest[0]) < 4 else 0
+        fill = (rest[1] if len(rest) > 1 and rest[1] else "0") * width
+        missing = max(0, width - len(first))
+        return fill[:missing] + first if function == "padleft" else first + fill[:missing]
+    if function == "plural":
+        return rest[0 if first.lstrip("-") == "1" else -1] if rest else ""
+    if function == "grammar":
+        return rest[0] if rest else ""
+    if function == "if":
+        return ([*rest, "", ""])[0 if first else 1]
+    if function == "ifeq":
+        other, yes, no = [*rest, "", "", ""][:3]
+        return yes if first == other else no
+    if function == "switch":
+        return _chosen(first, rest)
+    return None
+
+
+_DECIDED = frozenset({"if", "ifeq", "switch", "plural", "expr"})
+_TEXT: dict[str, Callable[[str], str]] = {
+    "formatnum": str,
+    "lc": str.lower,
+    "uc": str.upper,
+    "lcfirst": lambda text: text[:1].lower() + text[1:],
+    "ucfirst": lambda text: text[:1].upper() + text[1:],
+    "iferror": str,
+}
+
+
+def _chosen(value: str, cases: Sequence[str]) -> str:
+    """`value | a = x | b | c = y | #default = z`: a case without `=` falls through to the next."""
+    default, falls = "", False
+    for place, case in enumerate(cases):
+        name, equals, result = (part.strip() for part in case.partition("="))
+        falls = falls or name == value
+        if equals and falls:
+            return result
+        if equals and name == "#default":
+            default = result
+        elif not equals and place == len(cases) - 1:
+            default = name
+    return default
