@@ -37,7 +37,7 @@ from puna.train.checkpoint import TrainState
 from puna.train.metrics import METRICS, SAMPLES, JsonLines, StepLog, matrix_peak
 from puna.train.observe import profiler, trackers
 from puna.train.optim import build_optimizer, learning_rate
-from puna.train.rundir import claim, write_manifest
+from puna.train.rundir import claim, settled, write_manifest
 from puna.train.step import OutlierGuard, train_step
 from puna.train.validate import held_out_loss
 
@@ -72,6 +72,7 @@ def train(
         FloatingPointError: the loss is no longer finite.
     """
     config.validate()
+    config = settled(config)
     mixture = Mixture(
         config.data,
         weights=config.mixture.weights,
@@ -196,11 +197,6 @@ def _resume_or_begin(
         model.init_weights(config.train.seed)
         return TrainState(data=mixture.fingerprint)
     state = checkpoint.read_state(newest)
-    if state.data != mixture.fingerprint:
-        raise ValueError(
-            f"the data in {', '.join(config.data)} is not what {newest} was trained on "
-            f"({mixture.fingerprint}, not {state.data}); restore it, or choose another --out"
-        )
     load_weights(newest, model)
     checkpoint.load_optimizer(newest, model, optimizer)
     return state
