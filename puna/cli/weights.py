@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from puna.cli.common import Json, Many, print_result
-from puna.cli.models import model_path
+from puna.cli.models import model_path, require_tokenizer
 from puna.config import Sampling
 from puna.files import atomic_file, cache_dir
 
@@ -265,6 +265,8 @@ def convert(
     from puna.model.formats import convert as convert_weights
 
     result = convert_weights(src, dst, to, dtype, parts, context)
+    if to == "puna":
+        require_tokenizer(dst)
     lines = [
         f"{dst}: {result['counts']['parameters']:,} parameters, {human_bytes(result['bytes'])} "
         f"in {human_seconds(result['seconds'])}",
