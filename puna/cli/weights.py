@@ -108,10 +108,10 @@ def _prompts(prompt: str | None, file: Path | None) -> list[str]:
     if file is None:
         if prompt is None and sys.stdin.isatty():
             raise ValueError("there is no prompt; give one, or --prompts FILE, or pipe one in")
-        return [sys.stdin.read().removesuffix("\n") if prompt is None else prompt]
+        return [sys.stdin.read().removeprefix("\ufeff").removesuffix("\n") if prompt is None else prompt]
     if prompt is not None:
         raise ValueError("a prompt and --prompts are given; leave one out")
-    lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+    lines = [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     if not lines:
         raise ValueError(f"{file} holds no prompt; write one a line")
     return (

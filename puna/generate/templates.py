@@ -38,7 +38,7 @@ class ChatTemplate:
         self._controls = tokenizer.controls
         # The longest first: "<|end|>" must not be found within "<|end|>x", if there are both.
         pattern = _any_of(list(filter(None, self._controls)))
-        self._control = re.compile(f"({pattern})")
+        self._control = _control_pattern(tokenizer)
         self._begun = re.compile(f"(?=(?:{pattern}))")
         self.end_ids: frozenset[int] = frozenset()
         try:
@@ -93,18 +93,7 @@ class ChatTemplate:
 
     def ids(self, text: str, mark: str) -> list[int]:
         """The ids of a text of `lay_out`."""
-        ids: list[int] = []
-        parts = self._control.split(text)
-        for place, part in enumerate(parts):
-            if place % 2:  # what the expression caught stands between what it did not
-                ids.append(self._controls[part])
-                continue
-            words = part.replace(mark, "")
-            if place and parts[place - 1] in self._tokenizer.strips:
-                words = words.lstrip()
-            if words:
-                ids += self._tokenizer.encode_behind(words) if place else self._tokenizer.encode(words)
-        return ids
+        return _special_ids(self._tokenizer, self._control.split(text), mark)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The conversation as one text, to look at: in it a message's words may look like control tokens."""
@@ -155,6 +144,31 @@ class ChatTemplate:
             return frozenset()
         end = self._control.search(text, text.rfind(mark) + 1)
         return frozenset([self._controls[end[0]]] if end else [])
+
+
+def encode_special(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text in which control tokens are written as files write them."""
+    return _special_ids(tokenizer, _control_pattern(tokenizer).split(text))
+
+
+def _control_pattern(tokenizer: Tokenizer) -> re.Pattern[str]:
+    return re.compile(f"({_any_of(list(filter(None, tokenizer.controls)))})")
+
+
+def _special_ids(tokenizer: Tokenizer, parts: Sequence[str], mark: str = "") -> list[int]:
+    """The ids of a text that was split at its control tokens, which are every second part."""
+    ids: list[int] = []
+    for place, part in enumerate(parts):
+        if place % 2:
+            ids.append(tokenizer.controls[part])
+            continue
+        words = part.replace(mark, "") if mark else part
+        if place and parts[place - 1] in tokenizer.strips:
+            words = words.lstrip()
+        if words:
+            # An empty first part means that the text begins with a control token.
+            ids += tokenizer.encode_behind(words) if place else tokenizer.encode(words)
+    return ids
 
 
 def _any_of(texts: Sequence[str]) -> str:

@@ -163,7 +163,10 @@ def _add_api(app: FastAPI, service: Service) -> None:
         if body.prompt in special:
             ids = [special[body.prompt]]
         else:
-            ids = await service.encode(body.prompt, body.add_special_tokens and tokenizer.adds_bos)
+            special_too = bool(service.engine.template) if body.parse_special is None else body.parse_special
+            ids = await service.encode(
+                body.prompt, body.add_special_tokens and tokenizer.adds_bos, special_too
+            )
         return answer({"tokens": ids, "count": len(ids), "max_model_len": service.context})
 
     @app.post("/detokenize", responses=_responses(400, 404, 408, 413, model=schemas.Detokenized))

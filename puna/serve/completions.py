@@ -63,7 +63,8 @@ async def complete(service: Service, http: HttpRequest, body: CompletionRequest)
     for prompt in body.prompts:
         if isinstance(prompt, str):
             service.require_short([prompt], "prompt")
-            prompts.append(await service.encode(prompt, service.engine.tokenizer.adds_bos))
+            bos = service.engine.tokenizer.adds_bos
+            prompts.append(await service.encode(prompt, bos, bool(body.parse_special)))
             texts.append(prompt)
         else:
             prompts.append(prompt)

@@ -151,6 +151,11 @@ class CompletionRequest(Generation):
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
         None, description="16 when not given; 0 only with echo."
     )
+    parse_special: bool | None = Field(
+        None,
+        description="Whether control tokens written in texts are those tokens, for a conversation that the "
+        "client laid out; they are text by default.",
+    )
     echo: bool | None = Field(None, description="Give the prompt back before its continuation.")
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
         None, description="Log-probabilities of each token, and of this many likeliest ones."
@@ -247,6 +252,11 @@ class TokenizeRequest(Asked):
         description="A text; exactly the text of bos_token or eos_token (/tokenizer_info) is that token."
     )
     add_special_tokens: bool = Field(True, description="Begin with BOS.")
+    parse_special: bool | None = Field(
+        None,
+        description="Whether control tokens written in the text are those tokens; by default they are if the "
+        "model has a chat template, for clients lay conversations out with it (/tokenizer_info).",
+    )
     model: str | None = None
 
 

@@ -21,6 +21,7 @@ from puna.config import Sampling
 from puna.generate.cache import BLOCK
 from puna.generate.engine import Engine
 from puna.generate.request import Request
+from puna.generate.templates import encode_special
 from puna.serve.errors import ServeError
 from puna.serve.schemas import Generation
 from puna.serve.worker import Work, Worker
@@ -50,10 +51,14 @@ class Service:
             message = f"there is no model {name[:80]!r}; this server has {self.name!r}"
             raise ServeError(404, message, "model_not_found", "model")
 
-    async def encode(self, text: str, bos: bool) -> list[int]:
-        """The ids of a text."""
-        encode = partial(self.engine.tokenizer.encode, text, bos=bos)
-        return await self._run(self._encoder, encode, "prompt")
+    async def encode(self, text: str, bos: bool, parse_special: bool = False) -> list[int]:
+        """The ids of a text; with `parse_special` the control tokens written in it are those tokens."""
+        tokenizer = self.engine.tokenizer
+        if not parse_special:
+            return await self._run(self._encoder, partial(tokenizer.encode, text, bos=bos), "prompt")
+        ids = await self._run(self._encoder, partial(encode_special, tokenizer, text), "prompt")
+        # A template has put BOS there already.
+        return [tokenizer.bos_id, *ids] if bos and ids[:1] != [tokenizer.bos_id] else ids
 
     async def decode(self, ids: Sequence[int]) -> str:
         """The text of ids.

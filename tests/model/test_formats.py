@@ -507,7 +507,9 @@ def test_every_key_of_a_llama_configuration_is_honoured_or_refused(tmp_path, nam
     try:
         after = huggingface.HuggingFaceSource(tmp_path / "hf").config
     except ValueError as error:
-        assert name in str(error) or "has shape" in str(error) or "holds the tensor" in str(error)
+        # Sizes are also named as ours, by the tensor that has another shape, or by the head_dim they give.
+        said = (name, "model.", "head_dim", "has shape", "holds the tensor")
+        assert any(text in str(error) for text in said)
     else:
         assert after != before
 

@@ -12,6 +12,7 @@ from openai.types.completion_create_params import CompletionCreateParamsBase as 
 
 from puna.config import Sampling
 from puna.generate.request import Request
+from puna.generate.templates import ChatTemplate
 from puna.serve.schemas import ChatRequest, CompletionRequest
 from tests.serve.conftest import NAME, live, tiny_engine
 from tests.serve.test_limits import refusal
@@ -94,8 +95,8 @@ def test_penalties_are_those_of_openais_formula(vocabulary):
     """Each token is the likeliest under logit - presence * (count > 0) - frequency * count."""
     engine, ids, counts = tiny_engine(vocabulary), [5, 6, 7], torch.zeros(320)
     for _ in range(12):
-        with torch.inference_mode():
-            logits = engine.runner.model(torch.tensor([ids]))[0, -1].float()
+        with torch.no_grad():
+            logits = engine.runner.model(torch.tensor([ids]))[0, -1].detach().clone()
         logits[9] += 3.0
         ids.append(int((logits - 1.5 * (counts > 0) - 0.7 * counts).argmax()))
         counts[ids[-1]] += 1
@@ -186,3 +187,22 @@ def test_openais_client_sends_a_bias(served):
     )
     assert answer.choices[0].text == served.engine.tokenizer.piece(70).decode() * 2
     assert typing.cast(int, answer.usage.completion_tokens) == 2
+
+
+def test_a_conversation_that_the_client_laid_out_has_the_ids_of_our_own(vocabulary):
+    """As lm-eval does with --apply_chat_template: the template of /tokenizer_info, then /tokenize."""
+    engine = tiny_engine(vocabulary)
+    source = "{{ bos_token }}{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
+    engine.template = ChatTemplate(source, engine.tokenizer)
+    talk = [{"role": "user", "content": "the llama"}, {"role": "assistant", "content": "salt"}]
+    laid_out = "<s>user: the llama</s>assistant: salt</s>"
+    with live(engine) as one:
+        ids = engine.template.encode(talk)
+        for bos in (True, False):
+            body = {"prompt": laid_out, "add_special_tokens": bos}
+            assert one.post("/tokenize", body).json()["tokens"] == ids
+        plain = one.post("/tokenize", {"prompt": laid_out, "parse_special": False}).json()["tokens"]
+        assert engine.tokenizer.decode(plain) == laid_out
+        spoken = one.complete(prompt=laid_out, max_tokens=1, parse_special=True)
+        assert spoken["usage"]["prompt_tokens"] == len(ids)
+        assert one.complete(prompt=laid_out, max_tokens=1)["usage"]["prompt_tokens"] == len(plain)
