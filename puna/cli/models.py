@@ -5,6 +5,7 @@ smollm2              a name: fetched (puna fetch) and converted into CACHE/model
 model.gguf, hf/      another format: converted into CACHE/models/NAME-…, again when the file has changed
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -33,6 +34,22 @@ def model_path(model: str) -> Path:
     )
 
 
+def require_tokenizer(directory: Path) -> None:
+    """Delete a directory that was just converted, and say why, if nothing can be generated with it.
+
+    Raises:
+        ValueError: when its tokenizer is missing or cannot be used.
+    """
+    from puna.tokens.tokenizer import Tokenizer
+
+    try:
+        Tokenizer(directory)
+    except ValueError as error:
+        shutil.rmtree(directory)
+        message = str(error).partition("; make one with")[0]
+        raise ValueError(f"{message}; put the model's own tokenizer beside its weights") from error
+
+
 def _converted(path: Path, name: str) -> Path:
     # Imported here, because torch takes a second.
     from puna.model.formats import convert, format_of
@@ -49,4 +66,5 @@ def _converted(path: Path, name: str) -> Path:
         size = human_bytes(sum(file.stat().st_size for file in files))
         print(f"{path} ({size}) is converted once, into {target}", file=sys.stderr)
         convert(path, target, "puna", "bf16" if kind == "gguf" else None)
+        require_tokenizer(target)
     return target

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from puna.cli.common import Json, Many, print_result
-from puna.cli.models import model_path
+from puna.cli.models import model_path, require_tokenizer
 from puna.config import Sampling
 from puna.devices import DeviceName
 from puna.files import atomic_file, cache_dir
@@ -114,10 +114,10 @@ def _prompts(prompt: str | None, file: Path | None) -> list[str]:
     if file is None:
         if prompt is None and sys.stdin.isatty():
             raise ValueError("there is no prompt; give one, or --prompts FILE, or pipe one in")
-        return [sys.stdin.read().removesuffix("\n") if prompt is None else prompt]
+        return [sys.stdin.read().removeprefix("\ufeff").removesuffix("\n") if prompt is None else prompt]
     if prompt is not None:
         raise ValueError("a prompt and --prompts are given; leave one out")
-    lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+    lines = [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     if not lines:
         raise ValueError(f"{file} holds no prompt; write one a line")
     return (
@@ -276,6 +276,8 @@ def convert(
     from puna.model.formats import convert as convert_weights
 
     result = convert_weights(src, dst, to, dtype, parts, context)
+    if to == "puna":
+        require_tokenizer(dst)
     lines = [
         f"{dst}: {result['counts']['parameters']:,} parameters, {human_bytes(result['bytes'])} "
         f"in {human_seconds(result['seconds'])}",

@@ -8,7 +8,9 @@ the model's own words after it.
 """
 
 import dataclasses
+import select
 import signal
+import sys
 import threading
 import time
 import typing
@@ -31,6 +33,7 @@ HELP = """\
 /save FILE         write the conversation as JSON
 /quit              leave (also Ctrl-D); Ctrl-C stops an answer
 \"\"\"                begins and ends a text of several lines; so does \\ at the end of a line go on
+//TEXT             a message that begins with /
 """
 _QUOTES = '"""'
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
@@ -77,7 +80,9 @@ class Chat:
             if line.strip() == "/quit":
                 return
             try:
-                if line.startswith("/"):
+                if line.startswith("//"):
+                    self._turn(line[1:])
+                elif line.startswith("/"):
                     self._command(*line.strip().partition(" ")[::2])
                 elif line.strip():
                     self._turn(line)
@@ -86,7 +91,9 @@ class Chat:
 
     def _line(self) -> str:
         """What was typed: a line, or several between triple quotes or joined by backslashes."""
-        line = self._read("\n> ")
+        line = self._read("\n> ").removeprefix("\ufeff")
+        while self._is_terminal and _is_pending():  # lines that were pasted come at once
+            line += "\n" + self._read("")
         if line.startswith(_QUOTES):
             line = line.removeprefix(_QUOTES)
             while not line.rstrip().endswith(_QUOTES):
@@ -107,8 +114,10 @@ class Chat:
         elif name == "/undo":
             self._undo()
         elif name == "/retry":
+            before = list(self._turns)
             self._sampling = dataclasses.replace(self._sampling, seed=self._sampling.seed + 1)
-            self._turn(self._undo())
+            if not self._turn(self._undo()):
+                self._turns = before
         elif name == "/system":
             self._set_system(rest)
         elif name == "/set":
@@ -162,12 +171,20 @@ class Chat:
 
     # ---- turns
 
-    def _turn(self, line: str) -> None:
+    def _turn(self, line: str) -> bool:
+        """Answer a line. A line without an answer is no turn, for templates expect one after the other.
+
+        Returns whether there was an answer.
+        """
         prompt = self._prompt(line)
         request = Request(tuple(prompt), self._sampling, self._max_tokens)
-        self._turns.append((line, ""))
+        before, answer = len(self._turns), ""
         for answer in self._answer(request):
-            self._turns[-1] = line, answer
+            self._turns[before:] = [(line, answer)]
+        if not answer.strip():
+            del self._turns[before:]
+            self._note("[no answer: the line is forgotten]\n")
+        return bool(answer.strip())
 
     def _prompt(self, line: str) -> list[int]:
         """The ids of the conversation with a new line: its oldest turns fall off when they do not fit.
@@ -203,7 +220,7 @@ class Chat:
         """Show an answer as it comes; gives what there is of it, each time longer."""
         answer, count, finish = "", 0, None
         began = first = time.monotonic()
-        with _ctrl_c() as is_stopped, closing(self._engine.answers([request])) as chunks:
+        with _ctrl_c() as is_stopped, closing(self._engine.answers([request], is_stopped)) as chunks:
             for _, chunk in chunks:
                 first = time.monotonic() if not count else first
                 count += len(chunk.tokens)
@@ -220,6 +237,14 @@ class Chat:
 
     def _note(self, text: str) -> None:
         self._write(f"{_DIM}{text}{_PLAIN}" if self._is_terminal else text)
+
+
+def _is_pending() -> bool:
+    """Whether more was typed than the line that was read: within a paste there is no pause."""
+    try:
+        return sys.stdin.isatty() and bool(select.select([sys.stdin], [], [], 0.02)[0])
+    except (OSError, ValueError):  # no file that can be waited for
+        return False
 
 
 def _rate(count: int, waited: float, seconds: float, finish: Finish | None) -> str:

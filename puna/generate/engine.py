@@ -13,8 +13,8 @@ they hold the very bits that this one would have computed (`_shareable`); and de
 the runner promises that rows do not touch each other (`Runner.batch_invariant`).
 """
 
-from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from puna.generate.cache import BLOCK
 from puna.generate.prefix import BlockPool, names
 from puna.generate.request import Chunk, Finish, Request, Token
 from puna.generate.runner import Runner
-from puna.generate.sampling import draw, logprobs
+from puna.generate.sampling import adjusted, draw, logprobs
 from puna.generate.speculate import Drafts
 from puna.generate.templates import ChatTemplate
 from puna.generate.text import AnswerText
@@ -43,17 +43,20 @@ class _Sequence:
         self.cached = 0  # positions whose keys and values are there
         self.table: list[int] = []
         self.names: list[bytes] = []  # of its blocks that can be found, as far as computed
+        self.chain: list[bytes] | None = None  # of its prompt's blocks, once worked out
         self.prompt_tokens: list[Token] = []
         self.finish: Finish | None = None
         self.text = AnswerText(tokenizer.stream_decoder(request.prompt), request.stop)
         self.generator = torch.Generator().manual_seed(request.sampling.seed)
         self.drafts = Drafts(request.prompt) if request.lookup else None
         self.seen = set(request.prompt) if request.sampling.repetition_penalty != 1 else None
+        is_adjusted = request.presence_penalty or request.frequency_penalty or request.logit_bias
+        self.counts: Counter[int] | None = Counter() if is_adjusted else None  # of the answer's tokens
 
     @property
     def blocks(self) -> int:
         """Cache blocks it needs: the last token drawn is not looked behind."""
-        return -(-(self.end - 1) // BLOCK)
+        return -(-_places(self.request, self.end) // BLOCK)
 
     @property
     def is_decoding(self) -> bool:
@@ -90,11 +93,11 @@ class Engine:
         """Raise ValueError, naming the field, when a request can never run. Safe from any thread."""
         request.sampling.validate()
         size, blocks = len(request.prompt), self.runner.n_blocks
-        if request.max_tokens < 1:
+        if request.max_tokens < (0 if request.prompt_logprobs else 1):
             raise ValueError(f"max-tokens is {request.max_tokens}; it must be positive")
         if not request.prompt:
             raise ValueError("the prompt is empty; give it one token at least")
-        if size >= self.context:
+        if size + bool(request.max_tokens) > self.context:
             raise ValueError(
                 f"the prompt is {size} tokens long, and model.context {self.context} must hold "
                 "the answer too; shorten the prompt"
@@ -102,15 +105,23 @@ class Engine:
         if not 0 <= min(request.prompt) <= max(request.prompt) < self.runner.config.vocab_size:
             raise ValueError(f"the prompt holds an id outside 0..{self.runner.config.vocab_size - 1}")
         end = min(self.context, size + request.max_tokens)
-        if end - 1 > blocks * BLOCK:
+        if (places := _places(request, end)) > blocks * BLOCK:
             raise ValueError(
-                f"the prompt of {size} tokens and max-tokens {request.max_tokens} need {end - 1} places in a "
+                f"the prompt of {size} tokens and max-tokens {request.max_tokens} need {places} places in a "
                 f"cache of {blocks * BLOCK}; ask for fewer, or give the cache more tokens"
             )
         if not all(request.stop):
             raise ValueError("stop holds an empty string; leave it out")
         if request.logprobs is not None and not 0 <= request.logprobs <= self._vocab_size:
             raise ValueError(f"logprobs is {request.logprobs}; it must be from 0 to {self._vocab_size}")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -2 <= getattr(request, name) <= 2:
+                raise ValueError(f"{name} is {getattr(request, name)}; it must be from -2 to 2")
+        for id, bias in request.logit_bias:
+            if not 0 <= id < self._vocab_size:
+                raise ValueError(f"logit_bias names token {id}; ids are below {self._vocab_size}")
+            if not -100 <= bias <= 100:
+                raise ValueError(f"logit_bias of token {id} is {bias}; it must be from -100 to 100")
         if request.lookup < 0:
             raise ValueError(f"lookup is {request.lookup}; it must be 0 (off) or above")
         if request.lookup and request.sampling.temperature > 0:
@@ -214,8 +225,11 @@ class Engine:
 
         The last token is always computed, for its logits; all are, where the prompt's are wanted.
         """
-        prompt = sequence.request.prompt
-        return [] if sequence.request.prompt_logprobs else names(prompt, (len(prompt) - 1) // BLOCK)
+        if sequence.chain is None:  # it may wait for many steps
+            prompt = sequence.request.prompt
+            count = 0 if sequence.request.prompt_logprobs else (len(prompt) - 1) // BLOCK
+            sequence.chain = names(prompt, count)
+        return sequence.chain
 
     def _publish(self, sequence: _Sequence) -> None:
         """Make the blocks findable that are full now."""
@@ -247,7 +261,10 @@ class Engine:
         if every:
             sequence.prompt_tokens += self._prompt_tokens(request, start, end, logits)
             logits = logits[-1]
-        if sequence.is_decoding:
+        if sequence.is_decoding and not request.max_tokens:
+            sequence.finish = "length"
+            yield sequence, Chunk("", (), tuple(sequence.prompt_tokens), "length")
+        elif sequence.is_decoding:
             yield sequence, self._advance(sequence, [logits])
 
     def _prompt_tokens(self, request: Request, start: int, end: int, logits_TV: Tensor) -> list[Token]:
@@ -320,6 +337,8 @@ class Engine:
                 sequence.drafts.push(id)
             if sequence.seen is not None:
                 sequence.seen.add(id)
+            if sequence.counts is not None:
+                sequence.counts[id] += 1
             tokens.append(self._token(id, logits_V, request.logprobs))
             text += sequence.text.push(id)
             if sequence.text.stopped:
@@ -338,6 +357,10 @@ class Engine:
 
     def _draw(self, sequence: _Sequence, logits_V: Tensor) -> int:
         seen = None if sequence.seen is None else torch.tensor(list(sequence.seen), device=logits_V.device)
+        if sequence.counts is not None:
+            request = sequence.request
+            penalties = request.presence_penalty, request.frequency_penalty
+            logits_V = adjusted(logits_V, request.logit_bias, sequence.counts, *penalties)
         return draw(logits_V, sequence.request.sampling, sequence.generator, seen)
 
     def _token(self, id: int, logits_V: Tensor | None, k: int | None) -> Token:
@@ -349,8 +372,12 @@ class Engine:
 
     # ---- simple use
 
-    def answers(self, requests: Sequence[Request]) -> Generator[tuple[int, Chunk]]:
+    def answers(
+        self, requests: Sequence[Request], is_stopped: Callable[[], bool] = lambda: False
+    ) -> Generator[tuple[int, Chunk]]:
         """Answer requests together: the index of one, and its next chunk. Left early, the rest is dropped.
+
+        `is_stopped` is asked before each step, also while a prompt is computed and there are no chunks.
 
         Raises:
             ValueError: as `check`, before anything runs.
@@ -360,7 +387,7 @@ class Engine:
             self.check(request)
         unfinished = {self.submit(request): index for index, request in enumerate(requests)}
         try:
-            while unfinished:
+            while unfinished and not is_stopped():
                 for id, chunk in self.step():
                     yield unfinished[id], chunk
                     if chunk.finish:
@@ -405,4 +432,10 @@ class Engine:
 
 def _is_plain(sequence: _Sequence) -> bool:
     """Whether the likeliest token is what it draws, so that all such rows are looked through at once."""
-    return sequence.request.sampling.temperature == 0 and sequence.seen is None
+    is_greedy = sequence.request.sampling.temperature == 0
+    return is_greedy and sequence.seen is None and sequence.counts is None
+
+
+def _places(request: Request, end: int) -> int:
+    """Places in the cache for `end` tokens in all: the last token drawn needs none."""
+    return end - bool(request.max_tokens)

@@ -22,7 +22,7 @@ class Request:
     """Token ids, BOS included."""
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int = 128
-    """Longest answer; it also ends where the context is full."""
+    """Longest answer; it also ends where the context is full. 0, with prompt_logprobs: the prompt alone."""
     stop: tuple[str, ...] = ()
     """The answer ends before the first of these strings, wherever their tokens divide them."""
     logprobs: int | None = None
@@ -31,6 +31,12 @@ class Request:
     """Give the prompt's tokens with theirs too (with `logprobs` alternatives)."""
     ignore_eos: bool = False
     """Go on past the end of text, to measure speed."""
+    presence_penalty: float = 0.0
+    """Taken from the logit of each token that the answer holds already (as OpenAI has it)."""
+    frequency_penalty: float = 0.0
+    """Taken from the logit of each token as often as the answer holds it."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Added to the logits of these ids."""
     lookup: int = 0
     """Guess up to this many tokens at once from what stood in the text before; see speculate.py."""
 

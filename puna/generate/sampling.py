@@ -1,6 +1,6 @@
 """From logits to the next token, in one place.
 
-    logits_V ─> repetition penalty ─> / temperature ─> top-k ─> top-p ─> min-p ─> one uniform number ─> id
+    logits_V ─> bias, penalties ─> / temperature ─> top-k ─> top-p ─> min-p ─> one uniform number ─> id
         └─────> log-probabilities, of the model's own distribution
 
 The order is transformers'. Each draw takes one number from the request's own generator, so what it draws
@@ -8,6 +8,7 @@ does not depend on what else is sampled.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -34,6 +35,28 @@ def draw(logits_V: Tensor, sampling: Sampling, generator: torch.Generator, seen:
     place = int(torch.searchsorted(sums, number * sums[-1], right=True))
     place = min(place, len(sums) - 1)
     return place if ids is None else int(ids[place])
+
+
+def adjusted(
+    logits_V: Tensor,
+    bias: Sequence[tuple[int, float]],
+    counts: Mapping[int, int],
+    presence: float,
+    frequency: float,
+) -> Tensor:
+    """Logits (V,) plus a bias by id, less the penalties of the ids that the answer holds, with how often.
+
+    Raises nothing: ids outside the vocabulary are the caller's to refuse.
+    """
+    changes = dict(bias)
+    if presence or frequency:
+        for id, count in counts.items():
+            changes[id] = changes.get(id, 0.0) - presence - frequency * count
+    if not changes:
+        return logits_V
+    ids = torch.tensor(list(changes), device=logits_V.device)
+    values = torch.tensor(list(changes.values()), dtype=logits_V.dtype, device=logits_V.device)
+    return logits_V.index_add(0, ids, values)
 
 
 def _penalised(logits_V: Tensor, seen: Tensor, penalty: float) -> Tensor:

@@ -6,23 +6,19 @@
 What a message says is only ever text: where it holds the text of a control token, a mark is put into that
 text before the template runs, and taken out again after the cut. Nobody can end their turn from within it.
 
-Templates are programs out of downloaded files. They run in Jinja's sandbox, which gives them no way to
-anything but their own values; the names they are given are those that transformers gives.
+Templates are programs out of downloaded files: they run in a process of their own (rendering.py), within
+limits of time, memory and output, and whatever they do is a ValueError of one line.
 """
 
-import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from itertools import pairwise
-from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from puna.generate.rendering import MAX_OUTPUT, RENDERER
 from puna.tokens.tokenizer import Tokenizer
 
+_log = logging.getLogger(__name__)
 Message = Mapping[str, str]
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -30,34 +26,44 @@ ROLES = ("system", "user", "assistant", "tool")
 class ChatTemplate:
     """A model's chat template with its vocabulary."""
 
-    def __init__(self, source: str, tokenizer: Tokenizer) -> None:
-        """Compile a template.
+    def __init__(self, source: str, tokenizer: Tokenizer, strict: bool = True) -> None:
+        """Compile a template. With `strict` False one that is not valid is kept, and refuses to encode.
 
         Raises:
             ValueError: when it is not valid, or not a template for conversations.
         """
         self.source, self._tokenizer = source, tokenizer
+        self.fault: str | None = None
+        """Why it cannot be used, if so."""
         self._controls = tokenizer.controls
         # The longest first: "<|end|>" must not be found within "<|end|>x", if there are both.
-        texts = sorted(map(re.escape, filter(None, self._controls)), key=len, reverse=True)
-        self._control = re.compile(f"({'|'.join(texts)})")
-        self._begun = re.compile(f"(?=(?:{'|'.join(texts)}))")
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+        pattern = _any_of(list(filter(None, self._controls)))
+        self._control = _control_pattern(tokenizer)
+        self._begun = re.compile(f"(?=(?:{pattern}))")
+        self.end_ids: frozenset[int] = frozenset()
         try:
-            self._template = environment.from_string(source)
-        except TemplateSyntaxError as error:
-            raise ValueError(f"the chat template is not valid ({error}); convert the model again") from error
-        self.end_ids = self._end_ids()
+            RENDERER.check(source)
+        except ValueError as error:
+            message = f"the chat template is not valid ({error}); convert the model again"
+            if strict:
+                raise ValueError(message) from error
+            self.fault = message
+        else:
+            self.end_ids = self._end_ids()
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "ChatTemplate | None":
-        """The template that comes with a vocabulary, or None: a model that continues texts."""
+        """The template that comes with a vocabulary, or None: a model that continues texts.
+
+        A template that is not valid is one that refuses, with a warning: the model still continues texts.
+        """
         source = tokenizer.settings.chat_template
-        return cls(source, tokenizer) if source else None
+        if not source:
+            return None
+        template = cls(source, tokenizer, strict=False)
+        if template.fault:
+            _log.warning("%s: %s; texts are continued, conversations refused", tokenizer.path, template.fault)
+        return template
 
     def encode(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
         """The ids of a conversation, up to where the assistant begins its answer.
@@ -65,6 +71,16 @@ class ChatTemplate:
         Raises:
             ValueError: a message without role or content, or one that the template refuses.
         """
+        return self.ids(*self.lay_out(messages, add_generation_prompt))
+
+    def lay_out(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> tuple[str, str]:
+        """The conversation as one text for `ids`, and the mark that it has within messages.
+
+        Raises:
+            ValueError: as `encode`.
+        """
+        if self.fault:
+            raise ValueError(self.fault)
         mark = self._mark(messages)
         marked = []
         for place, message in enumerate(messages):
@@ -73,32 +89,30 @@ class ChatTemplate:
             if not isinstance(message.get("content"), str):
                 raise ValueError(f"messages[{place}].content must be a text")
             marked.append({**message, "content": self._marked(message["content"], mark)})
-        ids: list[int] = []
-        for place, part in enumerate(self._control.split(self._render(marked, add_generation_prompt))):
-            if place % 2:  # what the expression caught stands between what it did not
-                ids.append(self._controls[part])
-            elif text := part.replace(mark, ""):
-                ids += self._tokenizer.encode(text)
-        return ids
+        return self._render(marked, add_generation_prompt), mark
+
+    def ids(self, text: str, mark: str) -> list[int]:
+        """The ids of a text of `lay_out`."""
+        return _special_ids(self._tokenizer, self._control.split(text), mark)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The conversation as one text, to look at: in it a message's words may look like control tokens."""
         return self._render([dict(message) for message in messages], add_generation_prompt)
 
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        tokenizer = self._tokenizer
+        values = {
+            "messages": messages,
+            "add_generation_prompt": add_generation_prompt,
+            "tools": None,
+            "documents": None,
+            **self._tokenizer.special_texts,
+        }
+        # What the messages say may be laid out more than once, but not without end.
+        said = sum(len(message["content"]) for message in messages)
         try:
-            return self._template.render(
-                messages=messages,
-                add_generation_prompt=add_generation_prompt,
-                bos_token=tokenizer.control_text(tokenizer.bos_id),
-                eos_token=tokenizer.control_text(tokenizer.eos_id),
-                tools=None,
-                documents=None,
-            )
-        # A template is a program: it may also index what is not there, or add a text to a number.
-        except (TemplateError, TypeError, KeyError, ValueError, OverflowError, ArithmeticError) as error:
-            raise ValueError(f"the chat template refuses these messages: {_one_line(error)}") from error
+            return RENDERER.render(self.source, values, min(MAX_OUTPUT, 4 * said + (1 << 20)))
+        except ValueError as error:
+            raise ValueError(f"the chat template refuses these messages: {error}") from error
 
     def _mark(self, messages: Sequence[Message]) -> str:
         """A character for private use that occurs nowhere else."""
@@ -132,18 +146,53 @@ class ChatTemplate:
         return frozenset([self._controls[end[0]]] if end else [])
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
-    """As transformers has it: text as it is, not escaped for HTML."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def encode_special(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text in which control tokens are written as files write them."""
+    return _special_ids(tokenizer, _control_pattern(tokenizer).split(text))
 
 
-def _now(form: str) -> str:
-    return datetime.now().strftime(form)
+def _control_pattern(tokenizer: Tokenizer) -> re.Pattern[str]:
+    return re.compile(f"({_any_of(list(filter(None, tokenizer.controls)))})")
 
 
-def _refuse(message: str) -> None:
-    raise TemplateError(message)
+def _special_ids(tokenizer: Tokenizer, parts: Sequence[str], mark: str = "") -> list[int]:
+    """The ids of a text that was split at its control tokens, which are every second part."""
+    ids: list[int] = []
+    for place, part in enumerate(parts):
+        if place % 2:
+            ids.append(tokenizer.controls[part])
+            continue
+        words = part.replace(mark, "") if mark else part
+        if place and parts[place - 1] in tokenizer.strips:
+            words = words.lstrip()
+        if words:
+            # An empty first part means that the text begins with a control token.
+            ids += tokenizer.encode_behind(words) if place else tokenizer.encode(words)
+    return ids
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _any_of(texts: Sequence[str]) -> str:
+    """A regular expression of any of these texts, the longest first; common beginnings are read once.
+
+    Hundreds of alternatives that all begin with "<|" would be tried one after the other at each "<".
+    """
+    if not texts:
+        return r"(?!)"
+    tree: dict[str, dict] = {}
+    for text in texts:
+        node = tree
+        for character in text:
+            node = node.setdefault(character, {})
+        node[""] = {}
+
+    def expression(node: dict[str, dict]) -> str:
+        ends = "" in node
+        branches = [
+            re.escape(character) + expression(below) for character, below in node.items() if character
+        ]
+        if not branches:
+            return ""
+        joined = branches[0] if len(branches) == 1 and not ends else f"(?:{'|'.join(branches)})"
+        return joined + "?" * ends
+
+    return expression(tree)

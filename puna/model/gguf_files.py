@@ -12,6 +12,7 @@ Rotary rows hold pairs together. Norms are F32 always. Llama 3.1's slowing of th
 rope_freqs.weight: by how much each pair is slowed.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -66,6 +67,53 @@ _LOW, _HIGH, _ORIGINAL = (
 )
 
 
+# Keys of llama.cpp that change the numbers, older ones too, at the values that do nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "rope.scaling.type": ("none",),
+    "rope.scaling.factor": (1.0,),
+    "rope.scaling.attn_factor": (1.0,),
+    "rope.scaling.yarn_log_multiplier": (0.0,),
+    "rope.scale_linear": (1.0,),
+    "attention.scale": (0.0,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attention.causal": (True,),
+    "attention.temperature_length": (0,),
+    "attention.temperature_scale": (0.0,),
+    "attn_logit_softcapping": (0.0,),
+    "final_logit_softcapping": (0.0,),
+    "logit_scale": (0.0, 1.0),
+    "embedding_scale": (0.0, 1.0),
+    "residual_scale": (0.0, 1.0),
+    "use_parallel_residual": (False,),
+    "leading_dense_block_count": (0,),
+    "tensor_data_layout": ("Meta AI original pth",),  # pairs of rotary rows together
+}
+
+
+def _split(path: Path) -> tuple[Path, list[Path]]:
+    """The first file of a model and the others; a model may be split over several.
+
+    Raises:
+        ValueError: naming the part that is missing.
+    """
+    values = read_header(path).values
+    count = values.get("split.count", 1)
+    if not isinstance(count, int) or count <= 1:
+        return path, []
+    found = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name)
+    if found is None or int(found[3]) != count:
+        raise ValueError(
+            f"{path} is one of {count} files of a split model, whose names end in -00001-of-{count:05}.gguf; "
+            "name them so, or merge them: llama-gguf-split --merge FIRST OUT"
+        )
+    files = [path.with_name(f"{found[1]}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{file} is missing, one of the {count} files of a split model; get it")
+    return files[0], files[1:]
+
+
 class GGUFSource:
     """A .gguf file."""
 
@@ -75,9 +123,16 @@ class GGUFSource:
         Raises:
             ValueError: naming what is damaged, or what puna does not implement.
         """
+        path, others = _split(path)
         self._path = path
         header = read_header(path)
         self._tensors = header.tensors
+        self._files = dict.fromkeys(self._tensors, path)
+        for other in others:
+            for name, place in read_header(other).tensors.items():
+                if name in self._tensors:
+                    raise ValueError(f"{other} holds {name}, which {self._files[name]} holds too")
+                self._tensors[name], self._files[name] = place, other
         values = header.values
         rope = self._tensors.pop(ROPE_FREQS, None)
         self.config = self._model_config(Fields(path, values), rope)
@@ -98,8 +153,8 @@ class GGUFSource:
         key = "llama."
         for name in ("expert_count", "attention.sliding_window"):
             fields.only(key + name, 0)
-        fields.only(key + "rope.scaling.type", "none")
-        fields.only(key + "rope.scaling.factor", 1.0)
+        for name, neutral in NEUTRAL.items():
+            fields.only(key + name, *neutral)
         embedding = self._tensors.get(NAMES["embedding"])
         if embedding is None or len(embedding.shape) != 2:
             raise ValueError(f"{self._path} lacks the matrix {NAMES['embedding']}; it holds no whole model")
@@ -127,6 +182,7 @@ class GGUFSource:
             raise ValueError(message if str(self._path) in message else f"{self._path}: {error}") from error
         for name in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
             fields.only(key + name, config.head_dim)
+        fields.only(key + "vocab_size", config.vocab_size)
         return config
 
     def _slowing(self, config: ModelConfig, fields: Fields, place: TensorPlace) -> dict[str, Any]:
@@ -161,12 +217,13 @@ class GGUFSource:
         block, size = GGML_QUANT_SIZES[place.kind]
         row_bytes = columns // block * size
         rows = tensor.view(-1, columns)
-        with self._path.open("rb") as file:
+        path = self._files.get(name, self._path)
+        with path.open("rb") as file:
             file.seek(place.offset)
             for some in rows.split(max(1, _BLOCK_ELEMENTS // columns)):
                 data = file.read(len(some) * row_bytes)
                 if len(data) != len(some) * row_bytes:
-                    raise ValueError(f"{self._path} ends within {name}; get the file again")
+                    raise ValueError(f"{path} ends within {name}; get the file again")
                 raw = np.frombuffer(data, np.uint8).reshape(len(some), row_bytes)
                 if place.kind in _PLAIN:
                     some.view(torch.uint8).numpy()[:] = raw

@@ -16,6 +16,7 @@ Rotary rows lie as puna's do, in halves. The names:
     output           lm_head.weight          (absent when tied)
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,11 @@ from puna.files import write_json
 from puna.model.fields import Fields, read_object
 from puna.model.parts import Part, Source, cast, check_shapes, parts, tokenizer_beside
 from puna.model.safetensors_stream import SafetensorsReader, SafetensorsWriter
-from puna.model.vocabulary import special_ids
+from puna.model.vocabulary import GENERATION, end_ids, special_ids
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
+_ROWS = 4096  # compared at a time
 # Without it transformers takes a SentencePiece model for one without <s> and leading space.
 _TOKENIZER = {
     "tokenizer_class": "LlamaTokenizer",
@@ -71,7 +73,7 @@ def model_config(file: Path, values: dict[str, Any]) -> ModelConfig:
     fields.only("model_type", "llama")
     fields.only("architectures", ["LlamaForCausalLM"])
     fields.only("hidden_act", "silu")
-    for name in ("attention_bias", "mlp_bias", "rope_interleaved"):
+    for name in ("attention_bias", "mlp_bias", "rope_interleaved", "is_encoder_decoder"):
         fields.only(name, False)
     for name in ("sliding_window", "quantization_config"):
         fields.only(name)
@@ -97,7 +99,22 @@ def model_config(file: Path, values: dict[str, Any]) -> ModelConfig:
 
 def _rope(fields: Fields) -> dict[str, Any]:
     """ModelConfig's rotary fields, from `rope_parameters` (transformers 5) or the two fields before it."""
-    rope = fields.section("rope_parameters") or fields.section("rope_scaling") or Fields(fields.file, {})
+    new, old = fields.section("rope_parameters"), fields.section("rope_scaling")
+    if new is not None and old is not None:
+        for name in old.values.keys() | new.values.keys():
+            pair = [section.values.get(name) for section in (new, old)]
+            if name == "type" or (name == "rope_theta" and pair[1] is None):
+                continue
+            if name == "rope_type" and pair[1] is None:
+                pair[1] = old.values.get("type")
+            if pair[0] != pair[1]:
+                raise ValueError(
+                    f"{fields.file}: rope_parameters.{name} is {pair[0]!r}, but rope_scaling.{name} is "
+                    f"{pair[1]!r}; delete the section that is wrong"
+                )
+    rope = new or old or Fields(fields.file, {})
+    if rope.values.get("rope_theta") is not None:
+        fields.only("rope_theta", rope.values["rope_theta"])
     base = rope.number("rope_theta", fields.number("rope_theta", 10_000.0))
     for name in ("rope_type", "type"):
         rope.only(name, "default", "llama3")
@@ -126,18 +143,45 @@ class HuggingFaceSource:
         file = directory / CONFIG
         self.config = model_config(file, read_object(file))
         self.tokenizer = tokenizer_beside(directory)
+        self._keep_end_ids(file)
         shards = _shards(directory)
         self._reader = SafetensorsReader(shards)
         held = self._reader.shapes
+        if self.config.tied_embeddings and NAMES["output"] in held:
+            self._require_tied(file)
+            self._reader.drop(NAMES["output"])
         for name in list(held):
-            # Computed from the configuration; and the output of a tied model, which its embedding is.
-            is_copy = self.config.tied_embeddings and name == NAMES["output"]
-            if name.endswith("rotary_emb.inv_freq") or is_copy:
+            if name.endswith("rotary_emb.inv_freq"):  # computed from the configuration
                 self._reader.drop(name)
         where = directory / INDEX if len(shards) > 1 else shards[0]
         check_shapes(where, ((part.name(NAMES), part.shape) for part in parts(self.config)), held)
         for part in parts(self.config):
             self.dtype(part)
+
+    def _keep_end_ids(self, file: Path) -> None:
+        """Carry the end ids of config.json in generation_config.json, for our config.json has none."""
+        ends = end_ids(read_object(file), file)
+        beside = self.tokenizer.get(GENERATION)
+        said = read_object(beside) if isinstance(beside, Path) else {}
+        known = end_ids(said, beside) if isinstance(beside, Path) else []
+        if not set(ends) <= set(known):
+            both = [*known, *(id for id in ends if id not in known)]
+            self.tokenizer[GENERATION] = json.dumps(said | {"eos_token_id": both}, indent=2).encode()
+
+    def _require_tied(self, file: Path) -> None:
+        """Raise ValueError when a tied model has an output of its own."""
+        embedding, output = NAMES["embedding"], NAMES["output"]
+        shape = self._reader.shapes[output]
+        same = shape == self._reader.shapes.get(embedding)
+        for start in range(0, shape[0] if same else 0, _ROWS):
+            some = (min(_ROWS, shape[0] - start), *shape[1:])
+            rows = (self._reader.rows(name, start, some) for name in (embedding, output))
+            same = same and torch.equal(*rows)
+        if not same:
+            raise ValueError(
+                f"{file}: tie_word_embeddings is true, but {output} differs from {embedding}; set it to "
+                "false if the model has an output of its own, or take that tensor out"
+            )
 
     def dtype(self, part: Part) -> torch.dtype:
         """The precision that `read` gives."""

@@ -25,10 +25,11 @@ from starlette.responses import Response
 from puna import __version__
 from puna.generate.engine import Engine
 from puna.serve import schemas
+from puna.serve.body import BoundedRoute
 from puna.serve.chat import converse
 from puna.serve.completions import complete
 from puna.serve.errors import ServeError, answer_error, of_http, of_validation
-from puna.serve.gate import OPEN_PATHS, ApiKeys, Counted, KnownHost, LimitedBody
+from puna.serve.gate import OPEN_PATHS, ApiKeys, Counted, HeadIsGet, KnownHost, LimitedBody, OneLength
 from puna.serve.metrics import CONTENT_TYPE_LATEST, Metrics
 from puna.serve.service import Service, answer
 from puna.serve.worker import BROKEN, Worker
@@ -75,6 +76,7 @@ def build_app(
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
     )
+    app.router.route_class = BoundedRoute
     app.state.worker = worker
     app.add_exception_handler(ServeError, answer_error)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
@@ -94,13 +96,15 @@ def build_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"],
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],  # OpenAI's JavaScript client sends x-stainless-… of its own
             expose_headers=["retry-after"],
         )
     if loopback_only and not api_keys:
         app.add_middleware(KnownHost)
     headers = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+    app.add_middleware(OneLength)
+    app.add_middleware(HeadIsGet)
     app.add_middleware(Counted, metrics=metrics, paths=paths, headers=headers)
     return app
 
@@ -159,7 +163,10 @@ def _add_api(app: FastAPI, service: Service) -> None:
         if body.prompt in special:
             ids = [special[body.prompt]]
         else:
-            ids = await service.encode(body.prompt, body.add_special_tokens and tokenizer.adds_bos)
+            special_too = bool(service.engine.template) if body.parse_special is None else body.parse_special
+            ids = await service.encode(
+                body.prompt, body.add_special_tokens and tokenizer.adds_bos, special_too
+            )
         return answer({"tokens": ids, "count": len(ids), "max_model_len": service.context})
 
     @app.post("/detokenize", responses=_responses(400, 404, 408, 413, model=schemas.Detokenized))
@@ -167,7 +174,7 @@ def _add_api(app: FastAPI, service: Service) -> None:
         """The text of token ids."""
         service.require_model(body.model)
         try:
-            text = service.engine.tokenizer.decode(body.tokens)
+            text = await service.decode(body.tokens)
         except ValueError as error:
             raise ServeError(400, str(error), "invalid_value", "tokens") from error
         return answer({"prompt": text})
@@ -290,7 +297,7 @@ def _honest(schema: dict[str, Any], service: Service, needs_key: bool) -> dict[s
             if field in fields:
                 _bound(fields[field]["anyOf"][0], service.max_tokens)
     last_id = service.engine.tokenizer.vocab_size - 1
-    ids, many = parts["CompletionRequest"]["properties"]["prompt"]["anyOf"][2:]
+    ids, many = parts["CompletionRequest"]["properties"]["prompt"]["oneOf"][2:]
     for form in (ids, many["items"], parts["DetokenizeRequest"]["properties"]["tokens"]):
         _bound(form["items"], last_id)
     parts.pop("HTTPValidationError", None)

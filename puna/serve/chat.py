@@ -14,12 +14,13 @@ from starlette.responses import Response
 from puna.generate.request import Chunk, Token
 from puna.serve.logprobs import chat_logprobs
 from puna.serve.schemas import ChatRequest
-from puna.serve.service import CLIENT_GONE, EventStream, Service, answer, new_id, usage, whole
+from puna.serve.service import CLIENT_GONE, EventStream, Service, answer_choices, new_id, usage, whole
 
 
 async def converse(service: Service, http: HttpRequest, body: ChatRequest) -> Response:
     """Answer one request."""
     service.require_model(body.model)
+    service.worker.require_room(body.n or 1)
     ids = await service.encode_chat([(message.role, message.text) for message in body.messages])
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
@@ -71,5 +72,5 @@ async def converse(service: Service, http: HttpRequest, body: ChatRequest) -> Re
         message = {"role": "assistant", "content": "".join(chunk.text for chunk in of_one)}
         choice = {"index": index, "message": message, "finish_reason": of_one[-1].finish}
         choices.append(choice | {"logprobs": logprobs_of(tokens)})
-    head |= {"object": "chat.completion", "choices": choices, "usage": usage(work, n, generated)}
-    return answer(head)
+    head |= {"object": "chat.completion", "usage": usage(work, n, generated)}
+    return await answer_choices(head, choices)

@@ -5,6 +5,7 @@ In:  one prompt or several, n answers to each; `echo` gives the prompt back, and
 Out: choices, prompt by prompt, whole or as events.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from starlette.responses import Response
 from puna.generate.request import Chunk, Token
 from puna.serve.logprobs import CompletionLogprobs, joined
 from puna.serve.schemas import CompletionRequest
-from puna.serve.service import CLIENT_GONE, EventStream, Service, answer, new_id, usage, whole
+from puna.serve.service import CLIENT_GONE, EventStream, Service, answer_choices, new_id, usage, whole
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
@@ -27,7 +28,7 @@ class _Choice:
         self, service: Service, body: CompletionRequest, index: int, ids: list[int], text: str
     ) -> None:
         self.index, self._text = index, text
-        self._echo, self._drop = bool(body.echo), body.max_tokens == 0
+        self._echo = bool(body.echo)
         # A BOS that was put there by us is no part of the text that is given back.
         is_text = isinstance(body.prompts[index // (body.n or 1)], str)
         self._hidden = int(is_text and service.engine.tokenizer.adds_bos)
@@ -43,8 +44,6 @@ class _Choice:
     def take(self, chunk: Chunk) -> dict[str, Any] | None:
         """The chunk as a part of the answer; None when there is nothing to tell yet."""
         text, tokens = chunk.text, chunk.tokens
-        if self._drop:  # the engine was asked for one token, to have the prompt's
-            text, tokens = "", ()
         self.generated += len(tokens)
         shown: tuple[Token, ...] = tokens
         if self._echo and not self._begun:
@@ -53,17 +52,19 @@ class _Choice:
         if not (text or chunk.finish or (self._logprobs and shown)):
             return None
         logprobs = self._logprobs.lists(shown) if self._logprobs else None
-        finish = "length" if self._drop and chunk.finish else chunk.finish
-        return {"index": self.index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+        return {"index": self.index, "text": text, "logprobs": logprobs, "finish_reason": chunk.finish}
 
 
 async def complete(service: Service, http: HttpRequest, body: CompletionRequest) -> Response:
     """Answer one request."""
     service.require_model(body.model)
+    service.worker.require_room(len(body.prompts) * (body.n or 1))
     prompts, texts = [], []
     for prompt in body.prompts:
         if isinstance(prompt, str):
-            prompts.append(await service.encode(prompt, service.engine.tokenizer.adds_bos))
+            service.require_short([prompt], "prompt")
+            bos = service.engine.tokenizer.adds_bos
+            prompts.append(await service.encode(prompt, bos, bool(body.parse_special)))
             texts.append(prompt)
         else:
             prompts.append(prompt)
@@ -71,13 +72,13 @@ async def complete(service: Service, http: HttpRequest, body: CompletionRequest)
     requests = service.requests(
         body,
         prompts,
-        max(1, DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens),
+        DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
         body.logprobs,
-        prompt_logprobs=bool(body.echo) and body.logprobs is not None,
+        prompt_logprobs=bool(body.echo) and (body.logprobs is not None or body.max_tokens == 0),
     )
     if body.echo:
         texts = [
-            text if isinstance(prompt, str) else service.engine.tokenizer.decode(prompt)
+            text if isinstance(prompt, str) else await service.decode(prompt)
             for prompt, text in zip(body.prompts, texts, strict=True)
         ]
     n = body.n or 1
@@ -109,14 +110,16 @@ async def complete(service: Service, http: HttpRequest, body: CompletionRequest)
     if not await whole(http, work, collect()):
         return Response(status_code=CLIENT_GONE)
     done = [_joined(parts_of_one) for parts_of_one in by_choice]
-    return answer(head | {"choices": done, "usage": usage(work, n, sum(c.generated for c in choices))})
+    return await answer_choices(head | {"usage": usage(work, n, sum(c.generated for c in choices))}, done)
 
 
 async def _parts(
     choices: Sequence[_Choice], chunks: AsyncIterator[tuple[int, Chunk]]
 ) -> AsyncIterator[dict[str, Any]]:
     async for index, chunk in chunks:
-        if part := choices[index].take(chunk):
+        # The log-probabilities of a long prompt are worked out without keeping others waiting.
+        take = choices[index].take
+        if part := await asyncio.to_thread(take, chunk) if len(chunk.prompt) > 256 else take(chunk):
             yield part
 
 

@@ -49,6 +49,8 @@ def of_validation(error: RequestValidationError) -> ServeError:
     first = error.errors()[0]
     kind, message = first["type"], first["msg"].removeprefix("Value error, ")
     place = [str(part)[:60] for part in first["loc"] if part != "body"]
+    if kind == "extra_forbidden" and "field" in first.get("ctx", {}):
+        place.append(first["ctx"]["field"])
     if kind == "json_invalid":
         detail = first.get("ctx", {}).get("error", "")
         return ServeError(400, f"the body is not JSON: {detail} (character {place[0]})", "invalid_json")

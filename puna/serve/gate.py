@@ -4,11 +4,12 @@ In:  an HTTP request, before its body is read.
 Out: the request, handed on; or a refusal in OpenAI's form. Every answer leaves with its security headers, and
      is counted.
 
-    counted ─> host name ─> (CORS) ─> API key ─> size and time of the body ─> application
+    counted ─> one length ─> host name ─> (CORS) ─> API key ─> size and time of the body ─> application
 """
 
 import asyncio
 import hmac
+import ipaddress
 from collections.abc import Mapping, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,8 +20,29 @@ from puna.serve.errors import ServeError
 from puna.serve.metrics import Metrics
 
 OPEN_PATHS = frozenset({"/", "/health", "/openapi.json"})
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 BODY_SECONDS = 30.0
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address: localhost, 127.x.y.z, ::1 however it is written."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host.lower() == "localhost"
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+class HeadIsGet:
+    """Answers HEAD as GET; the HTTP layer leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self.app(scope, receive, send)
 
 
 class Counted:
@@ -52,6 +74,26 @@ class Counted:
             self.metrics.requests.labels(path, str(status)).inc()
 
 
+class OneLength:
+    """Refuses a body whose length is given twice, and closes the connection.
+
+    A proxy may believe one of Content-Length and Transfer-Encoding and the server the other, and what one
+    takes for the rest of a body is a request of somebody else to the other.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            if "content-length" in headers and "transfer-encoding" in headers:
+                message = "Content-Length and Transfer-Encoding are both given; send one of them"
+                refusal = ServeError(400, message, "two_lengths", headers={"Connection": "close"})
+                return await refusal.response()(scope, receive, send)
+        await self.app(scope, receive, send)
+
+
 class KnownHost:
     """Takes requests for loopback names alone.
 
@@ -66,7 +108,7 @@ class KnownHost:
         if scope["type"] == "http":
             host = Headers(scope=scope).get("host", "")
             name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-            if name.strip("[]").lower() not in LOOPBACK:
+            if not is_loopback(name.strip("[]")):
                 message = "this server answers to localhost alone; behind a proxy, start it with --api-key"
                 return await ServeError(403, message, "unknown_host").response()(scope, receive, send)
         await self.app(scope, receive, send)
@@ -106,13 +148,15 @@ class LimitedBody:
         if declared.isdecimal() and int(declared[:20]) > self.limit:
             return await of_size(self.limit).response()(scope, receive, send)
         size, is_whole = 0, False
+        deadline = asyncio.get_running_loop().time() + self.seconds
 
         async def limited_receive() -> Message:
             nonlocal size, is_whole
             if is_whole:
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), self.seconds)
+                async with asyncio.timeout_at(deadline):  # of the whole: it may come a byte at a time
+                    message = await receive()
             except TimeoutError:
                 raise HTTPException(408, f"the body did not come within {self.seconds:g} seconds") from None
             size += len(message.get("body", b""))

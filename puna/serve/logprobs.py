@@ -25,7 +25,8 @@ def token_text(piece: bytes) -> str:
 
 
 def _finite(logprob: float) -> float:
-    return max(logprob, LEAST)
+    """A number that JSON has: what is below LEAST, or no number at all, is LEAST; none is above 0."""
+    return min(logprob, 0.0) if logprob > LEAST else LEAST
 
 
 class CompletionLogprobs:

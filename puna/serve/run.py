@@ -15,7 +15,12 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from puna.serve.gate import LOOPBACK
+from puna.serve.connection import Connection, connection_limit
+from puna.serve.gate import is_loopback
+
+__all__ = ["Server", "is_loopback", "listen", "run"]
+
+BACKLOG = 64  # connections that the system holds ready; as many are accepted in a turn of the event loop
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -26,15 +31,10 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=256)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"cannot listen on {host} port {port}: {reason}; choose another --port") from error
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    return host in LOOPBACK or host.startswith("127.")
 
 
 class Server(uvicorn.Server):
@@ -48,10 +48,13 @@ class Server(uvicorn.Server):
             server_header=False,
             ws="none",
             timeout_keep_alive=30,
+            http=Connection,
+            backlog=BACKLOG,
             # Cut off only those that do not even take the word.
             timeout_graceful_shutdown=int(grace) + 5,
         )
         super().__init__(config)
+        Connection.limit = connection_limit()
         self._app, self._grace, self._ready = app, grace, ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -9,14 +9,23 @@ Beyond OpenAI's fields: top_k, min_p, repetition_penalty, ignore_eos, lookup.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
+MOST = 2048  # entries of a list of prompts or messages, as OpenAI has it
 # What is refused, and what to do instead.
 NOT_OFFERED = {
-    "presence_penalty": "leave it at 0, or use repetition_penalty",
-    "frequency_penalty": "leave it at 0, or use repetition_penalty",
-    "logit_bias": "leave it out",
-    "best_of": "leave it at 1; n gives several answers",
+    "audio": "leave it out",
+    "metadata": "leave it out; nothing is stored",
+    "moderation": "leave it out",
+    "prediction": "leave it out; lookup guesses from the text before",
+    "reasoning_effort": 'leave it out, or "none"',
+    "service_tier": 'leave it out, or "auto"',
+    "store": "leave it out, or false",
+    "modalities": 'only ["text"] is',
+    "verbosity": 'leave it out, or "medium"',
+    "web_search_options": "leave it out",
+    "prompt_cache_options": "leave it out",
     "suffix": "leave it out",
     "tools": "leave it out; describe what you want in a message",
     "tool_choice": 'leave it out, or "none"',
@@ -24,9 +33,11 @@ NOT_OFFERED = {
     "function_call": 'leave it out, or "none"',
     "response_format": 'only {"type": "text"} is',
 }
+MAX_BIAS = 1024
 # What a field with several forms takes.
 EXPECTED = {
-    "prompt": "a string, a list of strings, a list of token ids, or a list of such lists; not empty",
+    "prompt": "a string, a list of strings, a list of token ids, or a list of such lists; not empty, "
+    f"and at most {MOST} texts or lists",
     "stop": "a string, or a list of at most 16; none of them empty",
     "content": 'a string, or a list of {"type": "text", "text": "…"}',
 }
@@ -34,7 +45,9 @@ EXPECTED = {
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 TokenId = Annotated[int, Field(ge=0, lt=2**32)]
-Zero = Annotated[float, Field(ge=0, le=0)]
+Ids = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
 Nothing = Annotated[list[Any], Field(max_length=0)]
 
 
@@ -42,6 +55,18 @@ class Asked(BaseModel):
     """A request body: no coercion, no unknown field, no infinite number."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown_field_is_enough(cls, body: Any) -> Any:
+        """Name the first unknown field: the framework would make a record of each."""
+        if isinstance(body, dict) and (unknown := next((k for k in body if k not in cls.model_fields), None)):
+            try:
+                name = unknown.encode()[:60].decode(errors="ignore")
+            except UnicodeEncodeError:
+                raise PydanticCustomError("string_unicode", "a field's name is not Unicode") from None
+            raise PydanticCustomError("extra_forbidden", "unknown field", {"field": name})
+        return body
 
 
 class StreamOptions(Asked):
@@ -56,7 +81,7 @@ class Generation(Asked):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
         None, description="0 is greedy; 1, the default, is the model's own distribution."
     )
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(None, description="0 is all.")
     min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None, description="Drop tokens below this share of the likeliest one's probability."
@@ -64,7 +89,7 @@ class Generation(Asked):
     repetition_penalty: Annotated[float, Field(ge=0.1, le=10)] | None = None
     seed: Seed | None = Field(None, description="The same seed gives the same answer; the nth answer has +n.")
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
-    n: Annotated[int, Field(ge=1, le=16)] | None = Field(None, description="Answers to each prompt.")
+    n: Annotated[int, Field(ge=1, le=128)] | None = Field(None, description="Answers to each prompt.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = Field(None, description="Go on past the end of the text; for benchmarks.")
@@ -72,14 +97,32 @@ class Generation(Asked):
         None, description="Guess this many tokens at once from the text so far; greedy only, the same answer."
     )
     user: str | None = Field(None, description="Taken, and not used.")
-    presence_penalty: Zero | None = None
-    frequency_penalty: Zero | None = None
-    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
+    presence_penalty: Penalty | None = Field(None, description="Of each token that the answer holds.")
+    frequency_penalty: Penalty | None = Field(None, description="Of each time that the answer holds a token.")
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=MAX_BIAS)] | None = Field(
+        None, description="Added to the logits of tokens, by their ids; -100 bans, 100 forces."
+    )
 
     @property
     def stops(self) -> tuple[str, ...]:
         """The stop strings, as a tuple."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """logit_bias by id."""
+        return tuple((int(id), bias) for id, bias in (self.logit_bias or {}).items())
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _ids_are_numbers(cls, bias: Any) -> Any:
+        if isinstance(bias, dict):
+            if len(bias) > MAX_BIAS:
+                raise ValueError(f"it names {len(bias):,} tokens; {MAX_BIAS} are the most")
+            for id in bias:
+                if not (id.isascii() and id.isdecimal() and len(id) < 10):
+                    raise ValueError("its keys must be token ids")
+        return bias
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> "Generation":
@@ -88,27 +131,44 @@ class Generation(Asked):
         return self
 
 
+def _prompt_form(value: Any) -> str | None:
+    """Which form a prompt has, by its first entry: only that one is checked."""
+    if isinstance(value, str):
+        return "text"
+    if not isinstance(value, list) or not value:
+        return None
+    return "texts" if isinstance(value[0], str) else "lists" if isinstance(value[0], list) else "ids"
+
+
 class CompletionRequest(Generation):
-    prompt: (
-        str
-        | Annotated[list[str], Field(min_length=1)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
-    ) = Field(description="Texts, which begin behind BOS, or token ids, which are taken as they are.")
+    prompt: Annotated[
+        Annotated[str, Tag("text")]
+        | Annotated[list[str], Field(min_length=1, max_length=MOST, fail_fast=True), Tag("texts")]
+        | Annotated[Ids, Tag("ids")]
+        | Annotated[list[Ids], Field(min_length=1, max_length=MOST, fail_fast=True), Tag("lists")],
+        Discriminator(_prompt_form),
+    ] = Field(description="Texts, which begin behind BOS, or token ids, which are taken as they are.")
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
         None, description="16 when not given; 0 only with echo."
+    )
+    parse_special: bool | None = Field(
+        None,
+        description="Whether control tokens written in texts are those tokens, for a conversation that the "
+        "client laid out; they are text by default.",
     )
     echo: bool | None = Field(None, description="Give the prompt back before its continuation.")
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
         None, description="Log-probabilities of each token, and of this many likeliest ones."
     )
-    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
+    best_of: int | None = Field(None, description="As many as n, if it is given.")
     suffix: Literal[""] | None = None
 
     @model_validator(mode="after")
     def _something_is_asked(self) -> "CompletionRequest":
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("max_tokens is 0, which asks for nothing without echo; set it to 1 or more")
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise ValueError("best_of is not offered: leave it out; n gives several answers")
         return self
 
     @property
@@ -128,7 +188,8 @@ class TextPart(Asked):
 
 class Message(Asked):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=MOST, fail_fast=True)]
+    name: str | None = Field(None, description="Taken, and not used.")
     # An answer that a client sends back as it got it has these.
     refusal: None = None
     tool_calls: Nothing | None = None
@@ -149,7 +210,7 @@ class ResponseFormat(Asked):
 
 
 class ChatRequest(Generation):
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = Field(
         None, description="What there is room for when not given. The old name of max_completion_tokens."
     )
@@ -164,6 +225,18 @@ class ChatRequest(Generation):
     response_format: ResponseFormat | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
     store: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    reasoning_effort: Literal["none"] | None = None
+    verbosity: Literal["medium"] | None = None
+    metadata: Annotated[dict[str, Any], Field(max_length=0)] | None = None
+    safety_identifier: str | None = Field(None, description="Taken, and not used.")
+    prompt_cache_key: str | None = Field(None, description="Taken, and not used: prefixes are found anyway.")
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
+    prompt_cache_options: None = None
+    audio: None = None
+    moderation: None = None
+    prediction: None = None
+    web_search_options: None = None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "ChatRequest":
@@ -179,11 +252,16 @@ class TokenizeRequest(Asked):
         description="A text; exactly the text of bos_token or eos_token (/tokenizer_info) is that token."
     )
     add_special_tokens: bool = Field(True, description="Begin with BOS.")
+    parse_special: bool | None = Field(
+        None,
+        description="Whether control tokens written in the text are those tokens; by default they are if the "
+        "model has a chat template, for clients lay conversations out with it (/tokenizer_info).",
+    )
     model: str | None = None
 
 
 class DetokenizeRequest(Asked):
-    tokens: list[TokenId]
+    tokens: Annotated[list[TokenId], Field(fail_fast=True)]
     model: str | None = None
 
 

@@ -8,9 +8,10 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -20,10 +21,12 @@ from puna.config import Sampling
 from puna.generate.cache import BLOCK
 from puna.generate.engine import Engine
 from puna.generate.request import Request
+from puna.generate.templates import encode_special
 from puna.serve.errors import ServeError
 from puna.serve.schemas import Generation
 from puna.serve.worker import Work, Worker
 
+T = TypeVar("T")
 CLIENT_GONE = 499  # nobody reads it; the metrics count it
 
 
@@ -36,8 +39,11 @@ class Service:
         self.context = min(engine.context, engine.runner.n_blocks * BLOCK + 1)
         self.max_tokens = min(max_tokens, self.context - 1)
         self.created = int(time.time())
-        # Encoding a long text takes long enough to be felt, so it has a thread, and always the same one.
+        # Encoding a long text takes long enough to be felt, so it has a thread, and always the same one. A
+        # template has another: one that does not end shall not keep texts from being encoded.
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        self._template = ThreadPoolExecutor(1, thread_name_prefix="template")
+        engine.tokenizer.stay_with_reference()  # the start of the fast encoder would be felt by all
 
     def require_model(self, name: str | None) -> None:
         """Refuse the name of a model that is not this one."""
@@ -45,15 +51,47 @@ class Service:
             message = f"there is no model {name[:80]!r}; this server has {self.name!r}"
             raise ServeError(404, message, "model_not_found", "model")
 
-    async def encode(self, text: str, bos: bool) -> list[int]:
-        """The ids of a text."""
-        return await self._encode(lambda: self.engine.tokenizer.encode(text, bos=bos), "prompt")
+    async def encode(self, text: str, bos: bool, parse_special: bool = False) -> list[int]:
+        """The ids of a text; with `parse_special` the control tokens written in it are those tokens."""
+        tokenizer = self.engine.tokenizer
+        if not parse_special:
+            return await self._run(self._encoder, partial(tokenizer.encode, text, bos=bos), "prompt")
+        ids = await self._run(self._encoder, partial(encode_special, tokenizer, text), "prompt")
+        # A template has put BOS there already.
+        return [tokenizer.bos_id, *ids] if bos and ids[:1] != [tokenizer.bos_id] else ids
 
-    async def _encode(self, encode: Callable[[], list[int]], param: str) -> list[int]:
+    async def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids.
+
+        Raises:
+            ValueError: an id outside the vocabulary.
+        """
+        return await asyncio.get_running_loop().run_in_executor(
+            self._encoder, self.engine.tokenizer.decode, ids
+        )
+
+    async def _run(self, executor: ThreadPoolExecutor, function: Callable[[], T], param: str) -> T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._encoder, encode)
+            return await asyncio.get_running_loop().run_in_executor(executor, function)
         except ValueError as error:
             raise ServeError(400, str(error), "invalid_value", param) from error
+
+    def require_short(self, texts: Iterable[str], param: str) -> None:
+        """Refuse unencoded what has more bytes than a context of the longest pieces."""
+        most = self.context * self.engine.tokenizer.longest_piece
+        size = 0
+        for text in texts:
+            size += len(text)
+            if size * 4 > most:  # only then its bytes have to be counted
+                size += len(text.encode("utf-8", "surrogatepass")) - len(text)
+        if size > most:
+            raise ServeError(
+                400,
+                f"the {param} holds {size:,} bytes, but the context holds {self.context} tokens of at most "
+                f"{self.engine.tokenizer.longest_piece}; shorten it",
+                "context_length_exceeded",
+                param,
+            )
 
     async def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
         """The ids of a conversation, (role, text) each, up to where the assistant answers."""
@@ -69,7 +107,9 @@ class Service:
         turns = [
             {"role": "system" if role == "developer" else role, "content": text} for role, text in messages
         ]
-        return await self._encode(lambda: template.encode(turns), "messages")
+        self.require_short((text for _, text in messages), "messages")
+        laid_out = await self._run(self._template, partial(template.lay_out, turns), "messages")
+        return await self._run(self._encoder, partial(template.ids, *laid_out), "messages")
 
     def requests(
         self,
@@ -92,7 +132,6 @@ class Service:
         seed = secrets.randbits(62) if body.seed is None else body.seed
         requests = []
         for ids in prompts:
-            self._require_known(ids)
             room = self.context - len(ids)
             wanted = min(self.max_tokens, max(1, room)) if max_tokens is None else max_tokens
             if wanted > room:
@@ -103,21 +142,27 @@ class Service:
                     "context_length_exceeded",
                     "messages" if hasattr(body, "messages") else "prompt",
                 )
+            self._require_known(ids)
+            prompt = tuple(ids)
             for index in range(body.n or 1):
                 request = Request(
-                    prompt=tuple(ids),
+                    prompt=prompt,
                     sampling=_sampling(body, (seed + index) % 2**63),
                     max_tokens=wanted,
                     stop=body.stops,
                     logprobs=logprobs,
                     prompt_logprobs=prompt_logprobs,
                     ignore_eos=bool(body.ignore_eos),
+                    presence_penalty=body.presence_penalty or 0.0,
+                    frequency_penalty=body.frequency_penalty or 0.0,
+                    logit_bias=body.biases,
                     lookup=body.lookup or 0,
                 )
-                try:
-                    self.engine.check(request)
-                except ValueError as error:
-                    raise ServeError(400, str(error), "invalid_value") from error
+                if index == 0:  # the others differ by their seed alone
+                    try:
+                        self.engine.check(request)
+                    except ValueError as error:
+                        raise ServeError(400, str(error), "invalid_value") from error
                 requests.append(request)
         return requests
 
@@ -135,7 +180,7 @@ def _sampling(body: Generation, seed: int) -> Sampling:
         # Below this a division by it leaves the numbers' range; the likeliest token has long taken all.
         temperature=0.0 if temperature < 1e-4 else temperature,
         top_k=body.top_k or 0,
-        top_p=1.0 if body.top_p is None else body.top_p,
+        top_p=1.0 if body.top_p is None else max(body.top_p, 1e-9),  # 0: the likeliest alone
         min_p=body.min_p or 0.0,
         repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
         seed=seed,
@@ -183,7 +228,21 @@ async def _until_gone(receive: Receive) -> None:
 
 def answer(body: dict[str, Any]) -> Response:
     """A whole answer, as JSON."""
-    return Response(json.dumps(body, ensure_ascii=False), media_type="application/json")
+    return Response(_json(body), media_type="application/json")
+
+
+async def answer_choices(head: dict[str, Any], choices: Sequence[dict[str, Any]]) -> Response:
+    """A whole answer with choices, which may be long: each becomes JSON apart, while others are served."""
+
+    def text() -> str:
+        rest = _json(head).removesuffix("}")
+        return f'{rest}, "choices": [{", ".join(map(_json, choices))}]}}'
+
+    return Response(await asyncio.to_thread(text), media_type="application/json")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 # ---- streams ------------------------------------------------------------------------------------
@@ -215,7 +274,7 @@ class EventStream(Response):
 
         try:
             async for event in self._events:
-                await write(json.dumps(event, ensure_ascii=False))
+                await write(_json(event))
                 await asyncio.sleep(0)  # let the loop see that the client has left, before the next write
         except ServeError as error:
             await write(json.dumps(error.body()))

@@ -101,16 +101,29 @@ class Worker:
         Raises:
             ServeError: 400 when they could never run together, 429 when the queue is full, 503 when broken.
         """
+        self.require_room(len(requests))
+        work = Work(self, requests)
+        self.open.update(work.jobs)
+        for job in work.jobs:
+            self._commands.put(lambda job=job: self._submit(job))  # type: ignore[misc]
+        return work
+
+    def require_room(self, count: int) -> None:
+        """Refuse so many requests when they could not be accepted now; asked before they are worked out.
+
+        Raises:
+            ServeError: as `submit`.
+        """
         if self.broken or not self._thread.is_alive():
             raise ServeError(503, BROKEN, "engine_failed")
-        if len(requests) > self.limit:
+        if count > self.limit:
             raise ServeError(
                 400,
-                f"{len(requests)} answers (prompts times n) are asked for at once, and this server holds "
+                f"{count} answers (prompts times n) are asked for at once, and this server holds "
                 f"{self.limit}; send fewer in a request",
                 "too_many_answers",
             )
-        if len(self.open) + len(requests) > self.limit:
+        if len(self.open) + count > self.limit:
             wait = math.ceil(self._seconds * len(self.open) / self._engine.max_batch)
             raise ServeError(
                 429,
@@ -118,11 +131,6 @@ class Worker:
                 "queue_full",
                 headers={"Retry-After": str(min(60, max(1, wait)))},
             )
-        work = Work(self, requests)
-        self.open.update(work.jobs)
-        for job in work.jobs:
-            self._commands.put(lambda job=job: self._submit(job))  # type: ignore[misc]
-        return work
 
     def cancel(self, work: Work) -> None:
         """Ask the thread to drop what of this work is unfinished; its places are free when it has."""

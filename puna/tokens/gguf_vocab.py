@@ -9,7 +9,7 @@ Out: a PieceModel for the kind `llama` (SentencePiece), a HubModel for the kind 
 """
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -125,17 +125,34 @@ def _pieces(fields: Mapping[str, Any]) -> PieceModel:
 
 
 def _byte_level(fields: Mapping[str, Any]) -> HubModel:
-    pre = fields.get("pre", "")
+    return byte_level_model(
+        fields["tokens"],
+        fields["token_type"],
+        fields["merges"],
+        fields.get("pre", ""),
+        fields["bos_token_id"],
+        fields["eos_token_id"],
+    )
+
+
+def byte_level_model(
+    tokens: Sequence[str], kinds: Sequence[int], merges: Sequence[str], pre: str, bos_id: int, eos_id: int
+) -> HubModel:
+    """A byte-level vocabulary; `kinds` are GGUF's, a merge is two tokens with a space between.
+
+    Raises:
+        ValueError: saying what is wrong, after the file's name.
+    """
     if pre not in WORDS:
         raise ValueError(
             f"cuts its text in the way {pre or 'default'!r}, which is not known here; "
             f"known: {', '.join(WORDS)}"
         )
     patterns, whole_words = WORDS[pre]
-    separators = {"bos_id": fields["bos_token_id"], "eos_id": fields["eos_token_id"]}
-    kinds = {id: Kind(kind) for id, kind in enumerate(fields["token_type"])}
-    kinds |= dict.fromkeys(separators.values(), Kind.CONTROL)
-    vocab = {text: id for id, text in enumerate(fields["tokens"]) if kinds[id] == Kind.NORMAL}
+    separators = {"bos_id": bos_id, "eos_id": eos_id}
+    kind_of = {id: Kind(kind) for id, kind in enumerate(kinds)}
+    kind_of |= dict.fromkeys(separators.values(), Kind.CONTROL)
+    vocab = {text: id for id, text in enumerate(tokens) if kind_of[id] == Kind.NORMAL}
     added = [
         {
             "id": id,
@@ -145,10 +162,10 @@ def _byte_level(fields: Mapping[str, Any]) -> HubModel:
             "rstrip": False,
             "normalized": False,
             # All that text never holds: control tokens, and places that no token fills.
-            "special": kinds[id] != Kind.USER_DEFINED,
+            "special": kind_of[id] != Kind.USER_DEFINED,
         }
-        for id, text in enumerate(fields["tokens"])
-        if kinds[id] != Kind.NORMAL
+        for id, text in enumerate(tokens)
+        if kind_of[id] != Kind.NORMAL
     ]
     # The usual patterns by their names, as published files have them: that is how fast encoders know them.
     cuts = [
@@ -180,7 +197,7 @@ def _byte_level(fields: Mapping[str, Any]) -> HubModel:
                 "byte_fallback": False,
                 "ignore_merges": whole_words,
                 "vocab": vocab,
-                "merges": [merge.split(" ", 1) for merge in fields["merges"]],
+                "merges": [merge.split(" ", 1) for merge in merges],
             },
             SEPARATORS: separators,
         }

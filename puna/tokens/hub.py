@@ -12,7 +12,7 @@ are a part of the text, and stay.
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ _BOS = ("<s>", "<|begin_of_text|>", "<|begin▁of▁sentence|>", "<|endoftext|>"
 _EOS = ("</s>", "<|end_of_text|>", "<|end▁of▁sentence|>", "<|endoftext|>")
 
 
+_LONG = 2000  # characters, a millisecond
 # The bytes that occur in UTF-8.
 _IN_UTF8 = [value for value in range(0xF5) if value not in (0xC0, 0xC1)]
 
@@ -59,6 +60,10 @@ class HubModel:
         for id, token in added.items():
             self.table[id] = b"" if token["special"] else token["content"].encode()
         self.controls = {token["content"]: id for id, token in added.items() if token["special"]}
+        # Control tokens that take the white space behind them along.
+        self.strips = frozenset(
+            token["content"] for token in added.values() if token["special"] and token.get("rstrip")
+        )
         self.byte_ids: dict[bytes, int] = {}
         if self.marks_spaces:
             pieces = {bytes([value]): f"<0x{value:02X}>" for value in range(256)}
@@ -76,10 +81,25 @@ class HubModel:
         self.adds_space = self.table[first].startswith(b" ")
 
     def encode(self, texts: Sequence[str], threads: int) -> list[list[int]]:
-        if threads > 1 and len(texts) > 1:
+        # Unlike `encode`, this lets other threads run meanwhile; for a short text it is slower.
+        if (threads > 1 and len(texts) > 1) or max(map(len, texts), default=0) > _LONG:
             found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
             return [item.ids for item in found]
         return [self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+
+    def encode_behind(self, text: str) -> list[int]:
+        """The ids of a text that follows a control token: Metaspace may put a space at the start alone."""
+        return self._behind.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
+    @cached_property
+    def _behind(self) -> tokenizers.Tokenizer:
+        definition = self.definition()
+        pre = json.dumps(definition.get("pre_tokenizer"), ensure_ascii=False)
+        if '"prepend_scheme": "first"' not in pre:
+            return self._tokenizer
+        pre = pre.replace('"prepend_scheme": "first"', '"prepend_scheme": "never"')
+        definition["pre_tokenizer"] = json.loads(pre)
+        return tokenizers.Tokenizer.from_str(json.dumps(definition, ensure_ascii=False))
 
     def definition(self) -> dict[str, Any]:
         """The tokenizer.json without special tokens, and without what is put around a text."""

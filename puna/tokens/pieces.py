@@ -10,12 +10,16 @@ Out: a PieceModel: ids of texts by SentencePiece itself, and the same vocabulary
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import sentencepiece
+
+from puna.added_tokens import added_tokens
 
 # SentencePiece writes a space as U+2581 and so would decode a literal one as a space.
 SPACE = "\u2581"
@@ -50,9 +54,12 @@ class PieceModel:
 
     marks_spaces = True
     unspelled: frozenset[int] = frozenset()
+    strips: frozenset[str] = frozenset()
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, space_behind_control: bool = True) -> None:
+        """`space_behind_control`: a text behind a control token begins with a space, as at the start."""
         self.data = data
+        self._space_behind_control = space_behind_control
         self._model = sentencepiece.SentencePieceProcessor()
         try:
             self._model.LoadFromSerializedProto(data)
@@ -71,6 +78,12 @@ class PieceModel:
         self.controls = {self._model.id_to_piece(id): id for id in ids if self._model.is_control(id)}
         self.adds_space = self._model.id_to_piece(self._model.encode("a")[0]).startswith(SPACE)
 
+    @cached_property
+    def _user_defined(self) -> dict[int, str]:
+        """The pieces that are one token wherever their text occurs."""
+        kinds = kinds_of(self.data)
+        return {id: self._model.id_to_piece(id) for id, kind in enumerate(kinds) if kind == Kind.USER_DEFINED}
+
     def _bytes_of(self, id: int) -> bytes:
         """What a token adds to the text, as UTF-8 bytes; a byte token may add a part of a character."""
         piece: str = self._model.id_to_piece(id)
@@ -84,6 +97,16 @@ class PieceModel:
         ids: list[list[int]] = self._model.encode(list(texts), num_threads=threads)
         return ids
 
+    def encode_behind(self, text: str) -> list[int]:
+        """The ids of a text that follows a control token."""
+        ids: list[int] = (self._model if self._space_behind_control else self._without_prefix).encode(text)
+        return ids
+
+    @cached_property
+    def _without_prefix(self) -> sentencepiece.SentencePieceProcessor:
+        # Of a field that occurs twice, protocol buffers take the later.
+        return sentencepiece.SentencePieceProcessor(model_proto=self.data + _message(3, _number(3, 0)))
+
     def definition(self) -> dict[str, Any]:
         """This vocabulary as a tokenizer.json without special tokens: a literal "<s>" is text.
 
@@ -96,6 +119,7 @@ class PieceModel:
             piece: self._model.get_score(id)
             for id, piece in enumerate(pieces)
             if not (self._model.is_control(id) or self._model.is_unknown(id) or self._model.is_byte(id))
+            and id not in self._user_defined
         }
         merges = [
             (-score, -cut, piece[:cut], piece[cut:])
@@ -110,7 +134,18 @@ class PieceModel:
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": [],
+            "added_tokens": [
+                {
+                    "id": id,
+                    "content": text,
+                    "single_word": False,
+                    "lstrip": False,
+                    "rstrip": False,
+                    "normalized": False,
+                    "special": False,
+                }
+                for id, text in self._user_defined.items()
+            ],
             "normalizer": {"type": "Sequence", "normalizers": [*prefix, spaces]},
             "pre_tokenizer": None,
             "post_processor": None,
@@ -130,6 +165,78 @@ class PieceModel:
         }
 
 
+def extended(file: Path) -> bytes:
+    """A tokenizer.model with the tokens that the files beside it add to its vocabulary.
+
+    Raises:
+        ValueError: naming two files that disagree.
+    """
+    data = file.read_bytes()
+    added = added_tokens(file.parent)
+    if not added:
+        return data
+    base = sentencepiece.SentencePieceProcessor()
+    try:
+        base.LoadFromSerializedProto(data)
+    except RuntimeError:
+        return data  # PieceModel says what is wrong
+    size = base.vocab_size()
+    for id, token in added.items():
+        if id < size and base.id_to_piece(id) != token.content:
+            raise ValueError(
+                f"{token.file} says that token {id} is {token.content!r}, and {file} that it is "
+                f"{base.id_to_piece(id)!r}; delete the file that is wrong"
+            )
+        if id >= size and base.piece_to_id(token.content) != base.unk_id():
+            raise ValueError(
+                f"{token.file} gives {token.content!r} the id {id}, and {file} the id "
+                f"{base.piece_to_id(token.content)}; delete the file that is wrong"
+            )
+    for id in range(size, max(size, max(added) + 1)):
+        token = added.get(id)
+        if token is None:
+            piece = Piece(f"<unused {id}>", 0.0, Kind.UNUSED)
+        else:
+            piece = Piece(token.content, 0.0, Kind.CONTROL if token.special else Kind.USER_DEFINED)
+        data += _piece(piece)  # a protocol buffer's lists may go on anywhere
+    return data
+
+
+def kinds_of(data: bytes) -> list[int]:
+    """The kinds of a model's pieces, in order, which its library does not tell in full."""
+    kinds = []
+    for field, value in _fields(data):
+        if field == 1 and isinstance(value, bytes):
+            kinds.append(next((number for key, number in _fields(value) if key == 3), Kind.NORMAL))
+    return kinds  # type: ignore[return-value]
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of a protocol buffer: number, and value or bytes."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = data[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while at < len(data):
+        key = varint()
+        kind = key & 7
+        if kind == 0:
+            yield key >> 3, varint()
+            continue
+        size = {1: 8, 5: 4}.get(kind) or varint()
+        yield key >> 3, data[at : at + size]
+        at += size
+
+
 # ---- a model file out of pieces ----------------------------------------------------------------
 
 
@@ -139,14 +246,15 @@ def model_of_pieces(pieces: Sequence[Piece], bos: str, eos: str, adds_space: boo
     The numbers are the fields of sentencepiece_model.proto.
     """
     unknown = next(piece.text for piece in pieces if piece.kind == Kind.UNKNOWN)
-    parts = [
-        _message(1, _text(1, piece.text) + _float(2, piece.score) + _number(3, piece.kind))
-        for piece in pieces
-    ]
+    parts = [_piece(piece) for piece in pieces]
     trainer = _number(3, 2) + _number(4, len(pieces)) + _number(35, 1)  # BPE, size, byte fallback
     trainer += _text(45, unknown) + _text(46, bos) + _text(47, eos)
     normalizer = _text(1, "identity") + _number(3, adds_space) + _number(4, 0) + _number(5, 1)
     return b"".join(parts) + _message(2, trainer) + _message(3, normalizer)
+
+
+def _piece(piece: Piece) -> bytes:
+    return _message(1, _text(1, piece.text) + _float(2, piece.score) + _number(3, piece.kind))
 
 
 def _varint(value: int) -> bytes:

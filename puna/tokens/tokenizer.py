@@ -13,7 +13,7 @@ be worth its start, and only if it gives the same (puna.tokens.fast).
 
 import codecs
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +23,15 @@ from numpy.typing import NDArray
 
 from puna.files import atomic_file
 from puna.tokens.fast import FastEncoder, load_fast
-from puna.tokens.pieces import SPACE, UNKNOWN, PieceModel
-from puna.tokens.settings import Settings, gguf_settings, puts_bos, settings_beside
+from puna.tokens.pieces import SPACE, UNKNOWN, PieceModel, extended
+from puna.tokens.settings import (
+    Settings,
+    gguf_settings,
+    is_tiktoken,
+    puts_bos,
+    puts_space_behind_control,
+    settings_beside,
+)
 from puna.tokens.training import MODEL
 
 if TYPE_CHECKING:
@@ -91,6 +98,18 @@ class Tokenizer:
         """How files write a control token, as "<s>"; of other tokens what they add to a text."""
         return self._control_texts.get(id) or self.piece(id).decode("utf-8", "replace")
 
+    @property
+    def special_texts(self) -> dict[str, str]:
+        """How special tokens are written, by the names that chat templates know: bos_token, eos_token …"""
+        if self.settings.special is not None:
+            return self.settings.special
+        return {"bos_token": self.control_text(self.bos_id), "eos_token": self.control_text(self.eos_id)}
+
+    @cached_property
+    def longest_piece(self) -> int:
+        """The bytes of the longest piece: a text of n tokens has at most n times as many."""
+        return max(map(len, self._bytes))
+
     @cached_property
     def _control_texts(self) -> dict[int, str]:
         return {id: text for text, id in self.controls.items()}
@@ -114,6 +133,22 @@ class Tokenizer:
         ids = self.encode_batch([text])[0]
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
+    def encode_behind(self, text: str) -> list[int]:
+        """The ids of a text that follows a control token, where it is not the beginning.
+
+        Raises:
+            ValueError: as `encode`.
+        """
+        self._require_spelled(text)
+        if self._model.marks_spaces and SPACE in text:
+            return self._encode_marked(text, self._model.encode_behind)
+        return self._model.encode_behind(text)
+
+    @property
+    def strips(self) -> frozenset[str]:
+        """The control tokens that take the white space behind them along."""
+        return self._model.strips
+
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         """The ids of each text, without BOS or EOS; `threads` only make it faster."""
         return [ids.tolist() for ids in self.encode_arrays(texts, threads)]
@@ -127,7 +162,9 @@ class Tokenizer:
             marked = {place for place, text in enumerate(texts) if SPACE in text}
         ids = iter(self._encode([text for place, text in enumerate(texts) if place not in marked], threads))
         return [
-            np.array(self._encode_marked(text), np.uint32) if place in marked else next(ids)
+            np.array(self._encode_marked(text, self._encode_at_start), np.uint32)
+            if place in marked
+            else next(ids)
             for place, text in enumerate(texts)
         ]
 
@@ -152,18 +189,25 @@ class Tokenizer:
             return self._fast.encode(texts, threads)
         return [np.array(ids, np.uint32) for ids in self._model.encode(texts, threads)]
 
+    def stay_with_reference(self) -> None:
+        """Never start the fast encoder: it takes half a second, in which no other thread runs."""
+        self._waits = -1
+
     def _start_fast(self) -> None:
         self._waits = -1
         self._fast = load_fast(self._model)
 
-    def _encode_marked(self, text: str) -> list[int]:
+    def _encode_at_start(self, text: str) -> list[int]:
+        return self._model.encode([text], 1)[0]
+
+    def _encode_marked(self, text: str, encode: Callable[[str], list[int]]) -> list[int]:
         """Encode a text with a literal U+2581: as a stand-in that has no piece, then with its own bytes."""
         stand_in = next(
             character
             for character in map(chr, range(0x10FFFF, 0xE000, -1))
             if character not in text and character.encode() not in self._pieces
         )
-        ids = self._model.encode([text.replace(SPACE, stand_in)], 1)[0]
+        ids = encode(text.replace(SPACE, stand_in))
         sought = self._spelled(stand_in)
         spelled = self._spelled(SPACE)
         result: list[int] = []
@@ -187,9 +231,22 @@ class Tokenizer:
         return "".join([stream.push(id) for id in ids]) + stream.flush()
 
     def stream_decoder(self, after: Sequence[int] = ()) -> "StreamDecoder":
-        """A decoder fed one id at a time; with the ids of a prompt, its text continues the prompt's."""
+        """A decoder fed one id at a time; with the ids of a prompt, its text continues the prompt's.
+
+        Raises:
+            ValueError: an id of the prompt outside the vocabulary.
+        """
         stream = StreamDecoder(self._bytes, self._model.adds_space)
-        for id in after:
+        if after and not 0 <= min(after) <= max(after) < len(self._bytes):
+            raise ValueError(f"token id {max(after)} is not in a vocabulary of {len(self._bytes)} pieces")
+        # A character has at most four bytes, so only the last few tokens can have begun one.
+        begin, count = len(after), 0
+        while begin and count < 4:
+            begin -= 1
+            count += len(self._bytes[after[begin]])
+        if any(self._bytes[id] for id in after[:begin]):
+            stream.push_behind_text()
+        for id in after[begin:]:
             stream.push(id)
         return stream
 
@@ -219,6 +276,10 @@ class StreamDecoder:
             data = data if data == UNKNOWN else data.removeprefix(b" ")
         return self._utf8.decode(data)
 
+    def push_behind_text(self) -> None:
+        """Note that a text comes before: the next word's space is a part of the text."""
+        self._at_start = False
+
     def flush(self) -> str:
         """What is left of an unfinished character, as U+FFFD."""
         return self._utf8.decode(b"", final=True)
@@ -228,6 +289,9 @@ def _find(path: Path) -> Path:
     """The vocabulary's file, in a directory or itself."""
     files = [path / name for name in (GGUF, MODEL, HUB)] if path.is_dir() else [path]
     found = next((file for file in files if file.is_file()), None)
+    # Llama 3's tokenizer.model is tiktoken's; beside it lies the same as a tokenizer.json.
+    if found and found.name == MODEL and path.is_dir() and (path / HUB).is_file() and is_tiktoken(found):
+        found = path / HUB
     if found is None:
         missing = path / MODEL if path.is_dir() else path
         raise ValueError(f"no tokenizer at {missing}; make one with: puna tokenizer train DOCS… --out DIR")
@@ -251,4 +315,8 @@ def _read(file: Path) -> "PieceModel | HubModel":
         from puna.tokens.hub import read_hub
 
         return read_hub(file)
-    return PieceModel(file.read_bytes())
+    if is_tiktoken(file):
+        from puna.tokens.tiktoken import read_tiktoken
+
+        return read_tiktoken(file)
+    return PieceModel(extended(file), puts_space_behind_control(file.parent))

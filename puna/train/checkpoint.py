@@ -23,7 +23,7 @@ from torch import Tensor
 from puna.devices import copy_to_cpu
 from puna.files import atomic_directory, read_json, remove_partials, write_json
 from puna.model.llama import Llama
-from puna.model.weights import WEIGHTS
+from puna.model.weights import WEIGHTS, checkpoint_directories
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 
@@ -49,8 +49,8 @@ class TrainState:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted(path for path in (run / "checkpoints").glob("step-*") if (path / STATE).is_file())
+    """The checkpoints of a run, by their step, oldest first."""
+    return [path for path in checkpoint_directories(run) if (path / STATE).is_file()]
 
 
 def latest(run: Path) -> Path | None:

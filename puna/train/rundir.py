@@ -1,6 +1,8 @@
 """A run directory's own papers: whose run it is, written first; what it was made of, written last."""
 
+import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,28 +11,75 @@ from puna.devices import Machine
 from puna.files import MANIFEST, code_version, fingerprint, read_json, write_json
 from puna.model.sizes import parameters
 from puna.tokens.mixture import Mixture
-from puna.train.checkpoint import TrainState, latest
+from puna.train.checkpoint import TrainState, latest, read_state
 from puna.train.metrics import machine_record
+
+_log = logging.getLogger(__name__)
+
+
+# Settings that change neither the weights nor the order of the data: they may change when a run is resumed.
+# (Another number of threads rounds differently, as another machine does.)
+_FREE = frozenset(
+    {
+        "keep", "save_every", "sample_every", "validate_every", "validation_windows",
+        "threads", "track", "profile", "allocator",
+    }
+)  # fmt: skip
+
+
+def settled(config: RunConfig) -> RunConfig:
+    """The configuration that a run uses: a warm-up longer than the run is shortened to a tenth of it.
+
+    The learning rate would otherwise never reach its peak. A warning says so.
+    """
+    steps, warmup = config.train.steps, config.optim.warmup_steps
+    if warmup < steps or warmup == 0:
+        return config
+    shortened = max(1, steps // 10)
+    _log.warning(
+        "optim.warmup_steps is %d, but the run has %d steps: warm-up is shortened to %d",
+        warmup,
+        steps,
+        shortened,
+    )
+    return replace(config, optim=replace(config.optim, warmup_steps=shortened))
+
+
+def decisive(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide a run's result, without the paths of its data, which a fingerprint names."""
+    values = to_dict(config)
+    del values["data"]
+    values["train"] = {name: value for name, value in values["train"].items() if name not in _FREE}
+    return values
 
 
 def claim(out: Path, config: RunConfig, mixture: Mixture) -> None:
-    """Write the configuration and the tokenizer into `out`, or refuse when it holds another run's.
+    """Write the configuration and the tokenizer into `out`, or refuse if it holds another run.
+
+    Settings that do not change the result may differ from those of an earlier start, and so may the path of
+    the data while its fingerprint is the same; the new ones are written.
 
     Raises:
-        ValueError: naming the first field that differs.
+        ValueError: naming the first field that differs, or the data.
     """
     out.mkdir(parents=True, exist_ok=True)
     path = out / CONFIG
     if path.is_file():
-        held, wanted = to_dict(from_dict(RunConfig, read_json(path))), to_dict(config)
+        held, wanted = decisive(from_dict(RunConfig, read_json(path))), decisive(config)
         if held != wanted:
             raise ValueError(
                 f"{out} holds a run of another configuration ({_first_difference(held, wanted)}); "
                 "choose another --out, or delete it to begin again"
             )
-        return
+        newest = latest(out)
+        if newest is not None and (data := read_state(newest).data) != mixture.fingerprint:
+            raise ValueError(
+                f"the data in {', '.join(config.data)} is not what {newest} was trained on "
+                f"({mixture.fingerprint}, not {data}); restore it, or choose another --out"
+            )
     shutil.copyfile(mixture.tokenizer, out / "tokenizer.model")
-    write_json(path, to_dict(config))
+    if not path.is_file() or read_json(path) != to_dict(config):
+        write_json(path, to_dict(config))
 
 
 def _first_difference(held: dict[str, Any], wanted: dict[str, Any], path: str = "") -> str:
@@ -58,7 +107,7 @@ def write_manifest(
         out / MANIFEST,
         {
             "stage": "run",
-            "fingerprint": fingerprint([to_dict(config), mixture.fingerprint]),
+            "fingerprint": fingerprint([decisive(config), mixture.fingerprint]),
             "config": to_dict(config),
             "code_version": code_version(),
             "machine": machine_record(machine),

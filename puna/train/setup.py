@@ -20,7 +20,7 @@ from puna.tokens.mixture import Mixture
 from puna.train import checkpoint
 from puna.train.checkpoint import TrainState
 from puna.train.optim import build_optimizer
-from puna.train.rundir import claim
+from puna.train.rundir import claim, settled
 from puna.train.step import OutlierGuard
 
 
@@ -50,10 +50,11 @@ def open_run(config: RunConfig, out: Path, device: DeviceName = "auto") -> Run:
     """Check the configuration and the data, resolve what the machine decides, and claim `out`.
 
     Raises:
-        ValueError: an impossible configuration, data of another vocabulary, a device that is missing, `out`
-            of another run.
+        ValueError: an invalid configuration, data of another vocabulary, a device that is missing, or an
+            `out` that holds another run or a run on other data.
     """
     config.validate()
+    config = settled(config)
     mixture = Mixture(
         config.data,
         weights=config.mixture.weights,
@@ -89,7 +90,7 @@ def prepare(run: Run, out: Path) -> Trainer:
     """Build the model and its optimiser, new or as the newest checkpoint has them; measure the machine.
 
     Raises:
-        ValueError: the checkpoint is damaged, or was trained on other data.
+        ValueError: the checkpoint is damaged.
     """
     config = run.config
     assert config.train.precision != "auto"
@@ -102,11 +103,6 @@ def prepare(run: Run, out: Path) -> Trainer:
         state = TrainState(data=run.mixture.fingerprint)
     else:
         state = checkpoint.read_state(newest)
-        if state.data != run.mixture.fingerprint:
-            raise ValueError(
-                f"the data in {', '.join(config.data)} is not what {newest} was trained on "
-                f"({run.mixture.fingerprint}, not {state.data}); restore it, or choose another --out"
-            )
         load_weights(newest, model)
         checkpoint.load_optimizer(newest, model, optimizer)
     guard = OutlierGuard(config.train.skip_outliers, run.device, state.norms)

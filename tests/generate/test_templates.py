@@ -197,6 +197,70 @@ def test_a_broken_template_is_an_error(folders):
         ChatTemplate("{% for %}", Tokenizer(folders["chatml"]))
 
 
+HOSTILE = [
+    "{{ 10 ** (10 ** 10) }}",
+    "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "{% for i in range(99999) %}{% for j in range(99999) %}{{ 'a' * 99 }}{% endfor %}{% endfor %}",
+    "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+    "{{ 'a' * 10 ** 12 }}",
+    "{{ 'a' | center(10 ** 12) }}",
+    "{{ messages[0]['content'].x.y }}",
+    "{{ 1 / 0 }}",
+    "{{ [1, 2][5:] | first | int + 'a' }}",
+    "{{ undefined_function() }}",
+    "{% include 'x' %}",
+    "{{ raise_exception('line one\n line two') }}",
+    "{{ '%d' | format('a') }}",
+]
+
+
+@pytest.mark.parametrize("source", HOSTILE)
+def test_whatever_a_template_does_is_an_error_of_one_line_in_bounded_time(folders, source):
+    template = ChatTemplate("{{ messages[0]['content'] }}", Tokenizer(folders["chatml"]))
+    template.source = source  # found out only when it is used, as one that waits for certain messages
+    with pytest.raises(ValueError, match=r"^the chat template refuses these messages: .+") as caught:
+        template.encode(talk("a"))
+    assert "\n" not in str(caught.value)
+    template.source = "{{ messages[0]['content'] }}"
+    assert template.encode(talk("a"))  # the next one is rendered
+
+
+def test_a_model_with_a_broken_template_still_continues_texts(folders, tmp_path, caplog):
+    for file in folders["chatml"].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "chat_template.jinja").write_text("{% for %}")
+    template = ChatTemplate.of(Tokenizer(tmp_path))
+    assert "texts are continued, conversations refused" in caplog.text
+    with pytest.raises(ValueError, match="the chat template is not valid"):
+        template.encode(talk("a"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}|{% endfor %}",
+        "{{ messages | tojson }}",
+        "{{ messages | tojson(indent=2, sort_keys=true, ensure_ascii=true) }}",
+        "{{ {'b': '<é>', 'a': 1} | tojson(separators=(',', ':')) }}",
+        "{{ strftime_now('%Y') }}{{ tools is none }}{{ documents is none }}{{ pad_token }}{{ unk_token }}",
+        "{% for m in messages %}{% if loop.last %}{% break %}{% endif %}{{ m.role }}{% endfor %}",
+    ],
+)
+def test_templates_render_as_transformers_renders_them(folders, tmp_path, source):
+    import transformers
+
+    (tmp_path / "tokenizer.json").write_bytes((folders["chatml"] / "tokenizer.json").read_bytes())
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    config |= {"pad_token": "<|end|>", "chat_template": source}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    messages = talk("é <b> 'x'", "yes")
+    assert template_of(tmp_path).render(messages) == theirs.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=False
+    )
+
+
 def test_a_vocabulary_without_a_template_has_none(shards):
     assert ChatTemplate.of(Tokenizer(shards)) is None
 
@@ -248,3 +312,116 @@ def test_control_tokens_are_known_by_their_texts(folders, shards):
     assert hub.piece(hub.controls["<s>"]) == b""
     assert ours.controls["<s>"] == ours.bos_id
     assert ours.control_text(ours.encode("a")[-1]) == ours.piece(ours.encode("a")[-1]).decode()
+
+
+# ---- every form in which transformers writes a vocabulary of the LLaMA family
+
+FIRST = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+LEGACY = {
+    "type": "Sequence",
+    "normalizers": [
+        {"type": "Prepend", "prepend": "▁"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    ],
+}
+ADDED = {"<|im_start|>": 320, "<|im_end|>": 321, "<tool>": 322}
+LAYOUT = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def added_token(id, content, **more):
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": id, "content": content, **flags, "special": content != "<tool>"} | more
+
+
+def llama_form(folder: Path, form: str) -> Path:
+    """A directory as some version of transformers writes it."""
+    from puna.tokens.pieces import PieceModel
+    from tests.model.models import tokenizer_model
+
+    model = tokenizer_model()
+    # The class LlamaTokenizer of transformers 5 puts a normalizer of its own in the place of the file's.
+    name = "PreTrainedTokenizerFast" if "prepend" in form else "LlamaTokenizer"
+    config = {"tokenizer_class": name, "bos_token": "<s>", "eos_token": "</s>"}
+    config |= {"unk_token": "<unk>", "chat_template": LAYOUT, "clean_up_tokenization_spaces": False}
+    if "model" in form:
+        (folder / "tokenizer.model").write_bytes(model)
+    if "added" in form:
+        (folder / "added_tokens.json").write_text(json.dumps(ADDED))
+        config["additional_special_tokens"] = ["<|im_start|>", "<|im_end|>"]
+    if "decoder" in form:
+        entries = {str(id): added_token(id, text) for text, id in ADDED.items()}
+        config["added_tokens_decoder"] = entries
+    if "legacy" in form:
+        config["legacy"] = "false" not in form
+    if "json" in form:
+        definition = PieceModel(model).definition()
+        texts = {"<unk>": 0, "<s>": 1, "</s>": 2, **ADDED}
+        definition["added_tokens"] = [
+            added_token(id, text, rstrip="rstrip" in form and id == 321) for text, id in texts.items()
+        ]
+        definition["normalizer"], definition["pre_tokenizer"] = (
+            (None, FIRST) if "first" in form else (LEGACY, None)
+        )
+        (folder / "tokenizer.json").write_text(json.dumps(definition))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return folder
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "model, added",
+        "model, added, legacy false",
+        "model, added, decoder",
+        "model, decoder",
+        "json, first",
+        "json, first, rstrip",
+        "json, prepend",
+        "model, json, first",
+        "model, json, first, added, decoder",
+    ],
+)
+def test_every_form_of_a_llama_vocabulary_gives_transformers_ids(tmp_path, form):
+    import transformers
+
+    folder = llama_form(tmp_path, form)
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), Tokenizer(folder)
+    # Where a text begins with a space or an added token, SentencePiece puts a space before it, and
+    # transformers' Metaspace none.
+    texts = ["the llama", "carries salt <tool> and", "\n12 é 🦙", "a<tool>b"]
+    for text in texts + [" and", "<tool>"] * ("model" not in form):
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False), text
+    template = template_of(folder)
+    for messages in (
+        talk("the salt"),
+        talk(" a ", "b <tool> c\n", "", system="Be brief."),
+        talk("é", "🦙 ", "x"),
+    ):
+        expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert template.encode(messages) == expected
+    assert template.end_ids == {321}
+    assert ours.vocab_size == 323 and ours.piece(322) == b"<tool>" and ours.piece(321) == b""
+    if "prepend" not in form:  # there the space before each part of a text stays in it
+        assert ours.decode(ours.encode("a <tool> b")) == "a <tool> b"
+
+
+def test_files_that_disagree_on_an_added_token_are_named(tmp_path):
+    folder = llama_form(tmp_path, "model, added, decoder")
+    (folder / "added_tokens.json").write_text(json.dumps(ADDED | {"<tool>": 323}))
+    with pytest.raises(
+        ValueError, match=r"tokenizer_config\.json gives '<tool>' the id 322.*added_tokens\.json"
+    ):
+        Tokenizer(folder)
+    (folder / "added_tokens.json").write_text(json.dumps({"<other>": 322}))
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json says that token 322 is '<tool>'"):
+        Tokenizer(folder)
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    (folder / "added_tokens.json").write_text(json.dumps({"<other>": 5}))
+    with pytest.raises(
+        ValueError, match=r"added_tokens\.json says that token 5 is '<other>'.*tokenizer\.model"
+    ):
+        Tokenizer(folder)

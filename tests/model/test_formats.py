@@ -1,6 +1,7 @@
 """Conversion keeps every bit, and other people's programs read what it writes."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,13 +12,13 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from puna.cli import main
 from puna.config import Sampling, read_config
 from puna.generate.load import load_engine
-from puna.model import huggingface, meta
+from puna.model import gguf_files, huggingface, meta
 from puna.model.formats import convert
 from puna.model.layers import rope_table, split_rotate
 from tests.model.models import (
@@ -410,6 +411,200 @@ def test_a_padded_vocabulary_is_filled_and_a_short_one_refused(tmp_path):
     with pytest.raises(ValueError, match="no tokenizer"):
         convert(small, tmp_path / "small.gguf", "gguf")
     assert not list(tmp_path.glob("*small.gguf*"))
+
+
+def with_neighbours(folder: Path) -> Path:
+    """A directory in Hugging Face's format of a chat model: added tokens, several ends, a template."""
+    config = replace(PLAIN, vocab_size=324)
+    convert(write_native_model(folder / "source", config), folder / "hf", "hf")
+    hf = folder / "hf"
+    (hf / "added_tokens.json").write_text('{"<|im_end|>": 320, "<|eot|>": 321, "<tool>": 322}')
+    names = {"eos_token": "<|im_end|>", "add_bos_token": False, "chat_template": "{{ messages }}"}
+    names |= {
+        "additional_special_tokens": ["<|eot|>"],
+        "tokenizer_class": "LlamaTokenizer",
+        "bos_token": "<s>",
+    }
+    (hf / "tokenizer_config.json").write_text(json.dumps(names))
+    file = hf / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": [320, 321]}))
+    (hf / "generation_config.json").write_text('{"eos_token_id": 2, "temperature": 0.6}')
+    return hf
+
+
+def test_a_chat_models_vocabulary_goes_into_gguf_whole(tmp_path):
+    convert(with_neighbours(tmp_path), tmp_path / "model.gguf", "gguf")
+    fields = {n: f.contents() for n, f in gguf.GGUFReader(tmp_path / "model.gguf").fields.items()}
+    key = "tokenizer.ggml."
+    assert fields[key + "tokens"][319:] == [
+        fields[key + "tokens"][319],
+        "<|im_end|>",
+        "<|eot|>",
+        "<tool>",
+        "[PAD323]",
+    ]
+    assert fields[key + "token_type"][320:] == [3, 3, 4, 5]
+    assert (fields[key + "bos_token_id"], fields[key + "eos_token_id"]) == (1, 320)
+    assert {fields[key + "eot_token_id"], fields[key + "eom_token_id"]} == {2, 321}
+    assert fields[key + "add_bos_token"] is False
+    assert fields["tokenizer.chat_template"] == "{{ messages }}"
+
+
+def test_end_ids_are_taken_from_wherever_they_are(tmp_path):
+    convert(with_neighbours(tmp_path), tmp_path / "puna", "puna")
+    engine = load_engine(tmp_path / "puna", weights="fp32", cache_tokens=64)
+    assert {2, 320, 321} <= engine.stop_ids
+    assert engine.tokenizer.eos_id == 2 or engine.tokenizer.eos_id == 320
+    assert json.loads((tmp_path / "puna/generation_config.json").read_text())["temperature"] == 0.6
+
+
+def test_a_tied_model_with_an_output_of_its_own_is_refused(tmp_path):
+    convert(write_native_model(tmp_path / "source", TIED), tmp_path / "hf", "hf")
+    tensors = load_file(tmp_path / "hf/model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, tmp_path / "hf/model.safetensors")
+    convert(tmp_path / "hf", tmp_path / "same", "puna")
+    tensors["lm_head.weight"][3, 4] += 1
+    save_file(tensors, tmp_path / "hf/model.safetensors")
+    with pytest.raises(ValueError, match=r"tie_word_embeddings is true, but lm_head\.weight differs"):
+        convert(tmp_path / "hf", tmp_path / "other", "puna")
+
+
+ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+# Keys of LlamaConfig that the numbers of a forward pass do not depend on.
+NO_NUMBERS = {
+    "initializer_range", "use_cache", "pad_token_id", "bos_token_id", "eos_token_id", "pretraining_tp",
+    "attention_dropout", "dtype", "torch_dtype", "transformers_version", "_name_or_path",
+}  # fmt: skip
+CHANGED = {
+    "vocab_size": 319, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+    "num_attention_heads": 8, "num_key_value_heads": 2, "hidden_act": "gelu", "max_position_embeddings": 99,
+    "rms_norm_eps": 1e-3, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True,
+    "head_dim": 32, "rope_parameters": ROPE | {"rope_theta": 5.0}, "is_encoder_decoder": True,
+    "architectures": ["Other"], "model_type": "other",
+}  # fmt: skip
+THEIRS = LlamaConfig(architectures=["LlamaForCausalLM"])
+
+
+@pytest.mark.parametrize("name", sorted(LlamaConfig.__annotations__.keys() | CHANGED.keys()))
+def test_every_key_of_a_llama_configuration_is_honoured_or_refused(tmp_path, name):
+    if (
+        name in NO_NUMBERS
+        or not hasattr(THEIRS, name)
+        or name.startswith(("base_model", "keys_to", "default"))
+    ):
+        return
+    convert(write_native_model(tmp_path / "source", PLAIN), tmp_path / "hf", "hf")
+    file = tmp_path / "hf/config.json"
+    values = json.loads(file.read_text()) | {
+        "rope_theta": None,
+        "rope_scaling": None,
+        "rope_parameters": ROPE,
+    }
+    file.write_text(json.dumps(values))
+    before = huggingface.HuggingFaceSource(tmp_path / "hf").config
+    file.write_text(json.dumps(values | {name: CHANGED[name]}))
+    try:
+        after = huggingface.HuggingFaceSource(tmp_path / "hf").config
+    except ValueError as error:
+        # Sizes are also named as ours, by the tensor that has another shape, or by the head_dim they give.
+        said = (name, "model.", "head_dim", "has shape", "holds the tensor")
+        assert any(text in str(error) for text in said)
+    else:
+        assert after != before
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_parameters.factor is None"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_parameters"),
+        ({"rope_theta": 500_000.0}, "rope_theta is 500000.0"),
+    ],
+)
+def test_two_sections_of_rotary_fields_must_agree(tmp_path, values, said):
+    convert(write_native_model(tmp_path / "source", PLAIN), tmp_path / "hf", "hf")
+    file = tmp_path / "hf/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rope_parameters": ROPE} | values))
+    with pytest.raises(ValueError) as caught:
+        convert(tmp_path / "hf", tmp_path / "out", "puna")
+    assert "rope_" in str(caught.value)
+    assert said.partition(" ")[0].partition(".")[0] in str(caught.value)
+
+
+def split_gguf(path: Path, folder: Path) -> list[Path]:
+    """A GGUF file's tensors in three files, as llama-gguf-split names and numbers them."""
+    reader = gguf.GGUFReader(path)
+    files = [folder / f"model-{number:05}-of-00003.gguf" for number in (1, 2, 3)]
+    for number, file in enumerate(files):
+        writer = gguf.GGUFWriter(file, "llama")
+        if number == 0:
+            for name, field in reader.fields.items():
+                if not name.startswith(("GGUF.", "general.architecture")):
+                    kind = field.types[0]
+                    sub = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+                    writer.add_key_value(name, field.contents(), kind, sub)
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", 3)
+        writer.add_int32("split.tensors.count", len(reader.tensors))
+        for tensor in reader.tensors[number::3]:
+            writer.add_tensor(tensor.name, np.ascontiguousarray(tensor.data), raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return files
+
+
+def test_a_split_gguf_is_one_model_and_a_missing_part_is_named(tmp_path):
+    source = write_native_model(tmp_path / "source", GROUPED)
+    convert(source, tmp_path / "whole.gguf", "gguf")
+    files = split_gguf(tmp_path / "whole.gguf", tmp_path)
+    for place, file in enumerate(files[:2]):  # whichever of them is named
+        convert(file, tmp_path / f"puna-{place}", "puna")
+        assert all(
+            torch.equal(tensor, weights_of(tmp_path / f"puna-{place}")[name])
+            for name, tensor in weights_of(source).items()
+        )
+    files[1].rename(tmp_path / "renamed.gguf")
+    with pytest.raises(ValueError, match=r"model-00002-of-00003\.gguf is missing"):
+        convert(files[0], tmp_path / "out", "puna")
+    with pytest.raises(ValueError, match=r"one of 3 files of a split model.*llama-gguf-split --merge"):
+        convert(tmp_path / "renamed.gguf", tmp_path / "out", "puna")
+
+
+@pytest.mark.parametrize("name", gguf_files.NEUTRAL)
+def test_keys_of_gguf_that_change_the_numbers_are_refused_by_name(tmp_path, name):
+    convert(write_native_model(tmp_path / "source", PLAIN), tmp_path / "one.gguf", "gguf")
+    reader = gguf.GGUFReader(tmp_path / "one.gguf")
+    neutral = gguf_files.NEUTRAL[name][0]
+    for value in (
+        neutral,
+        "other" if isinstance(neutral, str) else not neutral if isinstance(neutral, bool) else 7,
+    ):
+        writer = gguf.GGUFWriter(tmp_path / "two.gguf", "llama")
+        for key, field in reader.fields.items():
+            if key.startswith("llama."):
+                writer.add_key_value(key, field.contents(), field.types[0])
+        value = float(value) if isinstance(neutral, float) else value
+        add = {
+            str: writer.add_string,
+            bool: writer.add_bool,
+            float: writer.add_float32,
+            int: writer.add_uint32,
+        }
+        add[type(neutral)](f"llama.{name}", value)
+        for tensor in reader.tensors:
+            writer.add_tensor(tensor.name, np.ascontiguousarray(tensor.data), raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        if value == neutral:
+            gguf_files.GGUFSource(tmp_path / "two.gguf")
+        else:
+            with pytest.raises(ValueError, match=rf"llama\.{re.escape(name)} is"):
+                gguf_files.GGUFSource(tmp_path / "two.gguf")
 
 
 # ---- the verb --------------------------------------------------------------------------------------

@@ -27,6 +27,13 @@ from tests.model.models import write_native_model
 CLIENTS = 64
 CONFIG = ModelConfig(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96, vocab_size=320, context=512)
 BROKEN = [b"", b"{", b"[]", b'{"prompt": 5}', b'{"prompt": "a\xff"}', b'{"prompt": [[99999]]}', b"[" * 9999]
+# What is expensive unless it is refused first (tests/serve/test_hostile.py has them all).
+BROKEN += [
+    b'{"prompt": [' + b"[70]," * 20_000 + b'[70]], "n": 16}',
+    b'{"prompt": "' + b"a" * (4 << 20) + b'"}',
+    b'{"prompt": "' + b"a" * (3 << 20) + b'"}',
+    b'{"prompt": [' + b"-7," * 900_000 + b"7]}",
+]
 WORDS = [
     "the",
     "llama",

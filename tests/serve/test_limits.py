@@ -49,7 +49,7 @@ def refusal(answer, status: int) -> str:
         ('{"prompt": "a", "max_token": 5}', "unknown field max_token"),
         ('{"prompt": "a", "temperature": NaN}', "temperature: .*finite"),
         ('{"prompt": "a", "temperature": 3}', "temperature: .*less than or equal to 2"),
-        ('{"prompt": "a", "top_p": 0}', "top_p: .*greater than 0"),
+        ('{"prompt": "a", "top_p": -0.1}', "top_p: .*greater than or equal to 0"),
         ('{"prompt": "a", "seed": 9223372036854775808}', "seed: "),
         ('{"prompt": "a", "stop": [""]}', "stop must be a string, or a list"),
         ('{"prompt": "a", "max_tokens": 0}', "max_tokens is 0.*without echo"),

@@ -179,9 +179,8 @@ def test_refusals_are_the_clients_exceptions(client, served):
         client.completions.create(model="gpt", prompt="a")
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt")
-    for field, value in (("presence_penalty", 1.0), ("frequency_penalty", 0.5), ("best_of", 3)):
-        with pytest.raises(openai.BadRequestError, match=f"{field} is not offered"):
-            client.completions.create(model=NAME, prompt="a", **{field: value})
+    with pytest.raises(openai.BadRequestError, match="best_of is not offered"):
+        client.completions.create(model=NAME, prompt="a", best_of=3)
     tools = [{"type": "function", "function": {"name": "now", "parameters": {}}}]
     with pytest.raises(openai.BadRequestError, match="tools is not offered"):
         client.chat.completions.create(model=NAME, messages=MESSAGES, tools=tools)

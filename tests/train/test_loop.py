@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 from puna.config import RunConfig, read_config
 from puna.files import read_json, read_json_lines, write_json
 from puna.model.llama import Llama
+from puna.model.weights import newest_weights
 from puna.recipes import recipe
 from puna.tokens.mixture import Mixture
 from puna.train import checkpoint
@@ -243,6 +245,61 @@ def test_a_full_disk_leaves_the_checkpoint_before_valid(shards, tmp_path, monkey
 
 def test_only_the_newest_checkpoints_are_kept(undisturbed):
     assert [path.name for path in checkpoint.checkpoints(undisturbed)] == ["step-000020", "step-000030"]
+
+
+def test_checkpoints_are_ordered_by_their_number(undisturbed, tmp_path):
+    """From step 1,000,000 on the names have a digit more, and sort before those with six as texts."""
+    run = tmp_path / "run"
+    source = checkpoint.latest(undisturbed)
+    for step in (999_900, 1_000_000, 1_000_100):
+        shutil.copytree(source, run / f"checkpoints/step-{step:06d}")
+    (run / "checkpoints/step-notes").mkdir()
+    names = ["step-999900", "step-1000000", "step-1000100"]
+    assert [path.name for path in checkpoint.checkpoints(run)] == names
+    assert checkpoint.latest(run).name == newest_weights(run).name == "step-1000100"
+    config = tiny(undisturbed)
+    model = Llama(config.model)
+    saver = checkpoint.Saver(run, keep=2)
+    saver.save(checkpoint.TrainState(step=1_000_200), model, build_optimizer(model, config.optim))
+    saver.wait()
+    assert [path.name for path in checkpoint.checkpoints(run)] == ["step-1000100", "step-1000200"]
+
+
+def test_a_run_resumes_with_its_data_elsewhere_and_with_settings_that_do_not_matter(
+    shards, tmp_path, monkeypatch, undisturbed
+):
+    run = tmp_path / "run"
+    stop = iter([True])
+
+    def interrupt(model):
+        if next(stop, False):
+            os.kill(os.getpid(), signal.SIGINT)
+        return []
+
+    assert not train(tiny(shards, sample_every=12), run, interrupt).finished
+    shutil.copytree(shards, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    changed = tiny(Path("moved"), save_every=7, keep=1, threads=torch.get_num_threads())
+    assert train(changed, run).finished
+    assert read_config(run) == changed
+    assert [point[:3] for point in curve(run)] == [point[:3] for point in curve(undisturbed)]
+    assert final_weights(run) == final_weights(undisturbed)
+    # Finished, it is known by its data wherever that lies, and refuses other data.
+    assert train(tiny(shards), run).finished
+    manifest = read_json(tmp_path / "moved/manifest.json")
+    write_json(tmp_path / "moved/manifest.json", manifest | {"fingerprint": "0" * 16})
+    with pytest.raises(ValueError, match=r"the data in moved is not what .*step-000030 was trained on"):
+        train(changed, run)
+
+
+def test_a_warm_up_longer_than_the_run_is_shortened_and_said(shards, tmp_path, caplog):
+    config = tiny(shards, steps=20)
+    config = replace(config, optim=replace(config.optim, warmup_steps=2000))
+    assert train(config, tmp_path / "run").finished
+    assert "optim.warmup_steps is 2000, but the run has 20 steps: warm-up is shortened to 2" in caplog.text
+    assert read_config(tmp_path / "run").optim.warmup_steps == 2
+    rates = [r["lr"] for r in read_json_lines(tmp_path / "run/metrics.jsonl") if r["kind"] == "train"]
+    assert max(rates) == config.optim.lr
 
 
 def test_divergence_is_named(shards, tmp_path):

@@ -1,0 +1,98 @@
+"""Tokens that were added to a vocabulary after it was trained, as the files beside it say.
+
+In:  a directory in Hugging Face's layout.
+Out: id -> AddedToken, agreed upon by all files.
+
+    tokenizer.json         added_tokens          [{"id": 32000, "content": "<|im_start|>", "special": true}, …
+    tokenizer_config.json  added_tokens_decoder  {"32000": {"content": "<|im_start|>", "special": true}, …
+    added_tokens.json      {"<|im_start|>": 32000, …    special are those that special_tokens_map.json and
+                                                        tokenizer_config.json name
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from puna.files import read_json
+
+HUB, CONFIG = "tokenizer.json", "tokenizer_config.json"
+ADDED, SPECIAL_MAP = "added_tokens.json", "special_tokens_map.json"
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """One token, and the file that says so."""
+
+    content: str
+    special: bool
+    """Whether it is a control token, which adds nothing to a text."""
+    file: Path
+
+
+def added_tokens(folder: Path) -> dict[int, AddedToken]:
+    """The added tokens of a directory, by id.
+
+    Raises:
+        ValueError: naming a file that is malformed, or two that disagree.
+    """
+    found: dict[int, AddedToken] = {}
+    ids: dict[str, int] = {}
+    for id, token in _said(folder):
+        other = found.setdefault(id, token)
+        if other.content != token.content:
+            raise ValueError(
+                f"{other.file} says that token {id} is {other.content!r}, and {token.file} that it is "
+                f"{token.content!r}; delete the file that is wrong"
+            )
+        if ids.setdefault(token.content, id) != id:
+            raise ValueError(
+                f"{found[ids[token.content]].file} gives {token.content!r} the id {ids[token.content]}, and "
+                f"{token.file} the id {id}; delete the file that is wrong"
+            )
+    return dict(sorted(found.items()))
+
+
+def _said(folder: Path) -> Iterator[tuple[int, AddedToken]]:
+    file = folder / HUB
+    for entry in _object(file).get("added_tokens") or []:
+        if not isinstance(entry, dict) or not isinstance(entry.get("id"), int):
+            raise ValueError(f"{file} holds an added token without an id: {entry!r:.80}; fetch it again")
+        yield entry["id"], _token(file, entry)
+    file = folder / CONFIG
+    for id, entry in (_object(file).get("added_tokens_decoder") or {}).items():
+        if not str(id).isdecimal() or not isinstance(entry, dict):
+            raise ValueError(f"{file} holds an added token without an id: {id!r:.80}; fetch it again")
+        yield int(id), _token(file, entry)
+    file = folder / ADDED
+    special = _special(_object(folder / SPECIAL_MAP)) | _special(_object(folder / CONFIG))
+    for content, id in _object(file).items():
+        if not isinstance(id, int):
+            raise ValueError(f"{file} gives {content!r} the id {id!r}; it must be a number")
+        yield id, AddedToken(content, content in special, file)
+
+
+def _token(file: Path, entry: Mapping[str, Any]) -> AddedToken:
+    content = entry.get("content")
+    if not isinstance(content, str) or not content:
+        raise ValueError(f"{file} holds an added token without content: {entry!r:.80}; fetch it again")
+    return AddedToken(content, bool(entry.get("special")), file)
+
+
+def _special(values: Mapping[str, Any]) -> set[str]:
+    """The texts of the tokens that a file names as special."""
+    found = []
+    for name, value in values.items():
+        if name in ("additional_special_tokens", "extra_special_tokens"):
+            found += list(value.values() if isinstance(value, dict) else value or [])
+        elif name.endswith("_token"):
+            found.append(value)
+    texts = [value.get("content") if isinstance(value, dict) else value for value in found]
+    return {text for text in texts if isinstance(text, str)}
+
+
+def _object(file: Path) -> dict[str, Any]:
+    value = read_json(file) if file.is_file() else {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{file} is not a JSON object; fetch it again")
+    return value
