@@ -20,6 +20,10 @@ HUB, CONFIG = "tokenizer.json", "tokenizer_config.json"
 ADDED, SPECIAL_MAP = "added_tokens.json", "special_tokens_map.json"
 
 
+LARGEST_ID = 1 << 22
+"""Larger ids than any vocabulary has are refused, because all ids below an added token's take memory."""
+
+
 @dataclass(frozen=True)
 class AddedToken:
     """One token, and the file that says so."""
@@ -39,6 +43,10 @@ def added_tokens(folder: Path) -> dict[int, AddedToken]:
     found: dict[int, AddedToken] = {}
     ids: dict[str, int] = {}
     for id, token in _said(folder):
+        if not 0 <= id <= LARGEST_ID:
+            raise ValueError(
+                f"{token.file} gives {token.content!r} the id {id}; expected 0 to {LARGEST_ID}; fetch it again"
+            )
         other = found.setdefault(id, token)
         if other.content != token.content:
             raise ValueError(

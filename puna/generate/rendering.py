@@ -139,7 +139,9 @@ class _Generation(Extension):
     def parse(self, parser: Parser) -> CallBlock:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return CallBlock(self.call_method("_text"), [], [], body).set_lineno(line)
+        block = CallBlock(self.call_method("_text"), [], [], body)
+        block.set_lineno(line)
+        return block
 
     def _text(self, caller: Callable[[], str]) -> str:
         return caller()

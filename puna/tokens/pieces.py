@@ -193,11 +193,11 @@ def extended(file: Path) -> bytes:
                 f"{base.piece_to_id(token.content)}; delete the file that is wrong"
             )
     for id in range(size, max(size, max(added) + 1)):
-        token = added.get(id)
-        if token is None:
-            piece = Piece(f"<unused {id}>", 0.0, Kind.UNUSED)
+        if id in added:
+            kind = Kind.CONTROL if added[id].special else Kind.USER_DEFINED
+            piece = Piece(added[id].content, 0.0, kind)
         else:
-            piece = Piece(token.content, 0.0, Kind.CONTROL if token.special else Kind.USER_DEFINED)
+            piece = Piece(f"<unused {id}>", 0.0, Kind.UNUSED)
         data += _piece(piece)  # a protocol buffer's lists may go on anywhere
     return data
 

@@ -10,6 +10,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from puna.added_tokens import added_tokens
 from puna.tokens.gguf_vocab import read_fields
 from puna.tokens.mixture import Mixture
 from puna.tokens.pieces import PieceModel
@@ -329,3 +330,10 @@ def test_files_that_cannot_be_read_are_named(byte_level, gguf_bytes, tmp_path):
     refused(write_gguf(tmp_path / "pre.gguf", **{**fields, "pre": "unheard"}), "way 'unheard', which is not")
     del fields["merges"]
     refused(write_gguf(tmp_path / "old.gguf", **fields), r"has no tokenizer\.ggml\.merges")
+
+
+@pytest.mark.parametrize("id", [-1, 1 << 40])
+def test_an_added_token_with_an_id_beyond_any_vocabulary_is_refused(tmp_path, id):
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<extra>": id}), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"added_tokens.json gives '<extra>' the id {id}; expected"):
+        added_tokens(tmp_path)
