@@ -45,7 +45,7 @@ def added_tokens(folder: Path) -> dict[int, AddedToken]:
     for id, token in _said(folder):
         if not 0 <= id <= LARGEST_ID:
             raise ValueError(
-                f"{token.file} gives {token.content!r} the id {id}; expected 0 to {LARGEST_ID}; fetch it again"
+                f"{token.file} gives {token.content!r} the id {id}; expected 0 to {LARGEST_ID}"
             )
         other = found.setdefault(id, token)
         if other.content != token.content:
