@@ -44,9 +44,7 @@ def added_tokens(folder: Path) -> dict[int, AddedToken]:
     ids: dict[str, int] = {}
     for id, token in _said(folder):
         if not 0 <= id <= LARGEST_ID:
-            raise ValueError(
-                f"{token.file} gives {token.content!r} the id {id}; expected 0 to {LARGEST_ID}"
-            )
+            raise ValueError(f"{token.file} gives {token.content!r} the id {id}; expected 0 to {LARGEST_ID}")
         other = found.setdefault(id, token)
         if other.content != token.content:
             raise ValueError(

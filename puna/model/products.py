@@ -6,7 +6,7 @@ Which run, measured in docs/lab-notes.md:
 
     bf16, CPU with AVX512-BF16          products_bf16.cpp: dot products of bf16 pairs
     bf16, CPU without bf16 products     products.cpp: bf16 in memory, fp32 arithmetic (PyTorch: 60x slower)
-    fp32, CPU with AVX2, no AVX-512     products.cpp for the loss's many outputs; oneDNN for fewer
+    fp32, CPU with AVX2, no AVX-512     products.cpp
     anything else                       PyTorch: CPUs with a matrix unit (AMX), GPUs, other precisions
 
 The weight is packed, in bf16 also rounded, at its first use; dW is summed and returned in fp32.
@@ -24,9 +24,6 @@ from torch import Tensor
 from puna.model import extension
 
 _BF16, _FP32 = 1, 2  # the bits of products_run_here in products.cpp
-# In fp32, weights with fewer outputs are multiplied by oneDNN, which is up to 15 % faster there; with 32,000
-# outputs ours are 5 to 30 % faster.
-FP32_OUTPUTS = 8192
 
 
 @dataclass(frozen=True)
@@ -62,8 +59,6 @@ def _kernels(dtype: torch.dtype) -> _Kernels | None:
 
 def _kernels_for(weight_OI: Tensor, dtype: torch.dtype) -> _Kernels | None:
     if not weight_OI.is_cpu or weight_OI.dtype != torch.float32:
-        return None
-    if dtype == torch.float32 and weight_OI.shape[0] < FP32_OUTPUTS:
         return None
     kernels = _kernels(dtype)
     if kernels is None or any(size % kernels.multiple for size in weight_OI.shape):

@@ -17,14 +17,6 @@ pytestmark = pytest.mark.skipif(not OURS, reason="PyTorch's products are the fas
 each_dtype = pytest.mark.parametrize("dtype", OURS)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def whatever_is_faster():
-    """In fp32 too, our kernels multiply weights of any size."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, "FP32_OUTPUTS", 1)
-        yield
-
-
 def operands(rows: int, O: int, I: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:  # noqa: E741
     generator = torch.Generator().manual_seed(rows * O + I)
     draw = [torch.randn(shape, generator=generator) for shape in ((rows, I), (O, I), (rows, O))]
