@@ -42,33 +42,33 @@ class ModelConfig:
     """The architecture (paper section 2.2)."""
 
     dim: int = 288
-    """Width of the residual stream."""
+    """Width of the residual stream, D."""
     n_layers: int = 6
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     n_heads: int = 6
-    """Attention heads; dim is divided among them."""
+    """Number of attention heads; each has dim / n_heads dimensions."""
     ffn_dim: int = 768
-    """Hidden width of SwiGLU."""
+    """Hidden width of the SwiGLU feed-forward layer."""
     vocab_size: int = 32_000
-    """Pieces of the tokenizer."""
+    """Number of tokens in the vocabulary."""
     context: int = 512
-    """Tokens a sequence, in training and at most in generation."""
+    """Tokens per training sequence, and the longest sequence in generation."""
     norm_eps: float = 1e-6
-    """Added to the mean square in RMSNorm."""
+    """Epsilon of RMSNorm, added to the mean square."""
     n_kv_heads: int | None = None
-    """Key and value heads (grouped-query attention); as many as n_heads when not given."""
+    """Number of key and value heads (grouped-query attention); defaults to n_heads."""
     tied_embeddings: bool = False
-    """Use the embedding as the output projection."""
+    """Share the embedding's weights with the output projection."""
     rope_base: float = 10_000.0
-    """Base of the rotary angles."""
+    """Base of the rotary position embedding (theta)."""
     rope_factor: float | None = None
-    """Slow the long turns of the rotary angles by this, as Llama 3.1 does; not when not given."""
+    """RoPE scaling factor (Llama 3.1); disabled when unset."""
     rope_low_freq_factor: float = 1.0
-    """With rope_factor: turns longer than rope_original_context / this are slowed in full."""
+    """RoPE scaling: wavelengths above rope_original_context / rope_low_freq_factor are scaled fully."""
     rope_high_freq_factor: float = 4.0
-    """With rope_factor: turns shorter than rope_original_context / this are left as they are."""
+    """RoPE scaling: wavelengths below rope_original_context / rope_high_freq_factor are not scaled."""
     rope_original_context: int = 8192
-    """With rope_factor: the context that the model was trained with at first."""
+    """RoPE scaling: the context that the model was pretrained with."""
 
     @property
     def kv_heads(self) -> int:
@@ -93,7 +93,7 @@ class ModelConfig:
         )
 
     def validate(self) -> None:
-        """Raise ValueError naming the first field that cannot be."""
+        """Raises ValueError naming the first invalid field."""
         for name in ("dim", "n_layers", "n_heads", "ffn_dim", "vocab_size", "context"):
             _require(getattr(self, name) > 0, f"model.{name} is {getattr(self, name)}; it must be positive")
         _require(
@@ -128,12 +128,12 @@ class MixtureConfig:
     """Which share of the training tokens each source gives (Table 1)."""
 
     weights: dict[str, float] = field(default_factory=dict)
-    """Share of each source, as --mixture.weights.books 4.5. Empty: Table 1 over the sources present."""
+    """Proportion per source, as in --mixture.weights.books 4.5. Default: Table 1 over the sources present."""
     seed: int = 1
-    """Decides the order of the windows."""
+    """Random seed of the order of training windows."""
 
     def validate(self) -> None:
-        """Raise ValueError naming the first field that cannot be."""
+        """Raises ValueError naming the first invalid field."""
         for source, weight in self.weights.items():
             _require(weight > 0, f"mixture.weights.{source} is {weight}; it must be positive, or left out")
 
@@ -145,22 +145,22 @@ class OptimConfig:
     lr: float = 1e-3
     """Peak learning rate."""
     final_lr_fraction: float = 0.1
-    """The cosine schedule ends at this fraction of the peak."""
+    """Final learning rate of the cosine schedule, as a fraction of the peak."""
     warmup_steps: int = 100
-    """Steps of linear warm-up."""
+    """Number of linear warm-up steps."""
     beta1: float = 0.9
-    """Decay of the first moment."""
+    """AdamW's decay rate of the first moment."""
     beta2: float = 0.95
-    """Decay of the second moment."""
+    """AdamW's decay rate of the second moment."""
     eps: float = 1e-8
-    """Added to the root of the second moment."""
+    """AdamW's epsilon, added to the root of the second moment."""
     weight_decay: float = 0.1
-    """On matrices; norms are not decayed."""
+    """Weight decay of matrices; norms are not decayed."""
     clip: float = 1.0
-    """Largest global gradient norm."""
+    """Maximum global gradient norm; larger gradients are clipped."""
 
     def validate(self) -> None:
-        """Raise ValueError naming the first field that cannot be."""
+        """Raises ValueError naming the first invalid field."""
         _require(self.lr > 0, f"optim.lr is {self.lr}; it must be positive")
         _require(self.clip > 0, f"optim.clip is {self.clip}; it must be positive")
         _require(self.eps > 0, f"optim.eps is {self.eps}; it must be positive")
@@ -184,45 +184,44 @@ class TrainConfig:
     """The loop."""
 
     steps: int = 1000
-    """Optimiser steps in all."""
+    """Total number of optimiser steps."""
     batch_tokens: int = 4096
-    """Tokens a step, over all ranks and accumulated micro-batches; a multiple of model.context."""
+    """Tokens per optimiser step, over all ranks and micro-batches; a multiple of model.context."""
     micro_batch: int = 8
-    """Sequences a forward pass; the rest of the batch is accumulated."""
+    """Sequences per forward pass; gradients are accumulated over the rest of the batch."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Precision of the matrix products; weights, optimiser state and reductions are always fp32. auto: bf16
-    where the device multiplies it at least as fast as fp32, measured when the run begins."""
+    """Compute dtype of matrix products; all else is fp32. auto: bf16 where the device computes it as fast."""
     seed: int = 1
-    """Of the initial weights."""
+    """Random seed of weight initialisation."""
     validate_every: int = 200
-    """Steps between measurements of the held-out loss; 0: only at the end."""
+    """Steps between evaluations of the held-out loss; 0 evaluates only at the end."""
     validation_windows: int = 32
-    """Windows a source in each measurement but the last, which takes all."""
+    """Held-out windows per source in each evaluation; the final one uses all windows."""
     sample_every: int = 0
-    """Steps between sample continuations; 0: only at the end."""
+    """Steps between sample continuations; 0 samples only at the end."""
     save_every: int = 100
-    """Steps between checkpoints; 0: only at the end."""
+    """Steps between checkpoints; 0 saves only at the end."""
     keep: int = 2
-    """Checkpoints kept, the newest."""
+    """Number of newest checkpoints to keep."""
     skip_outliers: float = 0.0
-    """Skip a step whose gradient norm is above this many times the median of the last 64; 0: never."""
+    """Skip a step whose gradient norm exceeds this multiple of the median of the last 64; 0 never skips."""
     deterministic: bool = False
     """Use deterministic algorithms only; slower on a GPU, no change on a CPU."""
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Send the metrics there too."""
+    """Additional trackers that receive the metrics."""
     profile: int = 0
-    """Steps to profile, after the first ten, into RUN/trace.json."""
+    """Number of steps to profile, after the first ten, into RUN/trace.json; 0 disables the profiler."""
     activations: Activations = "manual"
-    """What is kept for the backward; see puna/model/activations.py."""
+    """Which activations are saved for backward; see puna/model/activations.py."""
     compile: bool = True
     """Compile the elementwise kernels with torch.compile on GPUs. CPUs use compiled C++ kernels instead."""
     allocator: Literal["keep", "system"] = "keep"
-    """keep: the process keeps the memory it frees (puna/train/allocator.py); system: as the system does."""
+    """keep: reuse freed memory within the process (puna/train/allocator.py); system: the system's default."""
     threads: int = 0
-    """CPU threads; 0: PyTorch's choice. Another number rounds differently."""
+    """Number of CPU threads; 0 uses PyTorch's default. Results depend on it by rounding."""
 
     def validate(self) -> None:
-        """Raise ValueError naming the first field that cannot be."""
+        """Raises ValueError naming the first invalid field."""
         for name in ("steps", "batch_tokens", "micro_batch", "validation_windows", "keep"):
             _require(getattr(self, name) > 0, f"train.{name} is {getattr(self, name)}; it must be positive")
         for name in self.track:
@@ -241,16 +240,16 @@ class RunConfig:
     """Everything that decides a training run."""
 
     recipe: str = "15m"
-    """The sizes and optimiser to start from; see puna/recipes.py."""
+    """Recipe that gives the default sizes and optimiser settings; see puna/recipes.py."""
     data: tuple[str, ...] = ()
-    """Directories of token shards (puna shards)."""
+    """Directories of token shards, as written by `puna shards`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def validate(self) -> None:
-        """Raise ValueError naming the first field that cannot be, and the mend."""
+        """Raises ValueError naming the first invalid field and how to fix it."""
         self.model.validate()
         self.mixture.validate()
         self.optim.validate()
@@ -281,21 +280,20 @@ class Sampling:
     """
 
     temperature: float = 0.8
-    """0: always the likeliest token; 1: the model's own distribution."""
+    """Sampling temperature; 0 always picks the most likely token, 1 samples the model's distribution."""
     top_k: int = 0
-    """Keep the k likeliest tokens; 0: all."""
+    """Sample from the k most likely tokens; 0 disables."""
     top_p: float = 0.95
-    """Keep the fewest likeliest tokens whose probabilities reach p (Holtzman et al. 2020); 1: all."""
+    """Sample from the fewest most likely tokens of total probability p (Holtzman et al. 2020); 1 disables."""
     min_p: float = 0.0
-    """Keep the tokens at least p times as likely as the likeliest (Nguyen et al. 2024); 0: all."""
+    """Sample from tokens at least p times as likely as the best one (Nguyen et al. 2024); 0 disables."""
     repetition_penalty: float = 1.0
-    """Divide the positive logits of what prompt and answer hold already by this, and multiply the negative
-    ones (Keskar et al. 2019); 1: leave them."""
+    """Penalty on the logits of tokens already in the text (Keskar et al. 2019); 1 disables."""
     seed: int = 1
-    """The same seed draws the same tokens."""
+    """Random seed of sampling; the same seed gives the same text."""
 
     def validate(self) -> None:
-        """Raise ValueError naming the option that cannot be."""
+        """Raises ValueError naming the invalid option."""
         # Said so that NaN, which compares as False, is refused too.
         if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or above")

@@ -29,43 +29,43 @@ def serve(
     without_keys: bool = False,
     grace: float = 30.0,
 ) -> int:
-    """Serve a model: OpenAI's API, and a page to chat with it.
+    """Serve a model over HTTP: OpenAI-compatible API and a chat page.
 
     Parameters
     ----------
     model
         A run directory, one that `puna convert --to puna` wrote, a .gguf file, or smollm2.
     host
-        The address to listen on; 0.0.0.0 is every one.
+        Address to listen on; 0.0.0.0 listens on all interfaces.
     port
-        0 takes a free one.
+        Port to listen on; 0 picks a free port.
     name
-        What clients call the model; the directory's name when not given.
+        Model name that clients send; defaults to the directory's name.
     weights
-        Precision of the weights in memory; when not given, as they were trained.
+        Precision of the weights in memory; defaults to the precision of training.
     device
         Where to compute; auto is a CUDA device where there is one, else the CPU.
     max_batch
-        Requests that run at once.
+        Maximum number of requests that run concurrently.
     queue
-        Requests that may wait beyond those; more are told to come back later.
+        Maximum number of queued requests; further ones get status 429.
     max_tokens
-        The longest answer.
+        Maximum number of tokens per answer.
     max_body
-        The largest request, in bytes.
+        Maximum size of a request body, in bytes.
     cache_tokens
-        Tokens of keys and values that memory is taken for; when not given, what max_batch needs.
+        Size of the KV cache, in tokens; defaults to what max_batch needs.
     api_key
         A key that clients must send; several may be given. Others on this machine can read it from the list
         of processes: --api-key-file and the variable PUNA_API_KEYS they cannot.
     api_key_file
-        A file with a key a line.
+        File with one API key per line.
     cors_origin
-        An origin whose pages may call, as https://example.org; * is every one.
+        Allowed origin for browser requests, such as https://example.org; * allows all.
     without_keys
-        Listen beyond this machine, and take whoever comes.
+        Allow listening on a non-loopback address without an API key.
     grace
-        Seconds that answers have to finish when the server is stopped.
+        Seconds to wait for in-flight requests on shutdown.
     """
     keys = _keys(api_key, api_key_file)
     from puna.serve.run import is_loopback, listen, run

@@ -20,21 +20,21 @@ def train(
     dry_run: bool = False,
     json: Json = False,
 ) -> int:
-    """Train a model on token shards; run again, it goes on from the newest checkpoint.
+    """Train a model on token shards; the same command resumes from the newest checkpoint.
 
     Parameters
     ----------
     out
         The run directory to write.
     config_file
-        Start from a run's configuration (its directory or config.json) instead of a recipe.
+        Start from an existing run's configuration (its directory or config.json) instead of a recipe.
     prompts
-        Continued for samples.jsonl.
+        Prompts whose continuations are written to samples.jsonl.
     device
         Where to train; auto is a CUDA device where there is one, else the CPU. A run may be resumed on
         another device.
     dry_run
-        Print parameters, memory, FLOPs and time, and train nothing.
+        Print parameters, memory, FLOPs and estimated time without training.
     """
     config.validate()  # before torch is imported: a wrong field is said at once
     if dry_run:
@@ -96,7 +96,7 @@ def validation_lines(validation: dict[str, Any] | None) -> list[str]:
 
 
 def report(run: Path, /, *, json: Json = False) -> int:
-    """Write a run's report as one HTML page.
+    """Write the report of a run as one HTML page.
 
     Parameters
     ----------

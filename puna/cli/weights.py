@@ -50,25 +50,25 @@ def generate(
     Parameters
     ----------
     prompt
-        The text to go on from; standard input when not given.
+        The text to continue; defaults to standard input.
     model
         A run directory, one that `puna convert --to puna` wrote, a .gguf file, or smollm2.
     prompts
-        A file of prompts, one a line; in a .jsonl file a JSON string a line, or an object with "prompt".
+        File of prompts, one per line; in a .jsonl file, one JSON string or object with "prompt" per line.
     n
-        Answers to each prompt, with seeds from --seed on.
+        Number of answers per prompt, with consecutive seeds from --seed on.
     max_tokens
-        Longest continuation.
+        Maximum number of generated tokens.
     stop
-        Texts that end a continuation; they are not a part of it.
+        Stop strings: generation ends before the first of them.
     logprobs
-        Give each token's log-probability in the model's own distribution, and the k likeliest.
+        Report each token's log-probability and the k most likely alternatives.
     lookup
-        Guess up to this many tokens at once from the text before; greedy (--temperature 0) alone, same text.
+        Prompt-lookup decoding with up to this many draft tokens; greedy only (--temperature 0), same text.
     weights
-        Precision of the weights in memory; when not given, as they were trained.
+        Precision of the weights in memory; defaults to the precision of training.
     cache_dtype
-        Precision of the keys and values; that of the products when not given.
+        Precision of the KV cache; defaults to the compute dtype.
     device
         Where to compute; auto is a CUDA device where there is one, else the CPU.
     """
@@ -193,20 +193,20 @@ def chat(
     cache_dtype: CacheDtype | None = None,
     device: DeviceName = "auto",
 ) -> int:
-    """Talk with a model in the terminal.
+    """Chat with a model in the terminal.
 
     Parameters
     ----------
     model
         A run directory, one that `puna convert --to puna` wrote, a .gguf file, or smollm2.
     max_tokens
-        Longest answer.
+        Maximum number of tokens per answer.
     system
-        What the model is told before the conversation.
+        System prompt.
     weights
-        Precision of the weights in memory; when not given, as they were trained.
+        Precision of the weights in memory; defaults to the precision of training.
     cache_dtype
-        Precision of the keys and values; that of the products when not given.
+        Precision of the KV cache; defaults to the compute dtype.
     device
         Where to compute; auto is a CUDA device where there is one, else the CPU.
     """
@@ -266,11 +266,11 @@ def convert(
     to
         The format to write.
     dtype
-        Precision of the weights, as they were when not given; q8_0 and q4_0 for GGUF alone.
+        Precision of the written weights; defaults to the source's. q8_0 and q4_0 are for GGUF only.
     parts
-        Model-parallel parts of Meta's files: 1, 2, 4 or 8.
+        Number of model-parallel files in Meta's format: 1, 2, 4 or 8.
     context
-        Replaces the context that the source says; Meta's files say none, and are taken for 2048.
+        Overrides the source's context length; Meta's format has none, so 2048 is assumed.
     """
     from puna.files import human_bytes, human_seconds
     from puna.model.formats import convert as convert_weights

@@ -274,25 +274,6 @@ def rotate(x_BHTE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 @kernel
-def softmax_block(scores: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Softmax of scale · scores (BH, R, S), masked ones -inf; and log Σ exp (BH, R, 1), fp32."""
-    x = _wide(scores) * scale
-    top = x.amax(-1, keepdim=True)
-    e = torch.exp(x - top)
-    total = e.sum(-1, keepdim=True)
-    return (e / total).to(scores.dtype), top + torch.log(total)
-
-
-@kernel
-def softmax_block_backward(
-    scores: Tensor, dp: Tensor, lse: Tensor, delta: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
-    """p = exp(scale · s - lse) computed again, and ds = p · (dp - delta) · scale, where delta = Σ do · o."""
-    p = torch.exp(_wide(scores) * scale - lse)
-    return p.to(scores.dtype), (p * (_wide(dp) - delta) * scale).to(scores.dtype)
-
-
-@kernel
 def cross_entropy_block(
     logits_nV: Tensor, targets_n: Tensor, scale: float, ignore: int
 ) -> tuple[Tensor, Tensor]:
