@@ -4,7 +4,7 @@
          chat · serve · convert · report
 
 Results go to stdout (`--json` for programs), progress and errors to stderr. Exit codes: 0 done; 1 a bug;
-2 an error of input, named in one line with its mend; 130 stopped by Ctrl-C, go on with the same command.
+2 an error of input, named in one line with its fix; 130 stopped by Ctrl-C, resume with the same command.
 """
 
 import errno

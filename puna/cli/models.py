@@ -55,7 +55,7 @@ def _converted(path: Path, name: str) -> Path:
     from puna.model.formats import convert, format_of
 
     if path.is_dir() and not any((path / file).is_file() for file in ("params.json", "config.json")):
-        return path  # nothing known: the engine says so, with the mend
+        return path  # an unknown format: the engine's error names the fix
     kind = format_of(path)
     if kind == "puna":
         return path

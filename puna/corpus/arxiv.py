@@ -52,9 +52,9 @@ class Options:
     """How papers are cleaned."""
 
     max_depth: int = 200
-    """Expansions within expansions after which a macro is taken to expand for ever."""
+    """Expansions within expansions after which a macro is taken to expand forever."""
     max_growth: int = 30
-    """Characters that macros may make of each of the paper, before they are taken to expand for ever."""
+    """Characters that macros may make of each of the paper, before they are taken to expand forever."""
 
     def validate(self) -> None:
         """Raise ValueError naming the option that cannot be."""
@@ -158,7 +158,7 @@ def _read_tar(path: Path, file: BinaryIO) -> Iterator[Paper | Bad | int]:
     total = 0
     with tarfile.open(fileobj=file, mode="r|") as tar:
         for member in tar:
-            tar.members = []  # type: ignore[attr-defined]  # which tarfile would keep for ever
+            tar.members = []  # type: ignore[attr-defined]  # which tarfile would keep forever
             yield member.offset
             if not member.isfile():
                 continue

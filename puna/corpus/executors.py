@@ -43,7 +43,7 @@ def run_here(work: Callable[[T], T], shards: Sequence[T], workers: int) -> Itera
 
 
 def _die_with_parent() -> None:
-    """End this worker when the process that started it is killed; else it would wait for work for ever."""
+    """End this worker when the process that started it is killed; else it would wait for work forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

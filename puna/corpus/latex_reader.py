@@ -18,7 +18,7 @@ from puna.corpus.latex import CLOSING, OPENING, closing_brace, ends_in_control_w
 
 
 class MacroLoop(Exception):
-    """A macro that expands for ever, or to far more than the paper: `name`; in the paper it is `origin`."""
+    """A macro that expands forever, or to far more than the paper: `name`; in the paper it is `origin`."""
 
     def __init__(self, name: str, origin: str = "") -> None:
         super().__init__(f"\\{name} expands for ever")

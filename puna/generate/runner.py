@@ -44,7 +44,7 @@ class Runner(Protocol):
 
     @property
     def batch_invariant(self) -> bool:
-        """Whether a row's logits do not depend, to the bit, on the other rows of a call."""
+        """Whether a row's logits are bitwise independent of the other rows of a call."""
 
     @property
     def prefill_is_decode(self) -> bool:

@@ -8,7 +8,7 @@ Out: one of another format, whole or absent, with the tokenizer beside or within
     DST <─ renamed into place <─ written under a temporary name <────┘ read, turned, cast, written
 
 Formats know only themselves and `parts.py`. Memory: one part and its copy in another order or precision,
-not the model. What is converted without a change of precision is the same to the bit.
+not the model. Without a change of precision the values are bitwise identical.
 """
 
 import time

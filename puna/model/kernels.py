@@ -151,7 +151,7 @@ def _rms_forward(x_ND: Tensor, norm_D: Tensor, eps: float, dtype: torch.dtype) -
 
 @kernel
 def rms_again(x_ND: Tensor, r_N1: Tensor, norm_D: Tensor, dtype: torch.dtype) -> Tensor:
-    """RMSNorm from the saved reciprocal root mean square: what the forward gave, to the bit."""
+    """RMSNorm from the saved reciprocal root mean square: bitwise identical to the forward's result."""
     return (_wide(x_ND) * r_N1 * norm_D).to(dtype)
 
 

@@ -6,8 +6,8 @@
     └────────────────── + <────────────────────────┘
 
 Each layer stands here twice: as the plain function that autograd differentiates (`norm_linear`), and as an
-autograd Function (`NormLinear`) that saves only what was dear to compute, the outputs of linear layers, and
-computes the rest again in its backward. Both give the same numbers to rounding.
+autograd Function (`NormLinear`) that saves only what is expensive to compute, the outputs of linear layers,
+and recomputes the rest in its backward. Both give the same numbers to rounding.
 
 Shapes by the legend of `llama.py`; N = B·T. Weights are fp32 masters; a layer casts its weight to the
 precision of the product it computes, and gives its gradient in the weight's own.

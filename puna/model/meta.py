@@ -16,7 +16,7 @@
     output           output.weight                        by rows
 
 Rotary rows hold pairs together. A pickle can run code, so files are loaded with `weights_only`. Meta has
-no tied embeddings: an output equal to the embedding, to the bit, is read as tied.
+no tied embeddings: an output bitwise equal to the embedding is read as tied.
 """
 
 import pickle

@@ -1,7 +1,7 @@
 """What a run directory holds, read once and made whole for the page.
 
 RUN/config.json       the configuration          always there
-    metrics.jsonl     a line a step, one a validation; the last may be torn
+    metrics.jsonl     a line a step, one a validation; the last may be truncated
     samples.jsonl     continuations
     manifest.json     once the run is finished; its inputs lead to the stages before it
 """
@@ -68,7 +68,7 @@ def read_run(run: Path) -> Run:
     """Read a run directory.
 
     Raises:
-        ValueError: when it is none, or one of its files is damaged; with the mend.
+        ValueError: when it is none, or one of its files is damaged; the message names the fix.
     """
     if not (run / CONFIG).is_file():
         raise ValueError(
@@ -93,7 +93,7 @@ def read_run(run: Path) -> Run:
 
 
 def _read_lines(path: Path, required: tuple[str, ...]) -> list[Record]:
-    """A JSON-lines file's records; a torn last line, which a killed run leaves, is passed over."""
+    """A JSON-lines file's records; a truncated last line, which a killed run leaves, is skipped."""
     if not path.is_file():
         return []
     lines = path.read_bytes().split(b"\n")

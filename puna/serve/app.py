@@ -112,7 +112,7 @@ def build_app(
 # ---- the API ------------------------------------------------------------------------------------
 
 REFUSALS = {
-    400: "The request cannot be: the message names the field and the mend.",
+    400: "Invalid request; the message names the field and how to fix it.",
     404: "There is no such model.",
     408: "The body did not come in time.",
     413: "The body is too large.",

@@ -1,7 +1,7 @@
 """What went wrong, in OpenAI's form: {"error": {"message", "type", "param", "code"}}.
 
 In:  ServeError, raised anywhere below; the framework's own refusals of a body, a path or a method.
-Out: JSON answers that name the field and the mend.
+Out: JSON answers that name the field and how to fix it.
 """
 
 import json

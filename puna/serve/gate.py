@@ -67,7 +67,7 @@ class Counted:
                     headers.setdefault(name, value)
             await send(message)
 
-        path = scope["path"] if scope["path"] in self.paths else "other"  # strangers' paths are without end
+        path = scope["path"] if scope["path"] in self.paths else "other"  # other paths are unbounded
         try:
             await self.app(scope, receive, counted_send)
         finally:

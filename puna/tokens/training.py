@@ -139,7 +139,7 @@ def _train(sample: Sample, vocab_size: int, out: Path) -> bytes:
 
 
 def _explained(error: RuntimeError, vocab_size: int, sample: Sample) -> Exception:
-    """SentencePiece's error in our words: the field, and the mend."""
+    """SentencePiece's error in our words: the field and how to fix it."""
     message = str(error)
     if "Vocabulary size too high" in message:
         most = message.rsplit("<=", 1)[-1].strip(" .")

@@ -38,7 +38,7 @@ class JsonLines:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def rewind(self, step: int) -> None:
-        """Forget what lies after `step`, and a torn last line: the run goes on from there."""
+        """Truncate after `step`, and drop a partial last line: the run resumes from there."""
         if not self.path.is_file():
             return
         kept = []

