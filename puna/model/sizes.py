@@ -41,7 +41,8 @@ def saved_bytes_per_token_and_layer(config: ModelConfig, compute_bytes: int) -> 
 
     x and h (dim each, of the fp32 residual stream); q, k, v, o and gate, up in the compute precision: with
     the paper's sizes 2 + 4 + 5.3 = 11.3 · dim elements. And the statistics, fp32: the reciprocal root mean
-    square of two norms, log Σ exp of each head.
+    square of two norms, log Σ exp of each head. PyTorch's attention, which runs where
+    there is no C++ compiler, also saves a copy of o.
     """
     residual = 2 * config.dim * 4
     attention = config.head_dim * (2 * config.n_heads + 2 * config.kv_heads)

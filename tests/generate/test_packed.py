@@ -1,6 +1,7 @@
 """Packed weights compute what the model does; a token's bits do not depend on what runs beside it."""
 
 import logging
+import os
 from dataclasses import replace
 
 import pytest
@@ -31,7 +32,10 @@ CONFIGS = {name: replace(config, context=256) for name, config in CONFIGS.items(
     "a wide head": replace(PLAIN, dim=192, n_heads=2, context=256),
 }
 
-native = pytest.mark.skipif(extension.compiler() is None, reason="no C++ compiler")
+native = pytest.mark.skipif(
+    extension.compiler() is None or os.environ.get("PUNA_NATIVE") == "0",
+    reason="no C++ compiler, or PUNA_NATIVE=0",
+)
 
 
 @pytest.fixture

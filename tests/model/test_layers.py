@@ -9,6 +9,7 @@ from torch.autograd import gradcheck
 
 from puna.config import ModelConfig
 from puna.model import layers
+from puna.model.attention import is_fused
 from puna.model.layers import Linear, Norm, NormLinear, SplitRotate, SwiGLULinear
 from puna.model.llama import Llama
 from puna.model.loss import IGNORE, LinearCrossEntropy, cross_entropy
@@ -114,6 +115,8 @@ def saved_bytes(activations: str, layers_: int, compute: torch.dtype) -> int:
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
 def test_the_bytes_saved_are_the_formulas(compute):
+    if not is_fused(torch.empty(1, CONFIG.head_dim, dtype=compute)):
+        pytest.skip("PyTorch's attention also saves a copy of its output")
     a_layer = saved_bytes("manual", 3, compute) - saved_bytes("manual", 2, compute)
     assert a_layer / (2 * 160) == saved_bytes_per_token_and_layer(CONFIG, compute.itemsize)
 
