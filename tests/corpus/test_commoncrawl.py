@@ -357,11 +357,15 @@ def killed_in_the_middle(source: str, folder: Path, out: Path, sign: Path) -> bo
     script.write_text(SCRIPT.format(source=source))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, script, folder, out], env=environment, stderr=subprocess.DEVNULL
+        [sys.executable, script, folder, out],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     while not sign.exists() and process.poll() is None:
         time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
+    # With its workers: one that outlives it for a moment may leave a partial file behind the next run.
+    os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     return not (out / "manifest.json").exists()
 
