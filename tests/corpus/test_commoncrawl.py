@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -364,9 +363,15 @@ def killed_in_the_middle(source: str, folder: Path, out: Path, sign: Path) -> bo
     )
     while not sign.exists() and process.poll() is None:
         time.sleep(0.001)
-    # With its workers: one that outlives it for a moment may leave a partial file behind the next run.
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
+    # Its workers notice and end on their own; until then one may still be writing a partial file.
+    deadline = time.monotonic() + 30
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(0.01)
+        pytest.fail("the workers of a killed run did not end within 30 s")
     return not (out / "manifest.json").exists()
 
 
