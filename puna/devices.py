@@ -230,7 +230,7 @@ class Machine:
     """The fastest matrix product that was measured, FLOP/s: what MFU is relative to."""
 
     def __str__(self) -> str:
-        """`cpu, AMD EPYC, 2 threads, fp32 (bf16 is 63 times slower here), 137 GFLOP/s`."""
+        """`cpu, AMD EPYC, 2 threads, fp32 (bf16 is 37 times slower here), 111 GFLOP/s`."""
         speed = self.bf16_speed
         said = f"{speed:.1f} times as fast" if speed >= 1 else f"{_times(1 / speed)} times slower"
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
