@@ -38,9 +38,9 @@ def datatrove(folder, out, model, bad_words, fast):
 
 
 def puna(folder, out, bad_words):
-    from puna.corpus.c4 import Options
-    from puna.corpus.runs import Runs
-    from puna.corpus.stage import clean_source
+    from puna.corpus.c4.source import Options
+    from puna.corpus.clean import clean_source
+    from puna.stages.stage import Runs
 
     options = Options(deduplicate=False, bad_words=str(bad_words))
     clean_source("c4", [folder], out, options, Runs(workers=1))
@@ -48,11 +48,11 @@ def puna(folder, out, bad_words):
 
 def lines(folder, out):
     """Line deduplication alone: seconds of its own parts, without reading and writing pages."""
-    from puna.corpus import lines
-    from puna.corpus.commoncrawl import Options, clean, read
+    from puna.corpus.commoncrawl.source import Options, clean, read
+    from puna.corpus.dedup import lines
+    from puna.corpus.dedup.hash_ranges import RangeWriter
     from puna.corpus.document import Document
-    from puna.corpus.ranges import RangeWriter
-    from puna.corpus.steps import by_size, n_ranges_for
+    from puna.corpus.pipeline import by_size, n_ranges_for
 
     seconds, size, removed = 0.0, 0, 0
     files = sorted(folder.glob("*.gz"))
@@ -101,9 +101,9 @@ def lines(folder, out):
 
 def road(folder, out, workers):
     """The whole road of CommonCrawl but for the models, in processes. Returns the seconds of work in them."""
-    from puna.corpus import commoncrawl
-    from puna.corpus.runs import Runs, plan_shards
-    from puna.corpus.stage import clean_source
+    from puna.corpus.clean import clean_source
+    from puna.corpus.commoncrawl import source as commoncrawl
+    from puna.stages.stage import Runs, plan_shards
 
     # A shard a file, as of real dumps, whose files are larger than these.
     commoncrawl.plan_shards = partial(plan_shards, shard_bytes=1)

@@ -162,7 +162,7 @@ def puna_step(shape: tuple[int, ...], precision: str):
 
     from puna.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
     from puna.devices import use_onednn_for_fp32
-    from puna.model.kernels import compile_kernels
+    from puna.kernels.elementwise import compile_kernels
     from puna.model.llama import Llama
     from puna.tokens.mixture import Batch
     from puna.train.optim import build_optimizer

@@ -113,7 +113,7 @@ def contestant(name, folder, out, peers):
     if python is None:
         return None
     sys.path.insert(0, str(HERE.parent))
-    from puna.corpus.language import model_path
+    from puna.corpus.web.language import model_path
 
     command = [python, HERE / "_corpus_contestant.py", name, folder, out, model_path(), BAD_WORDS]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}

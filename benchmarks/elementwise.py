@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from puna.model import kernels
+from puna.kernels import elementwise
 
 
 def work(rows: int, dim: int, ffn: int, vocab: int, dtype: torch.dtype) -> dict[str, tuple[tuple, float]]:
@@ -76,7 +76,7 @@ def main() -> None:
     for name, (arguments, traffic) in work(
         options.rows, options.dim, options.ffn, options.vocab, dtype
     ).items():
-        kernel = getattr(kernels, name)
+        kernel = getattr(elementwise, name)
         ways = {"C++": kernel.in_cpp, "eager": kernel.function}
         if options.inductor:
             ways["inductor"] = torch.compile(kernel.function, fullgraph=True, dynamic=False)

@@ -28,12 +28,12 @@ import torch
 from _peers import interpreter
 
 from puna.config import ModelConfig, RunConfig, read_config, to_dict
-from puna.corpus.samples import fetch_sample
+from puna.fetch.package_index import fetch_sample
 from puna.files import cache_dir, write_json
-from puna.generate import packed
-from puna.model import extension
-from puna.model.native import tensors
-from puna.model.safetensors_stream import SafetensorsWriter
+from puna.formats.native import tensors
+from puna.formats.safetensors_stream import SafetensorsWriter
+from puna.generate.runners import packed
+from puna.kernels import build
 from puna.model.sizes import matrix_parameters
 
 HERE = Path(__file__).parent
@@ -134,7 +134,7 @@ def ask(process: subprocess.Popen, prompt: int, steps: int, sequences: int) -> d
 
 def bandwidth(memory: torch.Tensor) -> float:
     """What the memory gives just now to a loop that only reads, bytes/s: the best of three."""
-    library = extension.load(Path(packed.__file__).with_name("packed.cpp"))
+    library = build.load(Path(packed.__file__).with_name("packed.cpp"))
     if library is None:
         return math.nan
     best = math.inf

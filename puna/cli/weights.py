@@ -273,7 +273,7 @@ def convert(
         Overrides the source's context length; Meta's format has none, so 2048 is assumed.
     """
     from puna.files import human_bytes, human_seconds
-    from puna.model.formats import convert as convert_weights
+    from puna.formats.convert import convert as convert_weights
 
     result = convert_weights(src, dst, to, dtype, parts, context)
     if to == "puna":

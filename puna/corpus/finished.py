@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.corpus.document import Document
-from puna.corpus.output import read_documents
+from puna.corpus.parquet import read_documents
 from puna.files import MANIFEST, read_manifest
 
 _COMMAND = "puna corpus SOURCE INPUT… --out DIR"

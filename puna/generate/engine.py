@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from puna.config import Sampling
-from puna.generate.cache import BLOCK
-from puna.generate.prefix import BlockPool, names
+from puna.generate.lookup import Drafts
+from puna.generate.prefix_cache import BlockPool, names
 from puna.generate.request import Chunk, Finish, Request, Token
-from puna.generate.runner import Runner
+from puna.generate.runners.base import Runner
+from puna.generate.runners.cache import BLOCK
 from puna.generate.sampling import adjusted, draw, logprobs
-from puna.generate.speculate import Drafts
-from puna.generate.templates import ChatTemplate
 from puna.generate.text import AnswerText
+from puna.tokens.chat_template import ChatTemplate
 from puna.tokens.tokenizer import Tokenizer
 
 CHUNK = 256  # positions of a prompt that are computed in a step, at most

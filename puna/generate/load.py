@@ -4,15 +4,23 @@ In:  a run directory, or one that `puna convert --to puna` wrote: configuration,
 Out: an Engine, with the runner that the weights' precision and the machine ask for.
 """
 
+import logging
 from pathlib import Path
+
+import torch
 
 from puna.config import read_config
 from puna.devices import DeviceName, choose_device
-from puna.generate.cache import BLOCK, block_bytes
+from puna.formats.native import NativeSource
 from puna.generate.engine import Engine
-from puna.generate.runner import DTYPES, CacheDtype, Weights, load_runner
-from puna.generate.templates import ChatTemplate
+from puna.generate.runners.base import DTYPES, CacheDtype, Runner, Weights
+from puna.generate.runners.cache import BLOCK, block_bytes
+from puna.generate.runners.packed import PackedRunner, library_for, plain_model
+from puna.generate.runners.pytorch import PlainRunner
+from puna.tokens.chat_template import ChatTemplate
 from puna.tokens.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 _CACHE_BYTES = 1 << 31  # of the cache, at most, when nobody says how many tokens
 
@@ -54,3 +62,35 @@ def load_engine(
         n_blocks = cache_tokens // BLOCK
     runner = load_runner(path, chosen, n_blocks, dtype, chosen_device)
     return Engine(runner, tokenizer, max_batch, ChatTemplate.of(tokenizer))
+
+
+def load_runner(
+    path: Path,
+    weights: Weights,
+    n_blocks: int,
+    cache_dtype: torch.dtype = torch.bfloat16,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> Runner:
+    """The runner for a run's newest weights: packed on a CPU, PyTorch alone on other devices.
+
+    The packed runner holds its cache in fp32 or bf16; with fp16, or without a C++ compiler, PyTorch computes
+    on a CPU too. PyTorch's runner holds int8 and int4 weights as bf16.
+
+    Raises:
+        ValueError: no weights, a corrupt file, or int8 and int4 with an fp16 cache on a CPU.
+    """
+    source = NativeSource(path)
+    is_integer = weights in ("int8", "int4")
+    if device.type == "cpu":
+        if is_integer and cache_dtype == torch.float16:
+            raise ValueError(f"{weights} weights need a cache in fp32 or bf16 on a CPU; got fp16")
+        library = None if cache_dtype == torch.float16 else library_for(source.config)
+        if library is not None:
+            return PackedRunner(source, library, weights, n_blocks, cache_dtype)
+        if cache_dtype != torch.float16:
+            held = f"{weights}, held as bf16" if is_integer else weights
+            _log.warning("weights in %s: fallback to PyTorch, slower", held)
+    elif is_integer:
+        _log.warning("%s weights are dequantised to bf16 on %s: no smaller, no faster", weights, device.type)
+    model = plain_model(source, weights).to(device).eval()
+    return PlainRunner(model, n_blocks, cache_dtype, static=device.type == "cuda")

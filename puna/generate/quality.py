@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from puna.generate.packed import PackedRunner
-from puna.generate.quantize import Weights
-from puna.generate.runner import BLOCK
+from puna.generate.load import load_runner
+from puna.generate.runners.cache import BLOCK
+from puna.generate.runners.quantize import Weights
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ def quality(path: Path, tokens: Sequence[int], weights: Weights, window: int = 5
     if len(tokens) < 2:
         raise ValueError("the text is shorter than two tokens; give a longer one")
     blocks = ceil(window / BLOCK)
-    exact = PackedRunner.load(path, "fp32", blocks, torch.float32)
-    tried = PackedRunner.load(path, weights, blocks)
+    exact = load_runner(path, "fp32", blocks, torch.float32)
+    tried = load_runner(path, weights, blocks)
     window = min(window, exact.config.context)
     sums = torch.zeros(4, dtype=torch.float64)
     count = 0

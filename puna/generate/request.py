@@ -38,7 +38,7 @@ class Request:
     logit_bias: tuple[tuple[int, float], ...] = ()
     """Added to the logits of these ids."""
     lookup: int = 0
-    """Guess up to this many tokens at once from what stood in the text before; see speculate.py."""
+    """Guess up to this many tokens at once from what stood in the text before; see lookup.py."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Any
 from puna.config import Sampling
 from puna.generate.engine import Engine
 from puna.generate.request import Request
-from puna.generate.runner import BLOCK, PlainRunner
+from puna.generate.runners.cache import BLOCK
+from puna.generate.runners.pytorch import PlainRunner
 from puna.model.llama import Llama
 from puna.tokens.tokenizer import Tokenizer
 

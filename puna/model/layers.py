@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from puna.config import RopeScaling
-from puna.model import kernels
-from puna.model.products import Weight, weight_gradient
+from puna.kernels import elementwise
+from puna.kernels.matmul import Weight, weight_gradient
 
 
 def rms_norm(x_BTD: Tensor, norm_D: Tensor, eps: float) -> Tensor:
@@ -74,7 +74,7 @@ def split_rotate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fused q, k, v (B, T, H + 2K, E) -> q (B, H, T, E), k and v (B, K, T, E), q and k rotated."""
     q, k, v = qkv_BTXE.transpose(1, 2).split((heads, kv_heads, kv_heads), dim=1)
-    return kernels.rotate(q, cos_TE, sin_TE), kernels.rotate(k, cos_TE, sin_TE), v
+    return elementwise.rotate(q, cos_TE, sin_TE), elementwise.rotate(k, cos_TE, sin_TE), v
 
 
 class Linear(Function):
@@ -100,13 +100,13 @@ class Norm(Function):
 
     @staticmethod
     def forward(ctx: Any, x_BTD: Tensor, norm_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        n, r = kernels.rms_forward(x_BTD, norm_D, eps, dtype)
+        n, r = elementwise.rms_forward(x_BTD, norm_D, eps, dtype)
         ctx.save_for_backward(x_BTD, r, norm_D)
         return n
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        dx, dnorm_D = kernels.rms_backward(grads[0], *ctx.saved_tensors)
+        dx, dnorm_D = elementwise.rms_backward(grads[0], *ctx.saved_tensors)
         return dx, dnorm_D, None, None
 
 
@@ -123,7 +123,7 @@ class NormLinear(Function):
     def forward(
         ctx: Any, x_BTD: Tensor, norm_D: Tensor, weight_OD: Tensor, eps: float, dtype: torch.dtype
     ) -> Tensor:
-        n, r = kernels.rms_forward(x_BTD, norm_D, eps, dtype)
+        n, r = elementwise.rms_forward(x_BTD, norm_D, eps, dtype)
         ctx.save_for_backward(x_BTD, r, norm_D, weight_OD)
         ctx.dtype = dtype
         return Weight(weight_OD, dtype).forward(n)
@@ -133,9 +133,9 @@ class NormLinear(Function):
         x, r, norm_D, weight_OD = ctx.saved_tensors
         dn = Weight(weight_OD, ctx.dtype).backward(grads[0])
         # Here tensor parallelism starts the reduction of dn, and computes dW while it travels.
-        n = kernels.rms_again(x, r, norm_D, ctx.dtype)
+        n = elementwise.rms_again(x, r, norm_D, ctx.dtype)
         dweight_OD = weight_gradient(grads[0], n, weight_OD)
-        dx, dnorm_D = kernels.rms_backward(dn, x, r, norm_D)
+        dx, dnorm_D = elementwise.rms_backward(dn, x, r, norm_D)
         return dx, dnorm_D, dweight_OD, None, None
 
 
@@ -151,13 +151,13 @@ class SwiGLULinear(Function):
     @staticmethod
     def forward(ctx: Any, gate_up_BT2F: Tensor, weight_DF: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up_BT2F, weight_DF)
-        return Weight(weight_DF, gate_up_BT2F.dtype).forward(kernels.swiglu_forward(gate_up_BT2F))
+        return Weight(weight_DF, gate_up_BT2F.dtype).forward(elementwise.swiglu_forward(gate_up_BT2F))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         gate_up_BT2F, weight_DF = ctx.saved_tensors
         dz = Weight(weight_DF, grads[0].dtype).backward(grads[0])
-        dgate_up, z = kernels.swiglu_backward(dz, gate_up_BT2F)
+        dgate_up, z = elementwise.swiglu_backward(dz, gate_up_BT2F)
         return dgate_up, weight_gradient(grads[0], z, weight_DF)
 
 
@@ -169,8 +169,8 @@ class SplitRotate(Function):
         ctx: Any, qkv_BTXE: Tensor, cos_TE: Tensor, sin_TE: Tensor, heads: int, kv_heads: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.angles = cos_TE, sin_TE
-        return kernels.split_rotate(qkv_BTXE, cos_TE, sin_TE, heads, kv_heads)
+        return elementwise.split_rotate(qkv_BTXE, cos_TE, sin_TE, heads, kv_heads)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        return kernels.split_rotate_backward(*grads, *ctx.angles), None, None, None, None
+        return elementwise.split_rotate_backward(*grads, *ctx.angles), None, None, None, None

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
-from puna.model.kernels import cross_entropy_block
-from puna.model.products import Weight, add_weight_gradient
+from puna.kernels.elementwise import cross_entropy_block
+from puna.kernels.matmul import Weight, add_weight_gradient
 
 IGNORE = -100  # a target that does not count: padding
 # Of a block. Few, and the gradient of the projection is added to too often (at 32,000 pieces and 64 rows that

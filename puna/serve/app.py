@@ -25,16 +25,16 @@ from starlette.responses import Response
 from puna import __version__
 from puna.generate.engine import Engine
 from puna.serve import schemas
+from puna.serve.api.chat import converse
+from puna.serve.api.completions import complete
 from puna.serve.body import BoundedRoute
-from puna.serve.chat import converse
-from puna.serve.completions import complete
 from puna.serve.errors import ServeError, answer_error, of_http, of_validation
-from puna.serve.gate import OPEN_PATHS, ApiKeys, Counted, HeadIsGet, KnownHost, LimitedBody, OneLength
 from puna.serve.metrics import CONTENT_TYPE_LATEST, Metrics
+from puna.serve.middleware import OPEN_PATHS, ApiKeys, Counted, HeadIsGet, KnownHost, LimitedBody, OneLength
 from puna.serve.service import Service, answer
 from puna.serve.worker import BROKEN, Worker
 
-PAGE = Path(__file__).with_name("chat.html")
+PAGE = Path(__file__).with_name("page.html")
 
 
 @dataclass(frozen=True)

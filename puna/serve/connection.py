@@ -4,7 +4,7 @@ In:  uvicorn's HTTP/1.1 protocol.
 Out: the same, which ends connections that do nothing.
 
     head of a request not whole after    HEAD_SECONDS       closed
-    its body not whole after             BODY_SECONDS       408 (gate.py), the rest is read for LINGER_SECONDS
+    its body not whole after             BODY_SECONDS       408 (middleware.py); read on for LINGER_SECONDS
     between two requests                 uvicorn's timeout_keep_alive
     an answer that nobody reads after    WRITE_SECONDS      closed
     more connections than the process has descriptors for   the one that has been silent longest is closed
@@ -72,7 +72,7 @@ class Connection(H11Protocol):
         super().connection_lost(error)
 
     def handle_events(self) -> None:
-        """Read what there is; then wait for a head, but not forever, or for a body, which gate.py times."""
+        """Read what there is; then wait for a head, but not forever, or for a body (see middleware.py)."""
         super().handle_events()
         self.since = self.loop.time()
         is_between = self.conn.their_state is h11.IDLE

@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from puna.serve.connection import Connection, connection_limit
-from puna.serve.gate import is_loopback
+from puna.serve.middleware import is_loopback
 
 __all__ = ["Server", "is_loopback", "listen", "run"]
 

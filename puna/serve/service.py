@@ -18,13 +18,13 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from puna.config import Sampling
-from puna.generate.cache import BLOCK
 from puna.generate.engine import Engine
 from puna.generate.request import Request
-from puna.generate.templates import encode_special
+from puna.generate.runners.cache import BLOCK
 from puna.serve.errors import ServeError
 from puna.serve.schemas import Generation
 from puna.serve.worker import Work, Worker
+from puna.tokens.chat_template import encode_special
 
 T = TypeVar("T")
 CLIENT_GONE = 499  # nobody reads it; the metrics count it

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from puna.corpus.finished import Finished
-from puna.corpus.output import read_documents
+from puna.corpus.parquet import read_documents
 from puna.tokens.order import digest64, shares
 
 # SentencePiece silently leaves out longer sentences; in characters, of at most four bytes each.

@@ -30,9 +30,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from puna.corpus.document import Document
 from puna.corpus.finished import Finished, find_finished
-from puna.corpus.output import read_documents
-from puna.corpus.runs import Shard, run_stage
+from puna.corpus.parquet import read_documents
 from puna.files import atomic_file
+from puna.stages.stage import Shard, run_stage
 from puna.tokens.order import digest64, in_table_order
 from puna.tokens.sample import sources_in
 from puna.tokens.tokenizer import MODEL, Tokenizer

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from puna.files import atomic_file
 from puna.tokens.fast import FastEncoder, load_fast
-from puna.tokens.pieces import SPACE, UNKNOWN, PieceModel, extended
-from puna.tokens.settings import (
+from puna.tokens.training import MODEL
+from puna.tokens.vocabularies.sentencepiece import SPACE, UNKNOWN, PieceModel, extended
+from puna.tokens.vocabularies.settings import (
     Settings,
     gguf_settings,
     is_tiktoken,
@@ -32,10 +33,9 @@ from puna.tokens.settings import (
     puts_space_behind_control,
     settings_beside,
 )
-from puna.tokens.training import MODEL
 
 if TYPE_CHECKING:
-    from puna.tokens.hub import HubModel
+    from puna.tokens.vocabularies.tokenizer_json import HubModel
 
 __all__ = ["GGUF", "HUB", "MODEL", "StreamDecoder", "Tokenizer"]
 
@@ -308,15 +308,15 @@ def _read(file: Path) -> "PieceModel | HubModel":
     begins = _begins(file)
     # Imported here, for most vocabularies need neither.
     if begins == b"GGUF":
-        from puna.tokens.gguf_vocab import read_gguf
+        from puna.tokens.vocabularies.gguf import read_gguf
 
         return read_gguf(file)
     if begins.lstrip()[:1] == b"{":
-        from puna.tokens.hub import read_hub
+        from puna.tokens.vocabularies.tokenizer_json import read_hub
 
         return read_hub(file)
     if is_tiktoken(file):
-        from puna.tokens.tiktoken import read_tiktoken
+        from puna.tokens.vocabularies.tiktoken import read_tiktoken
 
         return read_tiktoken(file)
     return PieceModel(extended(file), puts_space_behind_control(file.parent))

@@ -13,7 +13,7 @@ import torch
 from puna import devices
 from puna.config import CONFIG, RunConfig, read_config
 from puna.devices import DeviceName, Machine
-from puna.model import extension, kernels
+from puna.kernels import build, elementwise
 from puna.model.llama import Llama
 from puna.model.weights import load_weights
 from puna.tokens.mixture import Mixture
@@ -96,7 +96,7 @@ def prepare(run: Run, out: Path) -> Trainer:
     assert config.train.precision != "auto"
     machine = devices.measure(run.device, config.train.precision)
     print(machine, file=sys.stderr)
-    model, optimizer = build(config, run.device)
+    model, optimizer = build_model(config, run.device)
     newest = checkpoint.latest(out)
     if newest is None:
         model.init_weights(config.train.seed)
@@ -109,11 +109,11 @@ def prepare(run: Run, out: Path) -> Trainer:
     return Trainer(model, optimizer, guard, state, machine)
 
 
-def build(config: RunConfig, device: torch.device) -> tuple[Llama, torch.optim.AdamW]:
+def build_model(config: RunConfig, device: torch.device) -> tuple[Llama, torch.optim.AdamW]:
     """The model, its weights not yet initialised, and its optimiser; compiles the kernels that they need."""
-    kernels.compile_kernels(config.train.compile)
+    elementwise.compile_kernels(config.train.compile)
     if device.type == "cpu":
-        extension.prepare(kernels.SOURCES, lambda line: print(line, file=sys.stderr))
+        build.prepare(elementwise.SOURCES, lambda line: print(line, file=sys.stderr))
     compute = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     model = Llama(config.model, compute, config.train.activations, device)
     return model, build_optimizer(model, config.optim)

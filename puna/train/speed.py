@@ -12,7 +12,7 @@ from puna import devices
 from puna.config import RunConfig
 from puna.progress import Bar
 from puna.tokens.mixture import Mixture
-from puna.train.setup import build
+from puna.train.setup import build_model
 from puna.train.step import OutlierGuard, train_step
 
 WARM_UP_STEPS = 3
@@ -39,7 +39,7 @@ def tokens_per_second(config: RunConfig) -> float:
     if config.train.precision == "auto":
         precision = devices.fast_precision(device)
         config = replace(config, train=replace(config.train, precision=precision))
-    model, optimizer = build(config, device)
+    model, optimizer = build_model(config, device)
     model.init_weights(config.train.seed)
     guard = OutlierGuard(config.train.skip_outliers, device)
 

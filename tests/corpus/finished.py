@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from puna.corpus.document import Document
-from puna.corpus.output import write_documents
+from puna.corpus.parquet import write_documents
 from puna.files import MANIFEST, fingerprint, sha256_file, write_json
 
 

@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from puna.corpus import runs
-from puna.corpus.stage import clean_source
+from puna.corpus.clean import clean_source
+from puna.stages import stage
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -25,12 +25,12 @@ def run_killed(source: str, inputs: Path, out: Path, step: str) -> None:
 if __name__ == "__main__":
     source, inputs, out, step = sys.argv[1:]
     folder = Path(out) if step == "." else Path(out) / "steps" / step
-    write_json = runs.write_json
+    write_json = stage.write_json
 
     def write_or_die(path: Path, value: object) -> None:
-        if path.parent == folder and path.name != runs.PLAN:
+        if path.parent == folder and path.name != stage.PLAN:
             os.kill(os.getpid(), signal.SIGKILL)
         write_json(path, value)
 
-    runs.write_json = write_or_die
-    clean_source(source, [Path(inputs)], Path(out), runs=runs.Runs(workers=1))
+    stage.write_json = write_or_die
+    clean_source(source, [Path(inputs)], Path(out), runs=stage.Runs(workers=1))

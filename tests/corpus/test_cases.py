@@ -18,7 +18,7 @@ EXPECTED = [json.loads(line) for line in (CASES / "expected.jsonl").read_text().
 
 def results_of(case):
     """(record, Document or Drop) for each record of a case, by its source's own reader and cleaner."""
-    source = importlib.import_module(f"puna.corpus.{case['source']}")
+    source = importlib.import_module(f"puna.corpus.{case['source']}.source")
     path = CASES / case["input"]
     paths = source.find(path) if path.is_dir() else [path]
     records = [record for found in paths for record in source.read(found)]

@@ -5,7 +5,7 @@ import torch
 
 from puna.config import ModelConfig
 from puna.generate.engine import Engine
-from puna.generate.runner import PlainRunner
+from puna.generate.runners.pytorch import PlainRunner
 from puna.model.llama import Llama
 from puna.tokens.tokenizer import Tokenizer
 

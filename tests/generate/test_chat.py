@@ -10,8 +10,8 @@ import pytest
 from puna.config import Sampling
 from puna.generate.chat import Chat, _printable
 from puna.generate.engine import Engine
-from puna.generate.runner import PlainRunner
-from puna.generate.templates import ChatTemplate
+from puna.generate.runners.pytorch import PlainRunner
+from puna.tokens.chat_template import ChatTemplate
 from tests.generate.conftest import CONFIG, random_model
 
 GREEDY = Sampling(temperature=0)

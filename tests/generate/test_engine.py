@@ -8,11 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from puna.config import Sampling
-from puna.generate.cache import BLOCK
 from puna.generate.engine import CHUNK, Engine
 from puna.generate.load import load_engine
 from puna.generate.request import Chunk, Request
-from puna.generate.runner import PlainRunner
+from puna.generate.runners.cache import BLOCK
+from puna.generate.runners.pytorch import PlainRunner
 from puna.model.llama import Llama
 from puna.recipes import recipe
 from puna.train.loop import train

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from puna.generate.speculate import Drafts
+from puna.generate.lookup import Drafts
 from puna.generate.text import AnswerText
 
 

@@ -9,10 +9,10 @@ from puna.cli import main
 from puna.cli.models import model_path
 from puna.config import RunConfig, Sampling, to_dict
 from puna.files import write_json
+from puna.formats.convert import convert
 from puna.generate.chat import _printable
 from puna.generate.engine import Engine
 from puna.generate.load import load_engine
-from puna.model.formats import convert
 from puna.model.weights import save_weights
 from tests.generate.conftest import CONFIG, random_model
 

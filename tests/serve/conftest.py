@@ -13,12 +13,12 @@ import pytest
 
 from puna.config import ModelConfig
 from puna.generate.engine import Engine
-from puna.generate.runner import PlainRunner
-from puna.generate.templates import ChatTemplate
+from puna.generate.runners.pytorch import PlainRunner
 from puna.serve.app import build_app
 from puna.serve.run import Server, listen
+from puna.tokens.chat_template import ChatTemplate
 from puna.tokens.tokenizer import Tokenizer
-from tests.model.models import random_model, tokenizer_model
+from tests.formats.models import random_model, tokenizer_model
 
 CONFIG = ModelConfig(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96, vocab_size=320, context=512)
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"

@@ -22,7 +22,7 @@ from pathlib import Path
 import httpx2
 
 from puna.config import ModelConfig
-from tests.model.models import write_native_model
+from tests.formats.models import write_native_model
 
 CLIENTS = 64
 CONFIG = ModelConfig(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96, vocab_size=320, context=512)

@@ -12,8 +12,8 @@ from openai.types.completion_create_params import CompletionCreateParamsBase as 
 
 from puna.config import Sampling
 from puna.generate.request import Request
-from puna.generate.templates import ChatTemplate
 from puna.serve.schemas import ChatRequest, CompletionRequest
+from puna.tokens.chat_template import ChatTemplate
 from tests.serve.conftest import NAME, live, tiny_engine
 from tests.serve.test_limits import refusal
 

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from puna.generate.templates import ChatTemplate
 from puna.serve.body import MAX_CONTAINERS, MAX_NUMBERS, MAX_STRINGS
+from puna.tokens.chat_template import ChatTemplate
 from tests.serve.conftest import live, tiny_engine
 from tests.serve.test_limits import JSON, refusal
 
@@ -109,7 +109,7 @@ def connect(url: str) -> socket.socket:
 
 
 def test_a_body_that_comes_a_byte_at_a_time_is_cut(vocabulary, monkeypatch):
-    monkeypatch.setattr("puna.serve.gate.BODY_SECONDS", 0.8)
+    monkeypatch.setattr("puna.serve.middleware.BODY_SECONDS", 0.8)
     monkeypatch.setattr("puna.serve.connection.LINGER_SECONDS", 0.5)
     with live(tiny_engine(vocabulary)) as one, connect(one.url) as slow:
         slow.sendall(

@@ -14,7 +14,7 @@ import pytest
 
 from puna.config import ModelConfig
 from puna.serve.worker import BROKEN
-from tests.model.models import write_native_model
+from tests.formats.models import write_native_model
 from tests.serve.conftest import CONFIG, live, slowed, tiny_engine
 
 LONG = {"prompt": "the wind", "max_tokens": 400, "ignore_eos": True, "temperature": 0}

@@ -184,7 +184,7 @@ def test_other_origins_are_let_in_only_where_they_are_named(served, vocabulary):
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(vocabulary, monkeypatch):
-    monkeypatch.setattr("puna.serve.gate.BODY_SECONDS", 0.3)
+    monkeypatch.setattr("puna.serve.middleware.BODY_SECONDS", 0.3)
     with live(tiny_engine(vocabulary)) as patient:
         address = urlsplit(patient.url)
         connection = http.client.HTTPConnection(address.hostname, address.port, timeout=10)

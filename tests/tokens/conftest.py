@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from puna.corpus.document import Document
-from puna.corpus.output import write_documents
+from puna.corpus.parquet import write_documents
 from puna.files import fingerprint, sha256_file, write_json
 from puna.tokens.tokenizer import Tokenizer
 from puna.tokens.training import train_tokenizer

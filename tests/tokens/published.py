@@ -5,7 +5,7 @@ import zipfile
 from functools import cache
 from pathlib import Path
 
-from puna.corpus.samples import Package, fetch_packages
+from puna.fetch.package_index import Package, fetch_packages
 from puna.files import cache_dir
 
 # Mistral 7B's first tokenizer: 32,000 pieces, SentencePiece BPE with byte fallback.

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from puna.tokens import fast, tokenizer
 from puna.tokens.fast import FastEncoder, hard_sample, load_fast
-from puna.tokens.pieces import PieceModel
 from puna.tokens.tokenizer import Tokenizer
+from puna.tokens.vocabularies.sentencepiece import PieceModel
 from tests.tokens.published import mistral_model
 
 HARD = [

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.cli import main
-from puna.corpus.output import read_documents
+from puna.corpus.parquet import read_documents
 from puna.tokens.shards import _npy_file, hold_out, token_dtype, write_shards
 
 

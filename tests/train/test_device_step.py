@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from puna.generate.cache import BlockCache
-from puna.generate.static_decode import StaticDecode
+from puna.generate.runners.cache import BlockCache
+from puna.generate.runners.static_decode import StaticDecode
 from puna.model.llama import Llama
 from puna.recipes import recipe
 from puna.tokens.mixture import Mixture

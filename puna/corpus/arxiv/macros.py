@@ -1,0 +1,547 @@
+"""LaTeX macros: definitions are read where they stand, and every use is replaced by what it means.
+
+In:  the text of the main file (after `latex.lift`), and a way to find the files that it inputs.
+Out: one text: files inlined, definitions gone, no macro of the author left.
+
+    \\newcommand{\\half}[1]{\\frac{#1}{2}}   nothing;  known: half -> Macro("\\frac{#1}{2}", 1 argument)
+    $\\half{\\half x}$                       $\\frac{\\frac{x}{2}}{2}$
+
+TeX's way: the text is read once, in order, and what a macro expands to is read again before the rest.
+Commands that the paper does not define stay as they are, and so do conditions that only TeX can decide.
+Groups do not end a definition here, which in TeX they do.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from puna.corpus.arxiv.latex import ends_in_control_word
+from puna.corpus.arxiv.tex_reader import CONTROL, MacroLimits, Reader, after_word, end_of
+
+# The name of an inputted file, and the folder that it is looked for in -> its path and its lifted text.
+FindFile = Callable[[str, str], tuple[str, str] | None]
+Action = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Macro:
+    """What a name means. `delimiters` holds, for each argument, what ends it: nothing for `{...}`.
+
+    `prefix` must follow the name; `default` is that of an optional first argument; the body of a
+    `final` macro, the meaning that `\\let` took, is not read again.
+    """
+
+    body: str
+    delimiters: tuple[str, ...] = ()
+    prefix: str = ""
+    default: str | None = None
+    final: bool = False
+
+
+_ENVIRONMENT = re.compile(r"[ \t]*\{([^{}\n]*)\}")
+_FILE_NAME = re.compile(r"([^\s\\{}]+) ?")
+_PARAMETER = re.compile(r"#(#|[1-9])")
+_PARAMETER_TEXT = re.compile(r"[^{}]{0,200}")
+_EQUALS = re.compile(r"\s*=?[ ]?")
+_AFTER_XSPACE = re.compile(r"[^\s.,'/?;:!~)\]}{\\-]|\\[A-Za-z@]")
+_IF_CHARACTERS = re.compile(r"\s*([A-Za-z0-9])([^\\{}])")
+_CONDITIONAL = re.compile(
+    r"if(?:|x|num|dim|odd|case|cat|[mhv]mode|inner|void|[hv]box|eof|true|false|defined|csname|fontchar|pdf|"
+    r"luatex|xetex|PDFTeX|XeTeX|LuaTeX|CLASS\w*|@\w+)"
+)
+_BOOLEAN = re.compile(r"\\boolean\s*\{([^{}]*)\}")
+_EQUAL = re.compile(r"\\equal\s*\{([^{}\\]*)\}\s*\{([^{}\\]*)\}")
+_TEST_WORD = re.compile(r"True|False|None|\\(?:not|NOT|and|AND|or|OR)(?![A-Za-z])|\\[()]")
+# What the styles of publishers and packages hold, and an author's own collection of macros does not.
+_PUBLISHED = re.compile(
+    r"\\(?:ProvidesClass|DeclareOption|ProcessOptions|ExecuteOptions|LoadClass|PassOptionsTo|@startsection)|"
+    r"\\def\\[A-Za-z]*@"
+)
+
+# Redefined for their looks, and what they are matters: never expanded, so that `\section` stays `\section`.
+_STRUCTURE = (
+    "part chapter section subsection subsubsection paragraph subparagraph appendix title author abstract "
+    "maketitle tableofcontents item caption footnote par bibliography bibliographystyle bibitem "
+    "thebibliography documentclass documentstyle"
+)
+_KEPT = frozenset(_STRUCTURE.split())
+# Commands of packages that a style may offer as a makeshift.
+_OFFERED = frozenset(["url", "href", "path", "texttt", "textsc", "text", "ensuremath", "natexlab", "emph"])
+
+
+class Expander(Reader):
+    """`known` says what a control sequence does: an action of TeX's own, or a Macro."""
+
+    def __init__(
+        self, find_file: FindFile, limits: MacroLimits, unexpanded: frozenset[str] | None = frozenset()
+    ) -> None:
+        """`unexpanded` are macros whose definitions go, and which stay where they are used; None: all."""
+        super().__init__(limits)
+        self._unexpanded = unexpanded
+        self._find_file = find_file
+        self._written = ""  # the control sequence that is being acted on, as it stands in the text
+        self._environments: dict[str, tuple[Macro, str]] = {}
+        self._styles: set[str] = set()
+        self._actions: Mapping[str, Action] = self._all_actions()
+        self._known: dict[str, Macro | Action] = dict(self._actions)
+
+    def expand(self, text: str, file: str = "") -> str:
+        """The text of `file`, the main one, up to the end of its document.
+
+        Raises:
+            MacroLoop: when expansions exceed the limits.
+            UnbalancedBraces: when a definition or an argument has no end.
+        """
+        self.begin(text)
+        return self.expanded(text, file)
+
+    def _all_actions(self) -> dict[str, Action]:
+        names: dict[Action, str] = {
+            self._newcommand: "newcommand renewcommand DeclareRobustCommand newrobustcmd renewrobustcmd",
+            partial(self._newcommand, offered=True): "providecommand",
+            self._def: "def gdef",
+            partial(self._def, at_once=True): "edef xdef",
+            self._prefix: "long global outer protected",
+            self._let: "let",
+            self._operator: "DeclareMathOperator",
+            self._paired: "DeclarePairedDelimiter",
+            self._newenvironment: "newenvironment",
+            partial(self._newenvironment, is_new=False): "renewenvironment",
+            self._begin: "begin",
+            self._end: "end",
+            self._newif: "newif",
+            partial(self._condition, True): "iftrue",
+            partial(self._condition, False): "iffalse",
+            self._if: "if",
+            self._input: "input include subfile subfileinclude @input @@input",
+            self._input_if: "InputIfFileExists",
+            self._if_next: "@ifnextchar kernel@ifnextchar",
+            self._if_star: "@ifstar",
+            partial(self._new_switch, "if"): "newboolean provideboolean newbool providebool",
+            partial(self._new_switch, "toggle "): "newtoggle providetoggle",
+            partial(self._set_switch, "if"): "setboolean setbool",
+            partial(self._set_switch, "toggle "): "settoggle",
+            partial(self._set_switch, "if", "true"): "booltrue",
+            partial(self._set_switch, "if", "false"): "boolfalse",
+            partial(self._set_switch, "toggle ", "true"): "toggletrue",
+            partial(self._set_switch, "toggle ", "false"): "togglefalse",
+            partial(self._if_switch, "if"): "ifbool",
+            partial(self._if_switch, "if", False): "notbool",
+            partial(self._if_switch, "toggle "): "iftoggle",
+            partial(self._if_switch, "toggle ", False): "nottoggle",
+            self._if_then_else: "ifthenelse",
+            self._import: "import subimport inputfrom subinputfrom includefrom subincludefrom",
+            self._usepackage: "usepackage RequirePackage",
+            self._endinput: "endinput",
+            self.end_line: "makeatletter makeatother",
+            self._xspace: "xspace",
+        }
+        return {name: action for action, listed in names.items() for name in listed.split()}
+
+    def step(self) -> None:
+        """Copy the top text up to the next known control sequence, and do what that says."""
+        frame = self.frames[-1]
+        known, text, at = self._known, frame.text, frame.at
+        for match in CONTROL.finditer(text, at):
+            name, at = match[1], match.end()
+            if name not in known:
+                # Outside of styles `@` is no letter: `\half@` is `\half` and a sign.
+                name = name.partition("@")[0]
+                if not name or name not in known:
+                    continue
+                at = match.start(1) + len(name)
+            self.emit(text[frame.at : match.start()])
+            if (name[-1].isalpha() or name[-1] == "@") and name not in ("begin", "end"):
+                at = after_word(text, at)
+            frame.at = at
+            self._written = text[match.start() : at]
+            self.origin = frame.origin or name
+            meaning = known[name]
+            if isinstance(meaning, Macro):
+                self._call(name, meaning)
+            else:
+                meaning()
+            break
+        else:
+            self.emit(text[frame.at :])
+            frame.at = len(text)
+        self.top()
+
+    # ---- using ------------------------------------------------------------------------------------
+
+    def _call(self, name: str, macro: Macro) -> None:
+        written = self._written
+        self.spend(len(macro.body), name)
+        if macro.prefix:
+            frame = self.top()
+            if not frame or not frame.text.startswith(macro.prefix, frame.at):
+                self.emit(written)
+                return
+            frame.at += len(macro.prefix)
+        arguments: list[str] = []
+        delimiters = macro.delimiters
+        if macro.default is not None:
+            given = self.optional()
+            arguments.append(macro.default if given is None else given)
+            delimiters = delimiters[1:]
+        for delimiter in delimiters:
+            argument = self.until(delimiter) if delimiter else self.argument()
+            if argument is None:  # used otherwise than defined
+                self.emit(written)
+                return
+            arguments.append(argument)
+        body = _substitute(macro.body, arguments)
+        if macro.final:
+            self.emit(body)
+        else:
+            self.push(body, name)
+
+    def _xspace(self) -> None:
+        frame = self.top()
+        if frame and _AFTER_XSPACE.match(frame.text, frame.at):
+            self.emit(" ")
+
+    def _begin(self) -> None:
+        name = self._environment()
+        if name in self._environments:
+            self._call(name, self._environments[name][0])
+        else:
+            self.emit(self._written)
+
+    def _end(self) -> None:
+        name = self._environment()
+        if name == "document":
+            self.frames.clear()
+        elif name in self._environments:
+            self.push(self._environments[name][1], name)
+        else:
+            self.emit(self._written)
+
+    def _environment(self) -> str:
+        """The name in `\\begin{name}`; what is not so written is a command like others."""
+        frame = self.top()
+        match = _ENVIRONMENT.match(frame.text, frame.at) if frame else None
+        if not frame or not match:
+            return ""
+        frame.at = match.end()
+        self._written += match[0]
+        return match[1]
+
+    # ---- defining ---------------------------------------------------------------------------------
+
+    def _define(self, name: str, macro: Macro) -> None:
+        if name and name not in _KEPT and name not in self._actions and self._expands(name):
+            self._known[name] = macro
+        self.end_line()
+
+    def _expands(self, name: str) -> bool:
+        return self._unexpanded is not None and name not in self._unexpanded
+
+    def _newcommand(self, offered: bool = False) -> None:
+        self.accept("*")
+        name = self.name()
+        count, default = self._parameters()
+        body = self.argument()
+        if not offered or (name not in self._known and name not in _OFFERED):
+            self._define(name, Macro(body, ("",) * count, default=default))
+        else:
+            self.end_line()
+
+    def _parameters(self) -> tuple[int, str | None]:
+        """`[3][default]`: how many there are, and what the first is where it is not given."""
+        number = (self.optional() or "").strip()
+        count = int(number) if number in tuple("123456789") else 0
+        return count, self.optional() if count else None
+
+    def _def(self, at_once: bool = False) -> None:
+        name = self.name()
+        frame = self.top()
+        parameters = _PARAMETER_TEXT.match(frame.text, frame.at) if frame else None
+        if not frame or not parameters or not frame.text.startswith("{", parameters.end()):
+            return
+        frame.at = parameters.end()
+        body = self.group(frame)
+        prefix, *delimiters = re.split(r"#[1-9]", parameters[0].lstrip().rstrip("#"))
+        if at_once:
+            body = self.expanded(body)
+        self._define(name, Macro(body, tuple(delimiters), prefix if delimiters else prefix.rstrip()))
+
+    def _prefix(self) -> None:
+        """`\\long\\def`, `\\global\\let`: nothing of its own before a definition, else left as it is."""
+        frame = self.top()
+        match = CONTROL.match(frame.text, frame.at) if frame else None
+        if not match or match[1] not in self._actions:
+            self.emit(self._written)
+
+    def _let(self) -> None:
+        name = self.name()
+        if not (frame := self.top()):
+            return
+        frame.at = end_of(_EQUALS, frame.text, frame.at)
+        if frame.text.startswith(("{", "}"), frame.at):  # another name for a brace: nobody's macro
+            frame.at += 1
+            return
+        meant = self.argument()
+        target = meant[1:] if meant.startswith("\\") else ""
+        held = self._known.get(target)
+        if isinstance(held, Macro):
+            self._define(name, held)
+        elif name != target:
+            # An action's other name is read again, to act; a command of LaTeX's own is what it was here.
+            self._define(name, Macro(meant, final=held is None))
+
+    def _operator(self) -> None:
+        star = "*" if self.accept("*") else ""
+        name, body = self.name(), self.argument()
+        self._define(name, Macro(f"\\operatorname{star}{{{body}}}"))
+
+    def _paired(self) -> None:
+        name, left, right = self.name(), self.argument(), self.argument()
+        if name and name not in self._actions:
+            self._known[name] = partial(self._call_paired, name, left, right)
+        self.end_line()
+
+    def _call_paired(self, name: str, left: str, right: str) -> None:
+        """`\\abs{x}`, `\\abs*{x}` with delimiters that grow, `\\abs[\\big]{x}` with ones of that size."""
+        before = after = ""
+        if self.accept("*"):
+            before, after = "\\left", "\\right"
+        elif size := self.optional():
+            before, after = f"{size}l", f"{size}r"
+        inside = self.argument()
+        gap = " " if ends_in_control_word(left) and inside[:1].isalpha() else ""
+        self.push(f"{before}{left}{gap}{inside}{after}{right}", name)
+
+    def _newenvironment(self, is_new: bool = True) -> None:
+        self.accept("*")
+        name = self.argument().strip()
+        count, default = self._parameters()
+        begin, end = self.argument(), self.argument()
+        if is_new and name and self._expands(name):
+            self._environments[name] = Macro(begin, ("",) * count, default=default), end
+        self.end_line()
+
+    # ---- conditions -------------------------------------------------------------------------------
+
+    def _newif(self) -> None:
+        name = self.name()
+        if name.startswith("if") and len(name) > 2 and name not in self._actions:
+            self._known[f"{name[2:]}true"] = partial(self._set_condition, name, True)
+            self._known[f"{name[2:]}false"] = partial(self._set_condition, name, False)
+            self._set_condition(name, False)
+        else:
+            self.end_line()
+
+    def _set_condition(self, name: str, value: bool) -> None:
+        self._known[name] = partial(self._condition, value)
+        self.end_line()
+
+    def _if(self) -> None:
+        """`\\if` of two characters, as in `\\if0 ... \\fi`; any other comparison is left as it is."""
+        frame = self.top()
+        if frame and (match := _IF_CHARACTERS.match(frame.text, frame.at)):
+            frame.at = match.end()
+            self._condition(match[1] == match[2])
+        else:
+            self.emit(self._written)
+
+    def _condition(self, value: bool) -> None:
+        """Read on in the branch that holds. Without its `\\fi` the condition alone goes."""
+        if not (frame := self.top()):
+            return
+        start, text = frame.at, frame.text
+        bounds, depth = [start], 0
+        for match in CONTROL.finditer(text, start):
+            name = match[1]
+            if name == "fi":
+                if depth == 0:
+                    bounds.append(match.start())
+                    frame.at = after_word(text, match.end())
+                    break
+                depth -= 1
+            elif name == "else" and depth == 0:
+                bounds += match.start(), after_word(text, match.end())
+            elif self._is_conditional(name):
+                depth += 1
+        else:
+            self.spend(len(text) - start, "if")
+            return
+        self.spend(frame.at - start, "if")
+        chosen = bounds[0:2] if value else bounds[2:4]
+        if chosen:
+            self.push(text[chosen[0] : chosen[1]], "if", frame.file)
+
+    def _is_conditional(self, name: str) -> bool:
+        if not name.startswith("if"):
+            return False
+        meaning = self._known.get(name)
+        own = isinstance(meaning, partial) and meaning.func == self._condition
+        return own or bool(_CONDITIONAL.fullmatch(name))
+
+    # Toggles (etoolbox) and booleans (ifthen) are kept as conditions: a boolean `x` is TeX's own `\\ifx`.
+
+    def _new_switch(self, kind: str) -> None:
+        name = self.argument().strip()
+        if self._switch(kind, name) is None:
+            self._set_condition(kind + name, False)
+        else:
+            self.end_line()
+
+    def _set_switch(self, kind: str, value: str = "") -> None:
+        name, given = self.argument().strip(), value or self.argument().strip()
+        if given in ("true", "false"):
+            self._set_condition(kind + name, given == "true")
+
+    def _switch(self, kind: str, name: str) -> bool | None:
+        """The value of a switch that the source set, or None."""
+        meaning = self._known.get(kind + name)
+        if not isinstance(meaning, partial) or meaning.func != self._condition:
+            return None
+        return bool(meaning.args[0])
+
+    def _if_switch(self, kind: str, wanted: bool = True) -> None:
+        written = self._written
+        name = self.argument()
+        value = self._switch(kind, name.strip())
+        if value is None:  # not of this source
+            self.emit(f"{written}{{{name}}}")
+            return
+        self._choose(value == wanted)
+
+    def _choose(self, value: bool) -> None:
+        """Read on in the first or the second of two arguments."""
+        frame = self.top()
+        yes, no = self.argument(), self.argument()
+        self.push(yes if value else no, "if", frame.file if frame else "")
+
+    def _if_then_else(self) -> None:
+        written = self._written
+        test = self.argument()
+        value = self._test(test)
+        if value is None:
+            self.emit(f"{written}{{{test}}}")
+            return
+        self._choose(value)
+
+    def _test(self, test: str) -> bool | None:
+        """The value of a test of ifthen's, or None where it is not the source that decides it."""
+        decided = _BOOLEAN.sub(lambda match: _named(self._switch("if", match[1].strip())), test)
+        decided = _EQUAL.sub(lambda match: _named(match[1].strip() == match[2].strip()), decided)
+        words = _TEST_WORD.findall(decided)
+        if "".join(words) != "".join(decided.split()) or "None" in words:
+            return None
+        return _value_of_test(words)
+
+    def _if_next(self) -> None:
+        """`\\@ifnextchar x{yes}{no}`."""
+        wanted, yes, no = self.argument(), self.argument(), self.argument()
+        frame = self.skip_space()
+        following = frame.text[frame.at] if frame else ""
+        self.push(yes if following == {"\\bgroup": "{"}.get(wanted, wanted) else no, "@ifnextchar")
+
+    def _if_star(self) -> None:
+        yes, no = self.argument(), self.argument()
+        self.push(yes if self.accept("*") else no, "@ifstar")
+
+    # ---- files ------------------------------------------------------------------------------------
+
+    def _input(self) -> None:
+        self.accept("*")
+        frame = self.skip_space()
+        if not frame:
+            return
+        if frame.text[frame.at] == "{":
+            self._inline(self.group(frame), "")
+        elif match := _FILE_NAME.match(frame.text, frame.at):
+            frame.at = match.end()
+            self._inline(match[1], "")
+
+    def _input_if(self) -> None:
+        name, yes, no = self.argument(), self.argument(), self.argument()
+        exists = self._inline(name, "")
+        if text := yes if exists else no:
+            self.push(text, name)
+
+    def _import(self) -> None:
+        self.accept("*")
+        folder = self.argument()
+        self._inline(self.argument(), folder)
+
+    def _inline(self, name: str, folder: str) -> bool:
+        """Read on in a file. One that is missing, or is being read already, is left out."""
+        name = name.strip().strip('"')
+        here = next((frame.file for frame in reversed(self.frames) if frame.file), "")
+        folders = (folder, f"{here.rpartition('/')[0]}/{folder}")
+        found = next((found for where in folders if (found := self._find_file(name, where))), None)
+        if found and all(frame.file != found[0] for frame in self.frames):
+            self.push(found[1].removesuffix("\n"), name, found[0])
+        return found is not None
+
+    def _usepackage(self) -> None:
+        """Take the definitions of a style that the author wrote for this paper, and of no published one."""
+        self.optional()
+        for name in self.argument().split(","):
+            found = self._find_file(f"{name.strip()}.sty", "")
+            if found and found[0] not in self._styles and not _PUBLISHED.search(found[1]):
+                self._styles.add(found[0])
+                self.spend(len(found[1]), name)
+                self.expanded(found[1])
+
+    def _endinput(self) -> None:
+        if frame := self.top():
+            frame.at = len(frame.text)
+
+
+def _named(value: bool | None) -> str:
+    return f" {value} "
+
+
+def _value_of_test(words: list[str]) -> bool | None:
+    """`\\not`, then `\\and` and `\\or` from left to right, as ifthen has it; None when malformed."""
+    values: list[bool] = []
+    operator, negated = "", False
+    words = list(words)
+    while words:
+        word = words.pop(0).lower()
+        if word == "\\not":
+            negated = not negated
+        elif word in ("\\and", "\\or"):
+            operator = word
+        elif word == "\\)":
+            return None
+        else:
+            if word == "\\(":
+                if "\\)" not in words:
+                    return None
+                close = (
+                    len(words) - 1 - words[::-1].index("\\)") if words.count("\\(") else words.index("\\)")
+                )
+                value, words = _value_of_test(words[:close]), words[close + 1 :]
+                if value is None:
+                    return None
+            else:
+                value = word == "true"
+            value = value != negated
+            negated = False
+            if values:
+                value = (values[-1] and value) if operator == "\\and" else (values[-1] or value)
+            values.append(value)
+    return values[-1] if values else None
+
+
+def _substitute(body: str, arguments: list[str]) -> str:
+    """The body with its arguments in it. `\\alpha#1` stays two tokens, whatever the argument begins with."""
+    if "#" not in body:
+        return body
+    parts: list[str] = []
+    copied = 0
+    for match in _PARAMETER.finditer(body):
+        parts.append(body[copied : match.start()])
+        copied = match.end()
+        given = "#" if match[1] == "#" else "".join(arguments[int(match[1]) - 1 : int(match[1])])
+        if given[:1].isalpha() and ends_in_control_word(parts[-1]):
+            parts.append(" ")
+        parts.append(given)
+    parts.append(body[copied:])
+    return "".join(parts)

@@ -1,0 +1,412 @@
+"""ArXiv: LaTeX sources -> documents (paper section 2.1).
+
+In:  arXiv's monthly tars of per-paper files, one paper's archive, a folder of papers, a `.tex` file.
+Out: one Document a paper: from the first section on, its files in one, comments and bibliography gone,
+     the author's macros expanded.
+
+    2003/2003.01234.gz ─┐
+    2003/2003.01235.gz ─┼─> Paper ─> comments go ─> files and macros expand ─> cut ─> Document
+    2003/2003.01236.pdf ┘                                                       └──> Drop("only a PDF")
+
+In a folder, every folder that holds a main file is a paper; a `.tex` file named by an arXiv number is one
+by itself. Nothing is unpacked to disk, and a paper's text in memory is bounded.
+"""
+
+import gzip
+import io
+import posixpath
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, cast
+
+from puna.corpus.arxiv import latex
+from puna.corpus.arxiv.macros import Expander, FindFile
+from puna.corpus.arxiv.tex_reader import MacroLimits, MacroLoop, UnbalancedBraces
+from puna.corpus.document import Bad, Document, Drop
+
+PATTERNS: tuple[str, ...] = ("*.tar", "*.tar.gz", "*.tgz", "*.gz", "*.tex", "*.ltx")
+
+MIN_CHARACTERS = 50
+MAX_FILE_BYTES = 8 << 20  # of one TeX file: the longest are books and tables of a few MB
+MAX_PAPER_BYTES = 32 << 20  # of all TeX files of a paper
+MAX_PACKED_BYTES = 256 << 20  # of one paper in a monthly tar
+MAX_UNPACKED_BYTES = 2 << 30  # of a paper with its figures; more is a bomb
+
+_TEX = frozenset({".tex", ".ltx", ".latex", ".sty", ".tikz", ".pgf", ".inc", ".def"})
+_OTHER = (
+    ".eps .ps .epsf .pdf .png .jpg .jpeg .gif .svg .fig .mp4 .avi .bib .bst .bbl .cls .clo .log .aux .out "
+    ".ttf .otf .pfb .tfm .csv .dat .xml .html .py .md .gz .zip .tar"
+)
+_NOT_TEX = frozenset(_OTHER.split())
+_SUFFIX = re.compile(r"(?:\.tex|\.ltx|\.tar|\.pdf|\.ps|\.html?)?(?:\.gz)?$|\.tgz$", re.IGNORECASE)
+_NUMBER = re.compile(r"(\d{4}\.\d{4,5}(?:v\d+)?)|([a-z-]+(?:\.[A-Z]{2})?)/?(\d{7}(?:v\d+)?)")
+_DAMAGE = (tarfile.TarError, zlib.error, EOFError, OSError, ValueError)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How papers are cleaned."""
+
+    max_depth: int = 200
+    """Expansions within expansions after which a macro is taken to expand forever."""
+    max_growth: int = 30
+    """Characters that macros may make of each of the paper, before they are taken to expand forever."""
+
+    def validate(self) -> None:
+        """Raise ValueError naming the option that cannot be."""
+        for name in ("max_depth", "max_growth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name.replace('_', '-')} is {getattr(self, name)}; it must be 1 or more")
+
+
+@dataclass(frozen=True)
+class Paper:
+    """One paper's TeX files by their path in it. `kind` says what it is instead, where there is none."""
+
+    id: str
+    files: dict[str, str] = field(default_factory=dict)
+    main: str | None = None
+    kind: str = ""
+
+
+# ---- finding --------------------------------------------------------------------------------------
+
+
+def find(folder: Path) -> list[Path]:
+    """A folder's archives, and the main file of every paper that lies unpacked in it; sorted."""
+    found: list[Path] = []
+    folders: dict[Path, list[Path]] = {}
+    for path in sorted((path for path in folder.rglob("*") if path.suffix in (".tex", ".ltx")), key=str):
+        if path.is_file():
+            folders.setdefault(path.parent, []).append(path)
+    mains: dict[Path, Path] = {}
+    for parent, paths in folders.items():
+        loose = [path for path in paths if _NUMBER.fullmatch(path.stem)]
+        found += loose
+        texts = {path.name: decode(path.read_bytes()[:MAX_FILE_BYTES]) for path in paths if path not in loose}
+        if main := main_file(texts):
+            mains[parent] = parent / main
+    for parent, paths in folders.items():
+        if parent not in mains and not any(above in mains for above in parent.parents):
+            # Named, so that it is counted: a paper without its main file.
+            found += [path for path in paths if not _NUMBER.fullmatch(path.stem)][:1]
+    for pattern in PATTERNS[:4]:
+        for path in folder.rglob(pattern):
+            # A paper's own folder holds packed figures and code; they are no papers.
+            inside = any(above in mains for above in path.parents)
+            if path.is_file() and (not inside or _NUMBER.fullmatch(_SUFFIX.sub("", path.name))):
+                found.append(path)
+    return sorted({*found, *mains.values()}, key=str)
+
+
+# ---- reading --------------------------------------------------------------------------------------
+
+
+def read(path: Path, options: Options = Options()) -> Iterator[Paper | Bad]:
+    """The papers in an archive or a `.tex` file. The offset of a Bad is where its member begins."""
+    if path.suffix in (".tex", ".ltx"):
+        yield _read_folder(path)
+        return
+    offset = 0
+    try:
+        with path.open("rb") as raw:
+            if raw.read(2) != b"\x1f\x8b":
+                raw.seek(0)
+                for item in _read_tar(path, raw):
+                    offset = item if isinstance(item, int) else offset
+                    if not isinstance(item, int):
+                        yield item
+                return
+            raw.seek(0)
+            with gzip.open(raw) as unpacked:
+                head = unpacked.read(tarfile.BLOCKSIZE)
+                unpacked.seek(0)
+                if not _is_tar(head):
+                    yield _single(path.name, cast(BinaryIO, unpacked))
+                    return
+                for item in _read_tar(path, cast(BinaryIO, unpacked)):
+                    offset = item if isinstance(item, int) else offset
+                    if not isinstance(item, int):
+                        yield item
+    except _DAMAGE as error:
+        yield Bad(str(path), offset, f"the archive is damaged or cut ({error})")
+
+
+def _read_folder(path: Path) -> Paper | Bad:
+    if _NUMBER.fullmatch(path.stem):
+        return Paper(_id(path.name), {path.name: decode(path.read_bytes()[:MAX_FILE_BYTES])}, path.name)
+    files: dict[str, str] = {}
+    total = 0
+    folder = path.parent
+    for file in sorted((file for file in folder.rglob("*") if file.suffix in _TEX), key=str):
+        size = file.stat().st_size if file.is_file() else MAX_FILE_BYTES + 1
+        if size <= MAX_FILE_BYTES and total + size <= MAX_PAPER_BYTES:
+            total += size
+            files["/".join(file.parts[len(folder.parts) :])] = decode(file.read_bytes())
+    if path.name not in files:
+        return Bad(str(path), 0, f"larger than {MAX_FILE_BYTES} bytes: not a paper")
+    return Paper(f"{folder.name}/{path.stem}" if folder.name else path.stem, files, path.name)
+
+
+def _read_tar(path: Path, file: BinaryIO) -> Iterator[Paper | Bad | int]:
+    """Papers of a tar, and the offset of each member before it is read."""
+    own: dict[str, str] = {}  # where the tar itself is a paper's archive
+    total = 0
+    with tarfile.open(fileobj=file, mode="r|") as tar:
+        for member in tar:
+            tar.members = []  # type: ignore[attr-defined]  # which tarfile would keep forever
+            yield member.offset
+            if not member.isfile():
+                continue
+            name = posixpath.normpath(member.name)
+            number = _NUMBER.fullmatch(_SUFFIX.sub("", posixpath.basename(name)))
+            suffix = PurePosixPath(name).suffix.lower()
+            if suffix == ".gz" and (number or not own):
+                if member.size > MAX_PACKED_BYTES:
+                    yield Bad(f"{path}!{name}", member.offset, f"{member.size} bytes: not a paper")
+                    continue
+                packed = tar.extractfile(member)
+                assert packed
+                yield from _read_packed(path, name, packed.read(), member.offset)
+            elif number and suffix == ".pdf":
+                yield Paper(_id(name), kind="PDF")
+            elif (
+                _may_be_tex(name) and member.size <= MAX_FILE_BYTES and total + member.size <= MAX_PAPER_BYTES
+            ):
+                plain = tar.extractfile(member)
+                assert plain
+                data = plain.read()
+                if suffix in _TEX or _looks_like_tex(data):
+                    total += len(data)
+                    own[name] = decode(data)
+    if own:
+        yield Paper(_id(path.name), own)
+
+
+def _read_packed(path: Path, name: str, data: bytes, offset: int) -> Iterator[Paper | Bad]:
+    """A paper's `.gz` in a monthly tar: one file, or a tar."""
+    where = f"{path}!{name}"
+    try:
+        with gzip.open(io.BytesIO(data)) as unpacked:
+            head = unpacked.read(tarfile.BLOCKSIZE)
+            unpacked.seek(0)
+            if not _is_tar(head):
+                yield _single(name, cast(BinaryIO, unpacked))
+                return
+            files: dict[str, str] = {}
+            total = unpacked_bytes = 0
+            with tarfile.open(fileobj=unpacked, mode="r|") as tar:
+                for member in tar:
+                    unpacked_bytes += member.size
+                    if unpacked_bytes > MAX_UNPACKED_BYTES:
+                        raise ValueError(f"it unpacks to more than {MAX_UNPACKED_BYTES} bytes")
+                    if not member.isfile() or not _may_be_tex(member.name) or member.size > MAX_FILE_BYTES:
+                        continue
+                    file = tar.extractfile(member)
+                    assert file
+                    text = file.read()
+                    is_tex = PurePosixPath(member.name).suffix.lower() in _TEX or _looks_like_tex(text)
+                    if is_tex and total + len(text) <= MAX_PAPER_BYTES:
+                        total += len(text)
+                        files[posixpath.normpath(member.name)] = decode(text)
+            yield Paper(_id(name), files)
+    except _DAMAGE as error:
+        yield Bad(where, offset, f"the paper is damaged or cut ({error})")
+
+
+def _single(name: str, file: BinaryIO) -> Paper:
+    """A `.gz` that is one file: TeX, or what the author sent instead."""
+    data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        return Paper(_id(name), kind="a file larger than TeX is")
+    start = data[:1024].lstrip()
+    for mark, kind in (
+        (b"%PDF", "PDF"),
+        (b"%!PS", "PostScript"),
+        (b"<", "HTML"),
+        (b"%auto-ignore", "withdrawn"),
+    ):
+        if start.startswith(mark):
+            return Paper(_id(name), kind=kind)
+    if b"\0" in start:
+        return Paper(_id(name), kind="binary")
+    return Paper(_id(name), {_SUFFIX.sub("", posixpath.basename(name)) + ".tex": decode(data)})
+
+
+def _is_tar(head: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
+def _may_be_tex(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() not in _NOT_TEX
+
+
+def _looks_like_tex(data: bytes) -> bool:
+    """Whether a file without a TeX suffix is TeX: old papers name theirs as they like."""
+    return b"\0" not in data[:8192] and (b"\\document" in data or b"\\begin" in data or b"\\def" in data)
+
+
+def _id(name: str) -> str:
+    """`2003.01234` for `2003/2003.01234.gz`, `hep-th/9901001` for `hep-th9901001.gz`."""
+    stem = _SUFFIX.sub("", posixpath.basename(name))
+    match = _NUMBER.fullmatch(stem)
+    return f"{match[2]}/{match[3]}" if match and match[2] else stem
+
+
+def decode(data: bytes) -> str:
+    """A TeX file's text: UTF-8, else Latin-1; Unix line ends."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
+
+
+# ---- the main file --------------------------------------------------------------------------------
+
+_IGNORED = re.compile(r"\s*%+[ \t]*auto-ignore\b")
+_NO_MACROS = ("", "if", "edef")  # what conditions and definitions themselves are paid for as
+_MAX_LEFT = 4  # macros that never end, before none of a paper is expanded
+_CLASS = re.compile(
+    r"^[^%\n]*?\\document(?:class|style)\s*(?:\[[^\]]{0,1000}\])?\s*\{([^{}\n]*)\}", re.MULTILINE
+)
+_BEGIN = re.compile(r"^[^%\n]*?\\begin\s*\{document\}", re.MULTILINE)
+_INPUTS = re.compile(r"^[^%\n]*?\\(?:input|include|subfile)\s*\{?([^{}\s%]+)", re.MULTILINE)
+_USUAL = re.compile(
+    r"(?:^|[^a-z])(?:ms|main|paper|article|manuscript|root|thesis)(?:$|[^a-z])", re.IGNORECASE
+)
+_NO_PAPERS = frozenset({"letter", "beamer", "standalone", "subfiles", "slides", "minimal"})
+
+
+def main_file(files: dict[str, str]) -> str | None:
+    """The file that the others are parts of: the one with `\\documentclass`.
+
+    Of several, the likeliest: a whole document, input by no other, not a letter, with an abstract or a
+    title, named as main files are, long, the first by name.
+    """
+    # The first line of a file that arXiv does not take for a paper, or of a withdrawn one.
+    files = {name: text for name, text in files.items() if not _IGNORED.match(text)} or files
+    classes = {name: match[1] for name, text in files.items() if (match := _CLASS.search(text))}
+    candidates = [name for name in classes if _base_class(classes[name]) != "subfiles"]
+    candidates = candidates or [name for name, text in files.items() if _BEGIN.search(text)]
+    if len(candidates) < 2:
+        return candidates[0] if candidates else None
+    inputs = {
+        PurePosixPath(match[1]).name.removesuffix(".tex")
+        for text in files.values()
+        for match in _INPUTS.finditer(text)
+    }
+
+    def likelihood(name: str) -> tuple[bool, bool, bool, int, bool, int, int]:
+        text = files[name]
+        return (
+            bool(_BEGIN.search(text)),
+            PurePosixPath(name).stem not in inputs,
+            _base_class(classes.get(name, "")) not in _NO_PAPERS,
+            ("\\begin{abstract}" in text or "\\abstract" in text) + ("\\title" in text),
+            bool(_USUAL.search(PurePosixPath(name).stem)),
+            -name.count("/"),
+            len(text) + sum(10_000 for _ in _INPUTS.finditer(text)),
+        )
+
+    return min(candidates, key=lambda name: (*(-value for value in likelihood(name)), name))
+
+
+def _base_class(name: str) -> str:
+    return PurePosixPath(name.strip()).name
+
+
+# ---- cleaning -------------------------------------------------------------------------------------
+
+
+def clean(paper: Paper, options: Options = Options()) -> Document | Drop:
+    """The paper's body, or why there is none."""
+    if not paper.files:
+        reasons = {"PDF": "only a PDF", "withdrawn": "withdrawn"}
+        return Drop(
+            reasons.get(paper.kind, "no TeX source"), detail=f"{paper.id}: {paper.kind or 'no TeX file'}"
+        )
+    main = paper.main or main_file(paper.files)
+    if main is None or not (_CLASS.search(paper.files[main]) or _BEGIN.search(paper.files[main])):
+        return Drop("no main file", detail=paper.id)
+    if _IGNORED.match(paper.files[main]):
+        return Drop("withdrawn", detail=paper.id)
+    kept: list[str] = []
+    comments = latex.own_comments(paper.files.values())
+    files = _Files(paper.files, main, kept, comments)
+    limits = MacroLimits(options.max_depth, options.max_growth)
+    try:
+        text, n_left = _expanded(latex.lift(paper.files[main], kept, comments), main, files.find, limits)
+    except MacroLoop as loop:
+        return Drop("macro expands forever", detail=f"{paper.id}: \\{loop.name}")
+    except UnbalancedBraces:
+        return Drop("unbalanced braces", detail=paper.id)
+    if latex.unbalanced_at(text) is not None:
+        return Drop("unbalanced braces", detail=paper.id)
+    title = latex.title_of(text)
+    body = latex.tidy(latex.without_bibliography(latex.body_of(text)))
+    body = latex.restore(body, kept)
+    if len(body) < MIN_CHARACTERS:
+        return Drop("too short" if body else "empty", detail=paper.id)
+    meta = {"title": latex.restore(title, kept), "main": main}
+    if n_left:
+        meta["macros_left"] = str(n_left)
+    return Document(
+        id=paper.id, source="arxiv", text=body, meta={key: value for key, value in meta.items() if value}
+    )
+
+
+def _expanded(text: str, main: str, find: FindFile, limits: MacroLimits) -> tuple[str, int]:
+    """The paper with its macros expanded, and how many are left because they never end.
+
+    Of a macro with an internal name, it is the one in the author's text that is left. Where many never end,
+    none is expanded, so that the paper is kept in any case.
+    """
+    unexpanded: set[str] = set()
+    for _ in range(_MAX_LEFT):
+        try:
+            return Expander(find, limits, frozenset(unexpanded)).expand(text, main), len(unexpanded)
+        except MacroLoop as loop:
+            if loop.name in _NO_MACROS:
+                raise
+            unexpanded.add(loop.origin if "@" in loop.name and loop.origin not in unexpanded else loop.name)
+    return Expander(find, limits, None).expand(text, main), len(unexpanded)
+
+
+class _Files:
+    """The paper's files as `\\input` finds them, without comments, each lifted once."""
+
+    def __init__(
+        self, files: dict[str, str], main: str, kept: list[str], comments: latex.OwnComments
+    ) -> None:
+        self._files, self._kept, self._comments = files, kept, comments
+        self._folder = posixpath.dirname(main)
+        self._lifted: dict[str, str] = {}
+
+    def find(self, name: str, folder: str) -> tuple[str, str] | None:
+        """The path and the lifted text of a file named as in `\\input{name}`, sought from the main file's
+        folder and then from the top."""
+        for base in dict.fromkeys((self._folder, "")):
+            place = posixpath.normpath(posixpath.join(base, folder.strip("/"), name))
+            for path in (f"{place}.tex", place):
+                if path in self._files:
+                    if path not in self._lifted:
+                        self._lifted[path] = _part(latex.lift(self._files[path], self._kept, self._comments))
+                    return path, self._lifted[path]
+        return None
+
+
+def _part(text: str) -> str:
+    """What an inputted file gives: where it is a document of its own (`subfiles`), what stands in it."""
+    if not (begin := re.search(r"\\begin\s*\{document\}", text)):
+        return text
+    end = text.find("\\end{document}", begin.end())
+    return text[begin.end() : end if end >= 0 else len(text)]

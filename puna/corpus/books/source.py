@@ -1,0 +1,319 @@
+"""Books: Project Gutenberg plain text -> documents (paper section 2.1).
+
+In:  `*.txt`, a file a book, in any encoding that Gutenberg has used; Books3 is such files, too.
+Out: one Document a book: the author's words, without the licence before and after them, lines as they are;
+     none of which more than 90 % is in another.
+
+    Title: Moby Dick                                     header: gives the title
+    *** START OF THE PROJECT GUTENBERG EBOOK ... ***
+    Produced by ...                                      producer's note: trimmed
+    Call me Ishmael. ...                                 Document
+    *** END OF THE PROJECT GUTENBERG EBOOK ... ***
+    ...                                                  footer: the licence in full
+
+    steps/books      clean ─> every book, and its sketch by ranges
+    steps/pairs      books that share parts of their sketches
+    steps/overlaps   how much of the smaller is in the larger, exactly
+    .                every book but those that are in another that is kept
+"""
+
+import codecs
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from puna.corpus.books import overlap
+from puna.corpus.books.gutenberg import split, without_illustrations, without_notes
+from puna.corpus.books.overlap import Overlap, Ranking
+from puna.corpus.dedup.hash_ranges import RangeWriter, read_range
+from puna.corpus.document import Bad, Document, Drop
+from puna.corpus.parquet import ShardWriter, read_documents
+from puna.corpus.pipeline import after, finish_with, n_ranges_for, range_shards, step_shards
+from puna.files import atomic_file, read_json, write_json
+from puna.stages.stage import Runs, Shard, plan_shards
+
+PATTERNS: tuple[str, ...] = ("*.txt",)
+
+MAX_BYTES = 64 << 20  # the longest works are about 10 MB
+
+
+@dataclass(frozen=True)
+class Options:
+    """What of a library becomes documents."""
+
+    min_characters: int = 200
+    """Books with less text than this are dropped."""
+    max_overlap: float = 0.9
+    """A book is removed if more than this share of its content is in one that is kept; 1 keeps all."""
+    illustrations: bool = True
+    """Keep the lines that stand for pictures, such as [Illustration: The llama]."""
+
+    def validate(self) -> None:
+        """Raise ValueError for a value that makes no sense."""
+        if self.min_characters < 0:
+            raise ValueError(f"min_characters is {self.min_characters}; give 0 or more")
+        if not 0.5 <= self.max_overlap <= 1:
+            raise ValueError(f"max_overlap is {self.max_overlap:g}; give a share between 0.5 and 1")
+
+
+@dataclass(frozen=True)
+class Book:
+    """One file, decoded. `name` is its name without the suffix."""
+
+    name: str
+    text: str
+
+
+# ---- reading --------------------------------------------------------------------------------------
+
+
+def read(path: Path, options: Options = Options()) -> Iterator[Book | Bad]:
+    """The book in a file; damaged characters are named in a Bad, and the rest is kept."""
+    if path.stat().st_size > MAX_BYTES:
+        yield Bad(str(path), 0, f"larger than {MAX_BYTES} bytes: not a book")
+        return
+    text, damaged_at = decode(path.read_bytes())
+    if "\0" in text:
+        yield Bad(str(path), 0, "not text: it holds NUL characters")
+        return
+    if damaged_at is not None:
+        yield Bad(str(path), damaged_at, "damaged characters, replaced by U+FFFD")
+    yield Book(path.stem, text)
+
+
+def decode(data: bytes) -> tuple[str, int | None]:
+    """The text of some bytes, and where they are first damaged: BOM, else UTF-8, else Windows-1252."""
+    for mark, encoding in ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):
+        if data.startswith(mark):
+            return _decode_as(encoding, data)
+    text, damaged_at = _decode_as("utf-8-sig", data)
+    if damaged_at is None:
+        return text, None
+    damaged = text.count("\ufffd")
+    sound = sum(character > "\x7f" for character in text) - damaged
+    if sound > damaged or data.startswith(codecs.BOM_UTF8):
+        return text, damaged_at
+    try:
+        # A superset of Latin-1 in all that a book prints: its extra codes are quotation marks and dashes.
+        return data.decode("cp1252"), None
+    except UnicodeDecodeError:
+        return data.decode("latin-1"), None
+
+
+def _decode_as(encoding: str, data: bytes) -> tuple[str, int | None]:
+    try:
+        return data.decode(encoding), None
+    except UnicodeDecodeError as error:
+        return data.decode(encoding, "replace"), error.start
+
+
+# ---- cleaning -------------------------------------------------------------------------------------
+
+_LINES = re.MULTILINE | re.IGNORECASE
+_TITLE = re.compile(r"^(?:Book )?Title:[ \t]*(\S.*(?:\n[ \t]+\S.*)*)", _LINES)
+_AUTHOR = re.compile(r"^Author:[ \t]*(\S.*)$", _LINES)
+_LANGUAGE = re.compile(r"^Language:[ \t]*(\S.*)$", _LINES)
+
+_HEADER = 2000  # characters in which the fields stand, where no header is told from the book
+_TRAILING_SPACE = re.compile(r"[ \t\f\v]+$", re.MULTILINE)
+_BLANK_LINES = re.compile(r"\n{4,}")
+
+
+def clean(book: Book, options: Options = Options()) -> Document | Drop:
+    """The book between its marks, or why there is none."""
+    text = book.text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    text = _TRAILING_SPACE.sub("", text)
+    parts = split(text)
+    body = without_notes(parts.book)
+    if not options.illustrations:
+        body = without_illustrations(body)
+    body = _BLANK_LINES.sub("\n\n\n", body).strip("\n")
+    if not body.strip():
+        return Drop("empty", detail=book.name)
+    if len(body) < options.min_characters:
+        return Drop("too short", detail=book.name)
+    fields = {"title": _TITLE, "author": _AUTHOR, "language": _LANGUAGE}
+    found = {name: pattern.search(parts.header or text[:_HEADER]) for name, pattern in fields.items()}
+    meta = {name: " ".join(match[1].split()) for name, match in found.items() if match}
+    if parts.note:
+        meta["boilerplate"] = parts.note
+    return Document(id=book.name, source="books", text=body, meta=meta)
+
+
+# ---- the steps ------------------------------------------------------------------------------------
+
+_ROW_BITS = 32
+
+
+def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) -> dict[str, Any]:
+    """Run every step; returns the last one's manifest, whose counts are those of all steps."""
+    config = {"source": "books", "options": asdict(options)}
+    n_ranges = n_ranges_for(inputs)
+    shards, ranges = plan_shards(inputs), range_shards(n_ranges)
+    folder = out / "steps"
+    books = tuple(folder / "books" / shard.name for shard in shards)
+    steps = [
+        runs.stage(
+            "books",
+            partial(write_books, options, names_of(inputs), n_ranges, runs.keep_dropped),
+            shards,
+            folder / "books",
+            {**config, "ranges": n_ranges},
+            "clean books",
+        )
+    ]
+    for name, work, label in (
+        ("pairs", partial(write_pairs, books, n_ranges), "compare sketches"),
+        ("overlaps", partial(write_overlaps, books, folder / "pairs", n_ranges), "compare books"),
+    ):
+        steps.append(runs.stage(name, work, ranges, folder / name, {**config, **after(steps)}, label))
+    overlaps = tuple(folder / "overlaps" / f"{shard.name}.overlaps.json" for shard in ranges)
+    return runs.stage(
+        "documents",
+        partial(write_kept, options, books, overlaps, runs.keep_dropped),
+        step_shards(shards, folder / "books"),
+        out,
+        {**config, **after(steps)},
+        "remove books within books",
+        finish=finish_with("books", steps),
+    )
+
+
+def names_of(inputs: Sequence[Path]) -> dict[str, str]:
+    """Ids for the files whose own names do not tell them apart: with as many folders before as they need."""
+    names: dict[str, str] = {}
+    waiting = list(dict.fromkeys(inputs))
+    for n_parts in range(1, max(len(path.parts) for path in inputs) + 1):
+        proposed = {str(path): "/".join(path.with_suffix("").parts[-n_parts:]) for path in waiting}
+        times = Counter(proposed.values())
+        names |= {path: name for path, name in proposed.items() if times[name] == 1 and n_parts > 1}
+        waiting = [path for path in waiting if times[proposed[str(path)]] > 1]
+    return names
+
+
+def write_books(
+    options: Options, names: Mapping[str, str], n_ranges: int, keep_dropped: bool, shard: Shard, out: Path
+) -> dict[str, Any]:
+    """A shard's books, cleaned; `.ranges` holds their sketches, `.npy` their sizes."""
+    sketches, table = out / f"{shard.name}.ranges", out / f"{shard.name}.npy"
+    texts = [np.empty(0, overlap.TEXT)]
+    with ExitStack() as stack:
+        writer = stack.enter_context(ShardWriter(out, shard.name, "books", keep_dropped))
+        ranges = stack.enter_context(RangeWriter(sketches, overlap.SKETCH, n_ranges))
+        for path in shard.inputs:
+            for record in read(path, options):
+                if isinstance(record, Bad):
+                    writer.bad(record)
+                    continue
+                book = replace(record, name=names.get(str(path), record.name))
+                result = clean(book, options)
+                writer.add(result, book)
+                if isinstance(result, Document):
+                    number = (int(shard.name) << _ROW_BITS) + len(texts) - 1
+                    sketch, text = overlap.describe(number, result.id, overlap.shingles_of(result.text))
+                    ranges.add(sketch)
+                    texts.append(text)
+    with atomic_file(table) as temporary, temporary.open("wb") as file:
+        np.save(file, np.concatenate(texts))
+    done = writer.result()
+    return {**done, "outputs": [*done["outputs"], sketches, table]}
+
+
+def write_pairs(books: tuple[Path, ...], n_ranges: int, shard: Shard, out: Path) -> dict[str, Any]:
+    """Pairs of books that share a hash of this range."""
+    number = int(shard.name.removeprefix("range-"))
+    pairs = overlap.pairs_in(
+        read_range([_with_suffix(book, ".ranges") for book in books], number), _ranking(books)
+    )
+    path = out / f"{shard.name}.ranges"
+    with RangeWriter(path, overlap.PAIR, n_ranges) as writer:
+        writer.add(pairs)
+    return {"outputs": [path], "counts": {"pairs that share a hash": len(pairs)}, "bad": 0}
+
+
+def write_overlaps(
+    books: tuple[Path, ...], pairs: Path, n_ranges: int, shard: Shard, out: Path
+) -> dict[str, Any]:
+    """Of this range's candidates, the share of the smaller book that is in the larger, exactly."""
+    number = int(shard.name.removeprefix("range-"))
+    ranking = _ranking(books)
+    records = read_range([pairs / f"{other.name}.ranges" for other in range_shards(n_ranges)], number)
+    chosen = overlap.candidates(records, ranking)
+
+    @lru_cache(maxsize=2)  # two books at a time
+    def shingles(rank: int) -> overlap.Shingles:
+        text = int(ranking.texts["text"][rank])
+        return overlap.shingles_of(_text_of(books[text >> _ROW_BITS], text & ((1 << _ROW_BITS) - 1)))
+
+    found = [Overlap(*pair, overlap.containment(shingles(pair[0]), shingles(pair[1]))) for pair in chosen]
+    path = out / f"{shard.name}.overlaps.json"
+    write_json(path, [asdict(item) for item in found])
+    return {"outputs": [path], "counts": {"pairs compared": len(found)}, "bad": 0}
+
+
+def write_kept(
+    options: Options,
+    books: tuple[Path, ...],
+    overlaps: tuple[Path, ...],
+    keep_dropped: bool,
+    shard: Shard,
+    out: Path,
+) -> dict[str, Any]:
+    """A shard's books but those that are in another that is kept."""
+    ranking = _ranking(books)
+    every = [Overlap(**item) for path in overlaps for item in read_json(path)]
+    gone = overlap.removed(every, options.max_overlap)
+    first = int(shard.name) << _ROW_BITS
+    (path,) = shard.inputs
+    with ShardWriter(out, shard.name, "books", keep_dropped) as writer:
+        for row, document in enumerate(read_documents(path, batch_rows=8)):
+            if (
+                not gone
+                or (found := gone.get(int(ranking.ranks(np.array([first + row], np.uint64))[0]))) is None
+            ):
+                writer.add(document)
+                continue
+            text = int(ranking.texts["text"][found.large])
+            larger = _id_of(books[text >> _ROW_BITS], text & ((1 << _ROW_BITS) - 1))
+            detail = f"{document.id}: {found.share:.1%} of it is in {larger}"
+            writer.add(Drop("inside another book", detail=detail), document)
+    return writer.result()
+
+
+def _with_suffix(book: Path, suffix: str) -> Path:
+    return book.with_name(book.name + suffix)
+
+
+def _ranking(books: tuple[Path, ...]) -> Ranking:
+    tables = []
+    for book in books:
+        with _with_suffix(book, ".npy").open("rb") as file:
+            tables.append(np.load(file))
+    return Ranking(np.concatenate(tables))
+
+
+def _row(book: Path, row: int, column: str) -> str:
+    """One value of a book, from its row group alone."""
+    with _with_suffix(book, ".parquet").open("rb") as raw, pq.ParquetFile(raw) as file:
+        for group in range(file.num_row_groups):
+            n_rows = file.metadata.row_group(group).num_rows
+            if row < n_rows:
+                return str(file.read_row_group(group, [column])[column][row].as_py())
+            row -= n_rows
+    raise AssertionError(f"{book} has no row {row}")
+
+
+def _text_of(book: Path, row: int) -> str:
+    return _row(book, row, "text")
+
+
+def _id_of(book: Path, row: int) -> str:
+    return _row(book, row, "id")

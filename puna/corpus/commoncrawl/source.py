@@ -1,0 +1,319 @@
+"""CommonCrawl: web pages as CCNet cleans them, and a classifier of what Wikipedia would cite (section 2.1).
+
+In:  WARC or WET files (pages.py says which), a language model and a classifier where wanted.
+Out: one Document a page: its lines that are nowhere else in the corpus, in the languages asked for.
+
+    steps/pages       read, lines stripped, short pages dropped        ─> pages, line hashes by range
+    steps/duplicates  a range of hashes at a time (lines.py)           ─> places of the lines to remove
+    steps/scored      lines removed ─> language ─> perplexity ─> P(reference)    the last step where there
+    documents         percentiles of the corpus itself ─> head, middle, tail     is no language model
+
+Every step runs in any number of workers and ends with the same bytes. Without `deduplicate` the first two
+fall away.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from puna.corpus.dedup import lines
+from puna.corpus.dedup.hash_ranges import RangeWriter
+from puna.corpus.document import Bad, Document, Drop
+from puna.corpus.parquet import ShardWriter, read_documents
+from puna.corpus.pipeline import (
+    after,
+    by_size,
+    finish_with,
+    n_ranges_for,
+    range_shards,
+    step_shards,
+)
+from puna.corpus.web import pages
+from puna.corpus.web.language import language_of
+from puna.corpus.web.pages import Page, page_text
+from puna.files import atomic_file, to_path
+from puna.stages.stage import Runs, Shard, plan_shards
+
+PATTERNS = pages.PATTERNS
+BUCKETS = ("head", "middle", "tail")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What CCNet and the paper leave open, with their values."""
+
+    languages: tuple[str, ...] = ("en",)
+    """ISO codes of the languages to keep; all 176 when none is given."""
+    language_threshold: float = 0.5
+    """The least probability of a page's language."""
+    min_characters: int = 300
+    """Pages shorter than this are dropped, before anything else."""
+    deduplicate: bool = True
+    """Remove lines that occur more than once in the whole corpus."""
+    keep_first: bool = False
+    """Keep the first occurrence of a repeated line, in the order of the inputs; CCNet keeps none."""
+    language_model: str | None = None
+    """A directory of `puna corpus language-model`: gives perplexities, and with them the buckets."""
+    buckets: tuple[str, ...] = ("head", "middle")
+    """The thirds of the corpus by perplexity to keep; used with a language model."""
+    classifier: str | None = None
+    """A directory of `puna corpus classifier`: gives the probability that Wikipedia would cite a page."""
+    reference_threshold: float = 0.5
+    """The least such probability; used with a classifier."""
+
+    def validate(self) -> None:
+        """Raise ValueError naming the option that cannot be."""
+        for name in ("language_threshold", "reference_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name.replace('_', '-')} is {getattr(self, name):g}; it is a probability")
+        if self.min_characters < 1:
+            raise ValueError(f"min-characters is {self.min_characters}; it must be 1 or more")
+        if unknown := set(self.buckets) - set(BUCKETS):
+            raise ValueError(f"buckets has {', '.join(sorted(unknown))}; choose among {', '.join(BUCKETS)}")
+        if self.language_model and len(self.languages) != 1:
+            raise ValueError("a language model is of one language; give one with --languages")
+
+
+def read(path: Path, options: Options = Options()) -> Iterator[Page | Bad]:
+    """The pages of one file."""
+    return pages.read_pages(path)
+
+
+def clean(page: Page, options: Options = Options()) -> Document | Drop:
+    """What can be said of a page alone: its stripped lines, or that it is none or too short."""
+    text = page_text(page)
+    if isinstance(text, Drop):
+        return text
+    text = "\n".join([stripped for line in text.split("\n") if (stripped := line.strip())])
+    if len(text) < options.min_characters:
+        return Drop(f"fewer than {options.min_characters} characters")
+    meta = {"url": page.url, "date": page.date, "digest": page.digest or pages.text_digest(text)}
+    return Document(page.id, "commoncrawl", text, meta)
+
+
+def judge(documents: Sequence[Document], options: Options) -> list[Document | Drop]:
+    """Language, perplexity and P(reference) of each document, or the first of them that drops it."""
+    results: list[Document | Drop] = []
+    for document in documents:
+        language, score = language_of(document.text)
+        if options.languages and language not in options.languages:
+            results.append(Drop("another language", language))
+        elif score < options.language_threshold:
+            results.append(Drop("language uncertain", f"{language} {score:.2f}"))
+        else:
+            meta = {**document.meta, "language": language, "score": round(score, 4)}
+            if options.language_model:
+                perplexity = _language_model(options.language_model).perplexity(document.text)
+                meta["perplexity"] = round(perplexity, 2)
+            results.append(Document(document.id, document.source, document.text, meta))
+    if options.classifier:
+        kept = [(place, item) for place, item in enumerate(results) if isinstance(item, Document)]
+        found = _classifier(options.classifier).probabilities([item.text for _, item in kept])
+        for (place, item), probability in zip(kept, found.tolist(), strict=True):
+            if probability < options.reference_threshold:
+                results[place] = Drop("unlike references", f"{probability:.2f}")
+            else:
+                item.meta["reference"] = round(probability, 4)
+    return results
+
+
+@cache
+def _language_model(directory: str) -> Any:
+    from puna.corpus.commoncrawl.perplexity import load_language_model
+
+    return load_language_model(to_path(directory))
+
+
+@cache
+def _classifier(directory: str) -> Any:
+    from puna.corpus.commoncrawl.citation_classifier import load_classifier
+
+    return load_classifier(to_path(directory))
+
+
+# ---- the steps -----------------------------------------------------------------------------------
+
+
+def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) -> dict[str, Any]:
+    """Run every step; returns the last one's manifest, whose counts are those of all steps."""
+    config = {"source": "commoncrawl", "options": _in_words(options)}
+    shards = plan_shards(inputs)
+    steps: list[dict[str, Any]] = []
+    places: tuple[Path, ...] = ()
+    if options.deduplicate:
+        n_ranges = n_ranges_for(inputs)
+        config_of_pages = {
+            "source": "commoncrawl",
+            "min_characters": options.min_characters,
+            "ranges": n_ranges,
+        }
+        steps.append(
+            runs.stage(
+                "pages",
+                partial(write_pages, options, n_ranges, runs.keep_dropped),
+                shards,
+                out / "steps" / "pages",
+                config_of_pages,
+                "read pages",
+            )
+        )
+        files = tuple(out / "steps" / "pages" / f"{shard.name}.ranges" for shard in shards)
+        steps.append(
+            runs.stage(
+                "duplicates",
+                partial(write_duplicates, files, options.keep_first),
+                range_shards(n_ranges),
+                out / "steps" / "duplicates",
+                {"keep_first": options.keep_first, **after(steps)},
+                "find repeated lines",
+            )
+        )
+        places = tuple(out / "steps" / "duplicates" / f"{shard.name}.npy" for shard in range_shards(n_ranges))
+        shards = step_shards(shards, out / "steps" / "pages")
+    last = not options.language_model
+    scored = runs.stage(
+        "documents" if last else "scored",
+        partial(write_scored, options, places, runs.keep_dropped),
+        shards,
+        out if last else out / "steps" / "scored",
+        {**config, **after(steps)},
+        "score pages",
+        **({"finish": finish_with("commoncrawl", steps)} if last else {}),
+    )
+    if last:
+        return scored
+    steps.append(scored)
+    directory = out / "steps" / "scored"
+    bounds = perplexity_bounds([directory / f"{shard.name}.npy" for shard in shards])
+    return runs.stage(
+        "documents",
+        partial(write_buckets, options.buckets, bounds, runs.keep_dropped),
+        step_shards(shards, directory),
+        out,
+        {**config, "perplexity_bounds": list(bounds), **after(steps)},
+        "sort into buckets",
+        finish=finish_with("commoncrawl", steps),
+    )
+
+
+def _in_words(options: Options) -> dict[str, Any]:
+    """The options as JSON, models by what they hold instead of where they lie."""
+    models: dict[str, str] = {}
+    if options.language_model:
+        models["language_model"] = _language_model(options.language_model).fingerprint
+    if options.classifier:
+        models["classifier"] = _classifier(options.classifier).fingerprint
+    return {**asdict(options), **models}
+
+
+def write_pages(
+    options: Options, n_ranges: int, keep_dropped: bool, shard: Shard, out: Path
+) -> dict[str, Any]:
+    """Step 1: the pages of a shard as Parquet, the hashes of their lines by range."""
+    path = out / f"{shard.name}.ranges"
+    number, seen = int(shard.name), 0
+    with (
+        ShardWriter(out, shard.name, "commoncrawl", keep_dropped) as writer,
+        RangeWriter(path, lines.LINE_FIELDS, n_ranges) as ranges,
+    ):
+        for batch in by_size(_cleaned(shard, options, writer), _characters):
+            hashes = lines.line_hashes(document.text for document in batch)
+            ranges.add(lines.line_records(hashes, number, seen))
+            seen += len(hashes)
+            for document in batch:
+                writer.add(document)
+    result = writer.result()
+    return {**result, "outputs": [*result["outputs"], path], "lines": seen}
+
+
+def write_duplicates(files: tuple[Path, ...], keep_first: bool, shard: Shard, out: Path) -> dict[str, Any]:
+    """Step 2: of one range of hashes, the places of lines to remove."""
+    path = out / f"{shard.name}.npy"
+    number = int(shard.name.removeprefix("range-"))
+    seen, repeated = lines.write_repeated(files, number, keep_first, path)
+    return {"outputs": [path], "counts": {"lines": seen, "lines removed": repeated}, "bad": 0}
+
+
+def write_scored(
+    options: Options, places: tuple[Path, ...], keep_dropped: bool, shard: Shard, out: Path
+) -> dict[str, Any]:
+    """Step 3: pages without their repeated lines, and what the models say of them."""
+    perplexities: list[float] = []
+    with ShardWriter(out, shard.name, "commoncrawl", keep_dropped) as writer:
+        stream = _without_repeated(shard, places, writer) if places else _cleaned(shard, options, writer)
+        for batch in by_size(stream, _characters):
+            for document, result in zip(batch, judge(batch, options), strict=True):
+                writer.add(result, document)
+                if options.language_model and isinstance(result, Document):
+                    perplexities.append(result.meta["perplexity"])
+    done = writer.result()
+    if options.language_model:
+        path = out / f"{shard.name}.npy"
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            np.save(file, np.array(perplexities))
+        done["outputs"].append(path)
+    return done
+
+
+def write_buckets(
+    buckets: tuple[str, ...], bounds: tuple[float, float], keep_dropped: bool, shard: Shard, out: Path
+) -> dict[str, Any]:
+    """Step 4: the documents of the buckets asked for."""
+    from puna.corpus.commoncrawl.perplexity import bucket
+
+    with ShardWriter(out, shard.name, "commoncrawl", keep_dropped) as writer:
+        for path in shard.inputs:
+            for document in read_documents(path):
+                found = bucket(document.meta["perplexity"], bounds)
+                document.meta["bucket"] = found
+                outside = Drop(f"in the {found} of perplexity")
+                writer.add(document if found in buckets else outside, document)
+    return writer.result()
+
+
+def perplexity_bounds(files: Sequence[Path]) -> tuple[float, float]:
+    """The corpus's own 30th and 60th percentiles."""
+    from puna.corpus.commoncrawl.perplexity import bucket_bounds
+
+    held = []
+    for path in files:
+        with path.open("rb") as file:
+            held.append(np.load(file))
+    low, high = bucket_bounds(np.concatenate(held)) if any(map(len, held)) else (0.0, 0.0)
+    return float(low), float(high)
+
+
+def _cleaned(shard: Shard, options: Options, writer: ShardWriter) -> Iterator[Document]:
+    for path in shard.inputs:
+        for page in read(path, options):
+            if isinstance(page, Bad):
+                writer.bad(page)
+            elif isinstance(result := clean(page, options), Drop):
+                writer.add(result, page)
+            else:
+                yield result
+
+
+def _characters(document: Document) -> int:
+    return len(document.text)
+
+
+def _without_repeated(shard: Shard, places: tuple[Path, ...], writer: ShardWriter) -> Iterator[Document]:
+    removed = lines.repeated_in(places, int(shard.name))
+    seen = done = 0
+    for path in shard.inputs:
+        for document in read_documents(path):
+            count = document.text.count("\n") + 1
+            upto = done + int(np.searchsorted(removed[done:], seen + count))
+            text = document.text
+            if upto > done:
+                text = lines.without_lines(text, removed[done:upto] - seen)
+            seen, done = seen + count, upto
+            if text:
+                yield Document(document.id, document.source, text, document.meta)
+            else:
+                writer.add(Drop("every line repeated"), document)

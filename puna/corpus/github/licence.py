@@ -1,0 +1,273 @@
+"""Which licence a project is under, and whether it is one the paper keeps (section 2.1: GitHub).
+
+In:  packaging metadata (METADATA, PKG-INFO), or else the text of LICENSE and COPYING files.
+Out: an SPDX expression such as `MIT OR Apache-2.0`, and `is_permitted(expression)`.
+
+Where a project says several things, all of them must be permitted; what is not understood is not.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterable
+from email.parser import HeaderParser
+from functools import cache
+
+from puna.corpus.github.licence_texts import TEXTS
+
+PERMITTED = frozenset(
+    {
+        "Apache-2.0",
+        "MIT",
+        "BSD-1-Clause",
+        "BSD-2-Clause",
+        "BSD-2-Clause-Patent",
+        "BSD-2-Clause-Views",
+        "BSD-3-Clause",
+        "BSD-3-Clause-Clear",
+        "BSD-4-Clause",
+        "BSD",  # as metadata before SPDX says it, without the number of clauses
+    }
+)
+_PERMITTED = {name.lower() for name in PERMITTED}
+_TOKEN = re.compile(r"\s*([()]|[A-Za-z0-9.+:-]+)")
+
+
+def is_permitted(expression: str) -> bool:
+    """Whether an SPDX expression allows use under the permitted licences alone.
+
+    `A AND B` needs both, `A OR B` one of them; AND binds tighter. A malformed expression allows nothing.
+    """
+    tokens = _TOKEN.findall(expression)
+    if "".join(tokens) != "".join(expression.split()):
+        return False
+    try:
+        allowed, rest = _any_of(tokens)
+    except (IndexError, RecursionError):
+        return False
+    return allowed and not rest
+
+
+def _any_of(tokens: list[str]) -> tuple[bool, list[str]]:
+    allowed, tokens = _all_of(tokens)
+    while tokens and tokens[0].upper() == "OR":
+        other, tokens = _all_of(tokens[1:])
+        allowed = allowed or other
+    return allowed, tokens
+
+
+def _all_of(tokens: list[str]) -> tuple[bool, list[str]]:
+    allowed, tokens = _one(tokens)
+    while tokens and tokens[0].upper() == "AND":
+        other, tokens = _one(tokens[1:])
+        allowed = allowed and other
+    return allowed, tokens
+
+
+def _one(tokens: list[str]) -> tuple[bool, list[str]]:
+    if tokens[0] == "(":
+        allowed, tokens = _any_of(tokens[1:])
+        return (allowed, tokens[1:]) if tokens and tokens[0] == ")" else (False, tokens)
+    allowed = tokens[0].removesuffix("+").lower() in _PERMITTED
+    if len(tokens) > 2 and tokens[1].upper() == "WITH":
+        # SPDX's exceptions add a permission to the licence before them; anything else may take one away.
+        return allowed and "exception" in tokens[2].lower(), tokens[3:]
+    return allowed, tokens[1:]
+
+
+# ---- packaging metadata ---------------------------------------------------------------------------
+
+# Names in use before SPDX expressions, without their case, punctuation and filler words.
+_FILLER = re.compile(
+    r"\b(the|software|open source|licen[sc]es?|licen[sc]ed|version|v|under|terms|of)\b|[^a-z0-9.]+"
+)
+_NAMES = {
+    "mit": "MIT",
+    "expat": "MIT",
+    "mit expat": "MIT",
+    "expat mit": "MIT",
+    "bsd": "BSD",
+    "new bsd": "BSD-3-Clause",
+    "modified bsd": "BSD-3-Clause",
+    "revised bsd": "BSD-3-Clause",
+    "simplified bsd": "BSD-2-Clause",
+    "bsd 2 clause": "BSD-2-Clause",
+    "2 clause bsd": "BSD-2-Clause",
+    "bsd 3 clause": "BSD-3-Clause",
+    "3 clause bsd": "BSD-3-Clause",
+    "apache": "Apache-2.0",
+    "apache 2": "Apache-2.0",
+    "apache 2.0": "Apache-2.0",
+    "apache2": "Apache-2.0",
+    "apache2.0": "Apache-2.0",
+    "asl 2.0": "Apache-2.0",
+}
+_UNSTATED = frozenset({"", "unknown", "none", "see licence", "see license"})
+
+
+def licence_of_metadata(metadata: str) -> str | None:
+    """The SPDX expression that METADATA or PKG-INFO states, or None when it states nothing."""
+    headers = HeaderParser().parsestr(metadata)
+    if expression := headers.get("License-Expression"):
+        return str(expression).strip()
+    stated = [
+        name.rpartition("::")[2]
+        for name in headers.get_all("Classifier", [])
+        if name.startswith("License ::") and name.strip() != "License :: OSI Approved"
+    ]
+    field = str(headers.get("License", "")).strip()
+    if field.lower() not in _UNSTATED:
+        # Some put the whole text here, which says more than the classifier.
+        stated.append(field if "\n" not in field else licence_of_text(field) or "unrecognised")
+    return all_stated(_name(words) for words in stated)
+
+
+def licence_of_pyproject(text: str) -> str | None:
+    """The SPDX expression that a pyproject.toml states, or None when it states nothing."""
+    try:
+        settings = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return None
+    poetry = settings.get("tool", {}).get("poetry", {})
+    stated = settings.get("project", {}).get("license", poetry.get("license"))
+    if isinstance(stated, dict):
+        stated = stated.get("text")
+    if not isinstance(stated, str) or stated.strip().lower() in _UNSTATED:
+        return None
+    return _name(stated) if "\n" not in stated.strip() else licence_of_text(stated) or "unrecognised"
+
+
+def _name(words: str) -> str:
+    words = " ".join(words.split())
+    plain = " ".join(_FILLER.sub(" ", words.lower()).split())
+    return words if is_permitted(words) else _NAMES.get(plain, words)
+
+
+def all_stated(names: Iterable[str]) -> str | None:
+    """The expression of a project that says each of these."""
+    unique = list(dict.fromkeys(names))
+    # `BSD` beside `BSD-3-Clause` is the same statement made twice.
+    if any(name.startswith("BSD-") for name in unique):
+        unique = [name for name in unique if name != "BSD"]
+    if len(unique) == 1:
+        return unique[0]
+    return " AND ".join(f"({name})" if " " in name else name for name in unique) or None
+
+
+# ---- licence texts --------------------------------------------------------------------------------
+
+_MIT = "permission is hereby granted free of charge to any person obtaining a copy"
+_BSD = "redistribution and use in source and binary forms with or without modification are permitted"
+_APACHE_NOTICE = "licensed under the apache license version 2 0"
+_APACHE_BODY = (
+    "grant of copyright license subject to the terms and conditions of this license each contributor"
+)
+_RUN = 5  # words of a text that must stand so in a licence to be its own
+_MOST_OTHERS = 60  # words that may be the project's own: its name, its authors
+
+# Lines that are the project's own, and titles of licences.
+_COPYRIGHT = re.compile(
+    r"^[^\w\n]*(?:copyright\b|\(c\)|©|copr\.|all rights reserved|(?:portions|parts) copyright).*$"
+    r"(?:\n[ \t]+(?:and |by )?[\w.@<>, -]{0,80}$(?=\n\s*\n))?",
+    re.IGNORECASE | re.MULTILINE,
+)
+_NAMES_OF = r"(?:expat|mit|x11|isc|apache|(?:new|modified|revised|simplified|original|free)? ?bsd)"
+_TITLE = re.compile(
+    rf"^[^\w\n]*(?:the )?(?:\w+ )?(?:open source )?(?:software )?(?:{_NAMES_OF.replace('isc|', '')})"
+    r"[ -]*(?:\d[- ]clause)?[ -]*(?:\w+[ -]+)?(?:(?:licen[sc]e)?,? ?"
+    r"(?:agreement|v(?:ersion)? ?2(?:\.0)?(?:, january 2004)?)?)?"
+    r"[^\w\n]*(?:\((?:mit|expat|\w+ ?bsd|\d-clause[^)]*|bsd[^)]*)\))?[^\w\n]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_ADDRESS = re.compile(r"<?(?:https?://|www\.)\S+|\S+@\S+\.\w+")
+# What a project puts into a licence's own sentences.
+_FILLED = (
+    (re.compile(r"neither the names? of .{1,200}? nor the names? of (?:its|their|any|the|other)\b"),
+     "neither the name of the copyright holder nor the names of its"),
+    (re.compile(r"neither the names? of .{1,200}? nor (?=(?:its|their) contributors)"),
+     "neither the name of the copyright holder nor the names of "),
+    (re.compile(r"neither the names? of .{1,200}? may be used"),
+     "neither the name of the copyright holder nor the names of its contributors may be used"),
+    (re.compile(r"(?:the )?names? of .{1,120}? may not be used to endorse"),
+     "neither the name of the copyright holder nor the names of its contributors may be used to endorse"),
+    (re.compile(r"software is provided by .{1,200}? as is"),
+     "software is provided by the copyright holders and contributors as is"),
+    (re.compile(r"in no event shall .{1,200}? be liable for any (?=direct|claim)"),
+     "in no event shall the copyright holder or contributors be liable for any "),
+    (re.compile(r"includes software developed by .{1,120}?(?= neither|$| \d)"),
+     "includes software developed by the organization"),
+    (re.compile(
+        r"(?:\w+ ){1,6}?(?:is|are)(?: \w+)? (?:released|licensed|distributed|available|covered|provided)"
+        rf"(?: \w+)? (?:under|by|with)(?: the)?(?: terms of(?: the)?)?(?: \d clause)? {_NAMES_OF}"
+        r"(?: \d clause)? licen[sc]e"
+        r"(?: version 2 0)?(?: (?:given|reproduced|included|see) below)?"), ""),
+)  # fmt: skip
+# Words that no name holds, and every restriction or other licence does.
+_TELLING_WORDS = """
+    not no never must shall only except unless may without prohibited forbidden restrict restricted
+    restriction commercial noncommercial sell sold selling fee royalty good evil proprietary confidential
+    academic educational evaluation gpl gplv2 gplv3 lgpl agpl gnu mpl mozilla epl eclipse cddl isc zlib boost
+    unlicense creative commons cc0 sspl busl eupl permission permitted granted grant consent
+    terms conditions obligation redistribute redistribution
+"""
+_TELLING = frozenset(_TELLING_WORDS.split())
+
+
+def licence_of_texts(texts: Iterable[str]) -> str | None:
+    """The licences of a project's LICENSE and COPYING files, all of which apply."""
+    return all_stated(licence_of_text(text) or "unrecognised" for text in texts)
+
+
+def licence_of_text(text: str) -> str | None:
+    """The SPDX name of a licence, from its words; None when it is none of the permitted ones.
+
+    What no permitted licence says must be next to nothing: a name, a list of authors. A restriction, another
+    licence or a grant beside a permitted one is more than that.
+    """
+    plain = _words(_COPYRIGHT.sub("\n", _ADDRESS.sub(" ", text.replace("\f", "\n"))))
+    bare = _words(_TITLE.sub("\n", _COPYRIGHT.sub("\n", _ADDRESS.sub(" ", text))))
+    found = []
+    if _MIT in plain:
+        found.append("MIT")
+    if _BSD in plain:
+        clauses = 4 if "all advertising materials" in plain else 3 if "neither the name" in plain else 2
+        found.append(f"BSD-{clauses}-Clause")
+    if _APACHE_NOTICE in plain or _APACHE_BODY in plain:
+        found.append("Apache-2.0")
+    if not found:
+        return None
+    others = _not_of_a_licence(bare)
+    if len(others) > _MOST_OTHERS or not _TELLING.isdisjoint(others):
+        return None
+    return " AND ".join(found)
+
+
+def _words(text: str) -> str:
+    """The words of a text in lower case, what a project fills in as SPDX has it."""
+    words = " ".join(re.findall(r"[a-z0-9]+", text.lower()))
+    for pattern, standard in _FILLED:
+        words = pattern.sub(standard, words)
+    return words
+
+
+def _not_of_a_licence(words: str) -> list[str]:
+    """The words of a text that do not stand, with those around them, in a permitted licence."""
+    sequence = [word for word in words.split() if not _NUMBERING.fullmatch(word)]
+    runs = _runs()
+    covered = bytearray(len(sequence))
+    for start in range(len(sequence) - _RUN + 1):
+        if tuple(sequence[start : start + _RUN]) in runs:
+            covered[start : start + _RUN] = b"\1" * _RUN
+    return [word for word, known in zip(sequence, covered, strict=True) if not known]
+
+
+_NUMBERING = re.compile(r"[a-z]|\d{1,2}|i{2,3}|iv")
+
+
+@cache
+def _runs() -> frozenset[tuple[str, ...]]:
+    """All runs of words of the permitted licences."""
+    found: set[tuple[str, ...]] = set()
+    for text in TEXTS.values():
+        sequence = [word for word in _words(text).split() if not _NUMBERING.fullmatch(word)]
+        found.update(tuple(sequence[start : start + _RUN]) for start in range(len(sequence) - _RUN + 1))
+    return frozenset(found)

@@ -1,0 +1,179 @@
+"""Token ids -> n-grams of every order with their counts, sorted, in files: what Kneser-Ney smoothing needs.
+
+In:  lines of word ids; 0, 1, 2 are <unk>, <s>, </s>.
+Out: a file of n-grams for each order, each sorted by its last word first.
+
+    lines ─> tokens ─> 5-grams, counted ─> 4-grams ─> 3-grams ─> 2-grams ─> words
+
+Every list is a file, and is worked on by pieces: what is held is bounded by `memory`, whatever the corpus. An
+n-gram is a 64-bit key, its last word in the highest 16 bits, then the one before ..., and of five words the
+first beside it: so an n-gram's shorter endings are prefixes of its key, and lie together.
+
+The highest order counts occurrences; a lower order counts the words that were seen before the n-gram, except
+where it begins with <s>, before which there is nothing. An <unk> in the lines stands for many words: it is
+not counted, and what follows it is counted without what was before.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puna.corpus.ngram.external_sort import Buckets, append, begins_of, pieces, split_keys
+
+UNK, BOS, EOS = 0, 1, 2
+SPECIALS = ("<unk>", "<s>", "</s>")
+MAX_ORDER = 5
+MAX_WORDS = 1 << 16
+WORKING = 6  # times its records that sorting a piece needs
+
+# `count` is what is discounted, `seen` how often the n-gram occurred.
+GRAM = np.dtype([("key", "<u8"), ("first", "<u2"), ("count", "<u4"), ("seen", "<u4")])
+_LEAD = MAX_ORDER - 1  # tokens that come before an n-gram's last
+_HELD_TOKENS = 1 << 20
+
+Grams = NDArray[Any]
+
+
+def write_tokens(lines: Iterable[Sequence[int]], n_words: int, path: Path) -> int:
+    """All ids in one file, </s> after each line; how many."""
+    held: list[int] = []
+    n_lines = n_tokens = 0
+
+    def write() -> None:
+        nonlocal n_lines, n_tokens
+        ids = np.array(held, np.int64)
+        if len(ids) and (ids.min() < 0 or ids.max() >= n_words):
+            raise ValueError(f"a line holds an id that is none of the {n_words} words")
+        if (ids == BOS).any() or (ids == EOS).sum() != n_lines:
+            raise ValueError("a line holds <s> or </s>, which mark its ends; take them out")
+        append(path, ids.astype("<u2"))
+        n_tokens += len(ids)
+        held.clear()
+        n_lines = 0
+
+    for line in lines:
+        held.extend(line)
+        held.append(EOS)
+        n_lines += 1
+        if len(held) > _HELD_TOKENS:
+            write()
+    write()
+    if n_tokens >= 1 << 32:
+        raise ValueError(f"{n_tokens} tokens; counts hold {(1 << 32) - 1} at most, train on fewer documents")
+    return n_tokens
+
+
+def _ngrams(tokens: NDArray[np.uint16], order: int) -> Grams:
+    """The n-gram that ends at each token but the first four, which only come before; <s> before a line."""
+    length = len(tokens) - _LEAD
+    grams = np.zeros(length, GRAM)
+    key = tokens[_LEAD:].astype(np.uint64) << np.uint64(48)
+    inside = np.ones(length, bool)
+    last = tokens[_LEAD:]
+    for back in range(1, order):
+        before = tokens[_LEAD - back : len(tokens) - back]
+        inside &= before != EOS
+        word = np.where(inside, before, BOS)
+        word[last == UNK] = UNK  # what is before an unknown word is forgotten
+        last = word
+        if back < 4:
+            key |= word.astype(np.uint64) << np.uint64(48 - 16 * back)
+        else:
+            grams["first"] = word
+    grams["key"] = key
+    grams["count"] = grams["seen"] = 1
+    return grams[tokens[_LEAD:] != UNK]
+
+
+def _read_tokens(path: Path, start: int, stop: int) -> NDArray[np.uint16]:
+    """Tokens `start` to `stop`, and the four before them."""
+    first = max(start - _LEAD, 0)
+    tokens = np.fromfile(path, "<u2", stop - first, offset=2 * first)
+    return np.concatenate([np.full(_LEAD - (start - first), EOS, "<u2"), tokens])
+
+
+def _combined(grams: Grams) -> Grams:
+    """Sorted, each n-gram once, its occurrences added up."""
+    if not len(grams):
+        return grams
+    grams = grams[np.lexsort((grams["first"], grams["key"]))]
+    begins = begins_of(grams["key"], grams["first"])
+    result = grams[begins]
+    result["seen"] = np.add.reduceat(grams["seen"], begins)
+    result["count"] = result["seen"]
+    return result
+
+
+def count_ngrams(folder: Path, n_tokens: int, order: int, memory: int) -> Path:
+    """The n-grams of the highest order, each with how often it occurred."""
+    tokens, path = folder / "tokens", folder / f"{order}-grams"
+    places = np.linspace(0, n_tokens, 257).astype(np.int64)[:-1]
+    sampled = [_ngrams(_read_tokens(tokens, at, min(at + 1024, n_tokens)), order)["key"] for at in places]
+    size = n_tokens * GRAM.itemsize * WORKING
+    buckets = Buckets(folder / "counts", GRAM, split_keys(np.concatenate(sampled), size, memory))
+    step = max(memory // (GRAM.itemsize * WORKING), 1)
+    for start in range(0, n_tokens, step):
+        grams = _combined(_ngrams(_read_tokens(tokens, start, min(start + step, n_tokens)), order))
+        buckets.add(grams, grams["key"])
+    for number in range(buckets.count):
+        if len(grams := buckets.take(number)):
+            append(path, _combined(grams))
+    return path
+
+
+def shorten(longer: Path, order: int, folder: Path, memory: int) -> Path:
+    """The n-grams of an order from those one word longer, of which all with the same ending lie together."""
+    path = folder / f"{order}-grams"
+    held = np.zeros(0, GRAM)
+    for _, grams in pieces(longer, GRAM, memory // WORKING):
+        keys = grams["key"] & ending_mask(order)
+        begins = begins_of(keys)
+        part = np.zeros(len(begins), GRAM)
+        part["key"] = keys[begins]
+        part["count"] = np.diff(begins, append=len(keys))
+        part["seen"] = np.add.reduceat(grams["seen"], begins)
+        if len(held) and held["key"][0] == part["key"][0]:
+            part["count"][0] += held["count"][0]
+            part["seen"][0] += held["seen"][0]
+        else:
+            append(path, _adjusted(held, order))
+        append(path, _adjusted(part[:-1], order))
+        held = part[-1:]  # the next piece may go on with it
+    held = _adjusted(held, order)
+    if order > 1:
+        append(path, held)
+        return path
+    words = np.concatenate([np.fromfile(path, GRAM) if path.is_file() else held[:0], held])
+    absent = np.zeros(2, GRAM)
+    absent["key"] = np.array([UNK, BOS], np.uint64) << np.uint64(48)
+    words = np.concatenate([words, absent[~np.isin(absent["key"], words["key"])]])
+    words[np.argsort(words["key"])].tofile(path)
+    return path
+
+
+def _adjusted(grams: Grams, order: int) -> Grams:
+    """Nothing comes before <s>: what begins with it keeps its occurrences."""
+    grams["count"] = np.where(word_at(grams, order - 1) == BOS, grams["seen"], grams["count"])
+    return grams
+
+
+def ending_mask(order: int) -> np.uint64:
+    """Of a key, the bits of the last `order` words."""
+    return np.uint64(((1 << 16 * min(order, 4)) - 1) << 16 * (4 - min(order, 4)))
+
+
+def word_at(grams: Grams, place: int) -> NDArray[np.uint64]:
+    """A word of each n-gram, counted from the last, which is 0."""
+    if place == 4:
+        return grams["first"].astype(np.uint64)
+    return (grams["key"] >> np.uint64(48 - 16 * place)) & np.uint64(0xFFFF)
+
+
+def is_real(grams: Grams, order: int) -> NDArray[np.bool_]:
+    """Which are n-grams: a second <s> only fills the space before a line, <unk> is what was forgotten."""
+    if order == 1:
+        return np.ones(len(grams), bool)
+    return (word_at(grams, order - 2) != BOS) & (word_at(grams, order - 1) != UNK)

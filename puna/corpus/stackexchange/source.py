@@ -1,0 +1,307 @@
+"""StackExchange: dumps of posts -> documents, a question and its answers each (paper section 2.1).
+
+In:  `Posts.xml` in a folder named by its site, or the site's archive, as the dumps are published.
+Out: one Document a question: title, body, then the answers by score, highest first.
+
+    coffee.stackexchange.com.7z  ─> posts ─┬─> range 0: questions 0-49,999 and their answers ─> documents
+    stackoverflow.com-Posts.7z   ─> posts ─┼─> range 0 ─> documents
+                                           └─> range 1: questions 50,000-99,999 ─> documents
+
+Answers stand anywhere behind their question, in stackoverflow 100 GB behind. So a first step, a task a dump,
+writes the posts by range of their question's number; a second, a task a range, joins what belongs together.
+Both hold a few tens of MB, however large the site. Of more sites than `sites`, the largest are kept.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from puna.corpus.clean import require_documents
+from puna.corpus.document import Bad, Document, Drop
+from puna.corpus.parquet import ShardWriter
+from puna.corpus.stackexchange.html import text_of
+from puna.corpus.stackexchange.posts import ANSWER, QUESTION, Post, read_posts
+from puna.files import atomic_file
+from puna.stages.stage import Runs, Shard
+
+PATTERNS: tuple[str, ...] = ("Posts.xml", "*.7z")
+
+IDS_PER_RANGE = 50_000  # about 75 MB of posts
+SPILL_CHARACTERS = 16 << 20  # held by a task of the first step before it writes
+MAX_TAGS = 20_000  # in a post's HTML: the time of parsing grows with the square of their depth
+
+_OTHER_TABLES = re.compile(r"-(?:Badges|Comments|PostHistory|PostLinks|Tags|Users|Votes)\.7z$")
+_ARCHIVE = re.compile(r"(?:-Posts)?\.7z$")
+_SPILL = pa.schema(
+    [
+        ("question", pa.int64()),
+        ("id", pa.int64()),
+        ("is_answer", pa.bool_()),
+        ("score", pa.int64()),
+        ("title", pa.large_string()),
+        ("body", pa.large_string()),
+        ("tags", pa.string()),
+        ("created", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which sites and questions are kept."""
+
+    sites: int = 28
+    """How many sites are kept when more are given: those with most posts."""
+    min_answers: int = 0
+    """Questions with fewer answers are left out."""
+
+    def validate(self) -> None:
+        """Raise ValueError naming the option that cannot be."""
+        if self.sites < 1:
+            raise ValueError(f"sites is {self.sites}; it must be 1 or more")
+        if self.min_answers < 0:
+            raise ValueError(f"min-answers is {self.min_answers}; it must be 0 or more")
+
+
+@dataclass(frozen=True)
+class Thread:
+    """A question of a site, and its answers in any order."""
+
+    site: str
+    question: Post
+    answers: tuple[Post, ...]
+
+
+# ---- a thread -------------------------------------------------------------------------------------
+
+
+def read(path: Path, options: Options = Options()) -> Iterator[Post | Bad]:
+    """Stream the posts of a dump."""
+    return read_posts(path)
+
+
+def clean(thread: Thread, options: Options = Options()) -> Document | Drop:
+    """`Q: title, body`, then `A: answer` by score, the highest first and the older of equals."""
+    name = f"{thread.site}/{thread.question.id}"
+    answers = sorted(thread.answers, key=lambda answer: (-answer.score, answer.id))
+    if any(post.body.count("<") > MAX_TAGS for post in (thread.question, *answers)):
+        return Drop("too many tags", detail=name)
+    texts = [(answer, text) for answer in answers if (text := text_of(answer.body))]
+    if len(texts) < options.min_answers:
+        return Drop("too few answers", detail=name)
+    question = "\n\n".join(
+        filter(None, (" ".join(thread.question.title.split()), text_of(thread.question.body)))
+    )
+    if not question:
+        return Drop("empty", detail=name)
+    return Document(
+        id=name,
+        source="stackexchange",
+        text="\n\n".join([f"Q: {question}", *(f"A: {text}" for _, text in texts)]),
+        meta={
+            "site": thread.site,
+            "url": f"https://{thread.site}/q/{thread.question.id}",
+            "title": thread.question.title,
+            "tags": [tag for tag in re.split(r"[<>|]+", thread.question.tags) if tag],
+            "created": thread.question.created,
+            "score": thread.question.score,
+            "answers": [{"id": answer.id, "score": answer.score} for answer, _ in texts],
+        },
+    )
+
+
+def site_of(path: Path) -> str:
+    """`coffee.stackexchange.com` for its folder's Posts.xml or its archive, `stackoverflow.com` for
+    `stackoverflow.com-Posts.7z`."""
+    return _ARCHIVE.sub("", path.name) if path.suffix == ".7z" else path.absolute().parent.name
+
+
+# ---- the two steps --------------------------------------------------------------------------------
+
+
+def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) -> dict[str, Any]:
+    """Posts by range of their question, then documents. Returns the manifest of the documents.
+
+    Raises:
+        ValueError: when no document was kept, or too much of the input is damaged.
+    """
+    dumps = [path for path in inputs if not _OTHER_TABLES.search(path.name)]
+    if not dumps:
+        raise ValueError(
+            "only archives of other tables were given; StackExchange needs Posts.xml or -Posts.7z"
+        )
+    spills = out / "steps" / "posts"
+    shards = [Shard(f"{place:05d}", (path,)) for place, path in enumerate(dumps)]
+    spilled = runs.stage(
+        name="posts",
+        work=spill_posts,
+        shards=shards,
+        out=spills,
+        config={"source": "stackexchange", "ids_per_range": IDS_PER_RANGE},
+        label="read stackexchange",
+        finish=_sites,
+    )
+    sites: dict[str, dict[str, Any]] = spilled["sites"]
+    largest = sorted(sites, key=lambda site: (-sites[site]["posts"], site))
+    kept, left_out = largest[: options.sites], largest[options.sites :]
+    ranges = [Shard(f"{site}-{number:06d}", ()) for site in sorted(kept) for number in sites[site]["ranges"]]
+    files = {site: [spills / name for name in sites[site]["files"]] for site in kept}
+    return runs.stage(
+        name="documents",
+        work=partial(join_range, options, files, keep_dropped=runs.keep_dropped),
+        shards=ranges,
+        out=out,
+        config={"source": "stackexchange", "options": asdict(options), "after": spilled["fingerprint"]},
+        label="clean stackexchange",
+        finish=partial(_finish, spilled, left_out),
+    )
+
+
+def _sites(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the first step found, by site: its posts, the ranges that its questions lie in, the files."""
+    sites: dict[str, dict[str, Any]] = {}
+    for record in records:
+        site = sites.setdefault(record["site"], {"posts": 0, "ranges": [], "files": []})
+        site["posts"] += record["counts"]["posts"]
+        site["ranges"] = sorted({*site["ranges"], *record["ranges"]})
+        site["files"].append(f"{record['name']}.arrow")
+    return {"sites": sites}
+
+
+def _finish(spilled: dict[str, Any], left_out: list[str], records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Refuse a corpus without documents, and add what the first step dropped and found damaged."""
+    require_documents("stackexchange", records)
+    posts = {site: found["posts"] for site, found in spilled["sites"].items()}
+    counts = sum((Counter(record["counts"]) for record in records), Counter())
+    counts.update({reason: n for reason, n in spilled["counts"].items() if reason.startswith("dropped: ")})
+    return {
+        "counts": dict(sorted(counts.items())),
+        "bad": spilled["bad"],
+        "posts": spilled["counts"]["posts"],
+        "sites": {site: posts[site] for site in sorted(posts) if site not in left_out},
+        "sites_left_out": {site: posts[site] for site in sorted(left_out)},
+    }
+
+
+def spill_posts(shard: Shard, out: Path) -> dict[str, Any]:
+    """The first step: one dump's questions and answers as `NAME.arrow`, by range of the question.
+
+    The file is a sequence of Arrow record batches, each of one range, and `NAME.index.json` says of which.
+    """
+    (path,) = shard.inputs
+    counts: Counter[str] = Counter()
+    bad: list[Bad] = []
+    index: list[int] = []
+    held: dict[int, list[dict[str, Any]]] = {}
+    size = 0
+    target = out / f"{shard.name}.arrow"
+    with atomic_file(target) as temporary:
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        with (
+            pa.OSFile(str(temporary), "wb") as sink,
+            pa.ipc.new_file(sink, _SPILL, options=options) as writer,
+        ):
+
+            def write() -> None:
+                for number in sorted(held):
+                    writer.write_batch(pa.RecordBatch.from_pylist(held[number], _SPILL))
+                    index.append(number)
+                held.clear()
+
+            for post in read_posts(path):
+                if isinstance(post, Bad):
+                    bad.append(post)
+                    continue
+                counts["posts"] += 1
+                if post.kind not in (QUESTION, ANSWER):
+                    counts["dropped: not a question or an answer"] += 1
+                elif post.is_deleted:
+                    counts["dropped: deleted"] += 1
+                else:
+                    row = _row(post)
+                    held.setdefault(row["question"] // IDS_PER_RANGE, []).append(row)
+                    size += len(post.body) + len(post.title) + 200
+                    counts["kept"] += 1
+                    if size >= SPILL_CHARACTERS:
+                        write()
+                        size = 0
+            write()
+    outputs = [target, out / f"{shard.name}.index.json"]
+    with atomic_file(outputs[1]) as temporary:
+        temporary.write_text(json.dumps(index), encoding="utf-8")
+    if bad:
+        with atomic_file(out / f"{shard.name}.bad.jsonl") as temporary:
+            lines = (json.dumps(vars(item), ensure_ascii=False) + "\n" for item in bad)
+            temporary.write_text("".join(lines), encoding="utf-8")
+    return {
+        "outputs": outputs,
+        "counts": {"posts": 0, **dict(sorted(counts.items()))},
+        "bad": len(bad),
+        "site": site_of(path),
+        "ranges": sorted(set(index)),
+    }
+
+
+def _row(post: Post) -> dict[str, Any]:
+    is_answer = post.kind == ANSWER
+    return {
+        "question": post.parent if is_answer else post.id,
+        "id": post.id,
+        "is_answer": is_answer,
+        "score": post.score,
+        "title": post.title,
+        "body": post.body,
+        "tags": post.tags,
+        "created": post.created,
+    }
+
+
+def join_range(
+    options: Options, files: dict[str, list[Path]], shard: Shard, out: Path, keep_dropped: bool = False
+) -> dict[str, Any]:
+    """The second step: the documents of one range of a site's questions, in the questions' order."""
+    site, _, number = shard.name.rpartition("-")
+    questions: dict[int, dict[str, Any]] = {}
+    answers: dict[int, list[dict[str, Any]]] = {}
+    with ShardWriter(out, shard.name, "stackexchange", keep_dropped) as writer:
+        seen: set[int] = set()
+        for row in _rows(files[site], int(number)):
+            if row["id"] in seen:
+                writer.add(Drop("repeated post", f"{site}/{row['id']}"), row)
+                continue
+            seen.add(row["id"])
+            if row["is_answer"]:
+                answers.setdefault(row["question"], []).append(row)
+            else:
+                questions[row["id"]] = row
+        for question in sorted(questions):
+            thread = Thread(site, _post(questions[question]), tuple(map(_post, answers.pop(question, ()))))
+            writer.add(clean(thread, options), thread)
+        for question in sorted(answers):
+            for row in answers[question]:
+                writer.add(Drop("answer without its question", f"{site}/{row['id']}"), row)
+    return writer.result()
+
+
+def _rows(files: Sequence[Path], number: int) -> Iterator[dict[str, Any]]:
+    for path in files:
+        index: list[int] = json.loads(path.with_name(f"{path.stem}.index.json").read_bytes())
+        with path.open("rb") as raw, pa.ipc.open_file(raw) as batches:
+            for place, held in enumerate(index):
+                if held == number:
+                    yield from batches.get_batch(place).to_pylist()
+
+
+def _post(row: dict[str, Any]) -> Post:
+    kind = ANSWER if row["is_answer"] else QUESTION
+    parent = row["question"] if row["is_answer"] else 0
+    return Post(
+        row["id"], kind, parent, row["score"], row["title"], row["body"], row["tags"], row["created"], False
+    )

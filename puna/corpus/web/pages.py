@@ -1,0 +1,281 @@
+"""Web pages, however they are stored.
+
+In:  WARC (`response` records), WET (`conversion` records), or JSON lines with `url` and `text` (C4, CCNet).
+Out: Page(id, url, date, text or html, …) or Bad.
+
+    response   ─> HTTP: chunks joined, unzipped ─> Page(html=bytes, charset)    text is made by page_text
+    conversion ─> UTF-8 ─> Page(text=…)
+    JSON line  ─> Page(text=…)
+    warcinfo, request, metadata (WAT too), revisit, resource: no documents, passed over
+"""
+
+import gzip
+import hashlib
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from puna.corpus.document import Bad, Drop
+from puna.corpus.web.html import encoding_of, html_text
+from puna.corpus.web.warc import LARGEST_RECORD, WarcRecord, parse_headers, read_records
+
+PATTERNS = (
+    *("*.warc", "*.warc.gz", "*.wet", "*.wet.gz", "*.warc.wet.txt"),
+    *("*.jsonl", "*.jsonl.gz", "*.json.gz"),
+)
+_JSON = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
+_CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\s;,\"']+)", re.IGNORECASE)
+_TABS = re.compile(r"\t+")
+_HTML = ("text/html", "application/xhtml+xml")
+
+
+@dataclass(slots=True)
+class Page:
+    """A page as a crawler stored it: `content` is text, or the bytes that the server sent."""
+
+    id: str  # the file's name and the record's place in it: archives repeat their record ids
+    url: str
+    date: str  # ISO 8601, or empty where it is not known
+    content: str | bytes
+    media: str = "text/plain"
+    charset: str = ""
+    status: int = 200
+    digest: str = ""  # as the archive gives it; of the text where it gives none
+
+
+def read_pages(path: Path) -> Iterator[Page | Bad]:
+    """The pages of one file, streamed."""
+    if path.name.endswith(_JSON):
+        yield from _read_json(path)
+        return
+    for number, record in enumerate(read_records(path)):
+        if isinstance(record, Bad):
+            yield record
+            continue
+        kind = record.headers.get("warc-type", "")
+        if kind not in ("conversion", "response"):
+            continue
+        try:
+            name = f"{path.name}:{number}"
+            page = _converted(name, record) if kind == "conversion" else _responded(name, record)
+        except ValueError as error:
+            yield Bad(path.name, record.offset, " ".join(str(error).split()))
+            continue
+        if page:
+            yield page
+
+
+def page_text(page: Page) -> str | Drop:
+    """The text of a page, a line for a block of it, tabs as spaces; or why it has none."""
+    text = _decoded(page)
+    return _TABS.sub(" ", text) if isinstance(text, str) and "\t" in text else text
+
+
+def _decoded(page: Page) -> str | Drop:
+    if isinstance(page.content, str):
+        return page.content
+    if not 200 <= page.status < 300:
+        return Drop("not a page: HTTP status", str(page.status))
+    if page.media in _HTML or (not page.media and page.content.lstrip()[:1] == b"<"):
+        return html_text(page.content, page.charset)
+    if page.media == "text/plain":
+        from resiliparse.parse.encoding import bytes_to_str
+
+        return bytes_to_str(page.content, encoding_of(page.content, page.charset), errors="replace")
+    return Drop("not a page: media type", page.media)
+
+
+def text_digest(text: str) -> str:
+    """`sha1:` and the SHA-1 of the text, in hexadecimal."""
+    return "sha1:" + hashlib.sha1(text.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()
+
+
+# ---- WARC and WET --------------------------------------------------------------------------------
+
+
+def _target(record: WarcRecord) -> str:
+    url = record.headers.get("warc-target-uri", "")
+    if url.startswith("<") and url.endswith(">"):
+        url = url[1:-1]  # as some versions of wget write it
+    if not url.startswith(("http://", "https://")) or any(character <= " " for character in url):
+        raise ValueError(f"the record's WARC-Target-URI {url[:80]!r} is no address of a page")
+    return url
+
+
+def _converted(name: str, record: WarcRecord) -> Page:
+    url, headers = _target(record), record.headers
+    try:
+        text = record.body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the record is not UTF-8 ({error.reason} at its byte {error.start})") from None
+    digest = headers.get("warc-block-digest", "")
+    return Page(name, url, headers.get("warc-date", ""), text, digest=digest)
+
+
+def _responded(name: str, record: WarcRecord) -> Page | None:
+    if record.headers.get("content-type", "application/http").partition(";")[0] != "application/http":
+        return None  # dns:… and other protocols
+    url, response = _target(record), http_response(record.body)
+    kind = response.headers.get("content-type", "")
+    media = kind.partition(";")[0].strip().lower()
+    found = _CHARSET.search(kind)
+    charset = found[1] if found else ""
+    date, digest = record.headers.get("warc-date", ""), record.headers.get("warc-block-digest", "")
+    return Page(name, url, date, response.payload, media, charset, response.status, digest)
+
+
+# ---- JSON lines ----------------------------------------------------------------------------------
+
+
+def _read_json(path: Path) -> Iterator[Page | Bad]:
+    """Lines of C4 (`url`, `text`, `timestamp`) or CCNet (`url`, `raw_content`, `date_download`)."""
+    with path.open("rb") as raw:
+        file = gzip.GzipFile(fileobj=raw) if path.name.endswith(".gz") else raw
+        offset = 0
+        lines = iter(io.BufferedReader(cast(io.RawIOBase, file), 1 << 20))
+        number = 0
+        while True:
+            try:
+                line = next(lines, None)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                yield Bad(path.name, offset, f"the gzip file is cut off or damaged ({error})")
+                return
+            if line is None:
+                return
+            number += 1
+            if line.strip():
+                try:
+                    yield _from_json(f"{path.name}:{number}", line)
+                except ValueError as error:
+                    yield Bad(path.name, offset, " ".join(str(error).split()))
+            offset += len(line)
+
+
+def _from_json(name: str, line: bytes) -> Page:
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError("the line holds no JSON object")
+    text = record.get("text", record.get("raw_content"))
+    url = record.get("url", record.get("id"))
+    date = record.get("timestamp") or record.get("date_download") or record.get("created") or ""
+    if not isinstance(text, str) or not isinstance(url, str):
+        raise ValueError("the line has no url and text")
+    text.encode()  # half a surrogate pair, which JSON can hold, is an error here instead of on writing
+    return Page(name, url, str(date), text)
+
+
+# ---- HTTP responses ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HttpResponse:
+    """A response as its server meant it: chunks joined, compression undone. Header names in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    payload: bytes
+
+
+def http_response(block: bytes) -> HttpResponse:
+    """Parse the block of a `response` record.
+
+    Crawlers often store the payload decoded and leave the headers that say it is encoded: what does not
+    begin like a chunk, or like gzip, is taken as it is.
+
+    Raises:
+        ValueError: when there is no HTTP header, or the payload breaks off.
+    """
+    blank = b"\r\n\r\n" if b"\r\n\r\n" in block[: 64 << 10] else b"\n\n"
+    head, found, payload = block.partition(blank)
+    status = head.split(b"\n", 1)[0].split()[1:2]
+    if not found or not head.startswith(b"HTTP/") or not status or not status[0].isdigit():
+        raise ValueError("the response has no HTTP header")
+    headers = parse_headers(head)
+    if "chunked" in headers.get("transfer-encoding", "").lower():
+        payload = _joined_chunks(payload)
+    encoding = headers.get("content-encoding", "").lower()
+    return HttpResponse(int(status[0]), headers, _decompressed(payload, encoding))
+
+
+def _joined_chunks(payload: bytes) -> bytes:
+    parts: list[bytes] = []
+    place = 0
+    while True:
+        end = payload.find(b"\r\n", place)
+        size = payload[place:end].split(b";")[0].strip() if end >= 0 else b""
+        try:
+            length = int(size, 16) if size and not size.startswith((b"+", b"-")) else -1
+        except ValueError:
+            length = -1
+        if length == 0:
+            return b"".join(parts)
+        whole = length > 0 and payload[end + 2 + length : end + 4 + length] == b"\r\n"
+        if not whole:
+            if not parts and length < 0:
+                return payload  # stored without its chunks
+            raise ValueError(f"the chunked body breaks off after {sum(map(len, parts))} bytes")
+        parts.append(payload[end + 2 : end + 2 + length])
+        place = end + 4 + length
+
+
+# Said of a page that is not compressed at all: names of encodings and of nothing.
+_NO_CODING = re.compile(
+    r"|identity|none|null|binary|[78]bit|chunked|utf-?8|utf-?16|us-ascii|iso-8859-\d+|windows-\d+|text/[a-z]+"
+)
+
+
+def _decompressed(payload: bytes, encoding: str) -> bytes:
+    """The payload without its codings, of which the last was applied last.
+
+    Raises:
+        ValueError: when a coding is not known, or its data are damaged. What is compressed is never text.
+    """
+    for coding in reversed(encoding.split(",")):
+        coding = coding.strip().strip("\"'").removeprefix("x-")
+        if not payload or _NO_CODING.fullmatch(coding) or payload.lstrip()[:2].lower() in (b"<!", b"<h"):
+            continue
+        if coding not in _CODINGS:
+            raise ValueError(f"the content coding {coding!r} is not known")
+        try:
+            payload = _CODINGS[coding](payload)
+        except Exception as error:  # brotli's own error class is no ValueError
+            raise ValueError(f"the {coding} body is damaged or breaks off ({error})") from None
+    return payload
+
+
+def _gunzipped(payload: bytes) -> bytes:
+    return _inflated(payload, 31) if payload.startswith(b"\x1f\x8b") else payload
+
+
+def _deflated(payload: bytes) -> bytes:
+    zipped = payload[0] & 0x0F == 8 and int.from_bytes(payload[:2], "big") % 31 == 0
+    return _inflated(payload, 15 if zipped else -15)
+
+
+def _unbrotlied(payload: bytes) -> bytes:
+    import brotli
+
+    return bytes(brotli.decompress(payload))
+
+
+def _unzstd(payload: bytes) -> bytes:
+    import pyarrow as pa
+
+    with pa.CompressedInputStream(pa.BufferReader(payload), "zstd") as stream:
+        return bytes(stream.read(LARGEST_RECORD))
+
+
+_CODINGS = {"gzip": _gunzipped, "deflate": _deflated, "br": _unbrotlied, "zstd": _unzstd}
+
+
+def _inflated(payload: bytes, window: int) -> bytes:
+    parts = zlib.decompressobj(window)
+    text = parts.decompress(payload, LARGEST_RECORD)
+    if not parts.eof:
+        raise ValueError("its end is missing")
+    return text

@@ -1,0 +1,230 @@
+"""Wikipedia dumps -> the URLs that their references cite (paper section 2.1).
+
+In:  MediaWiki XML dumps, as puna.corpus.wikipedia.source reads them.
+Out: a text file, one URL a line, sorted, each once; and beside it a manifest.
+
+    <ref>{{cite web|url=http://A|archive-url=https://web.archive.org/web/2007/http://A}}</ref> ─> http://a/
+    <ref name="x">[HTTP://B.org:80/p#top Title], ''Paper''</ref>  <ref name="x" />             ─> http://b.org/p
+    {{#tag:ref|See http://c.org/q.}}                                                           ─> http://c.org/q
+
+A copy in a web archive stands for the page it is of. The list is sorted in pieces on disk, so memory
+is bounded.
+"""
+
+import heapq
+import html
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from puna.corpus.document import Bad
+from puna.files import (
+    atomic_file,
+    code_version,
+    fingerprint,
+    human_bytes,
+    remove_partials,
+    sha256_file,
+    write_json,
+)
+from puna.progress import Bar
+
+STAGE = "references"
+_SORTED_AT_ONCE = 500_000  # URLs, some 100 MB
+
+# ---- one page -------------------------------------------------------------------------------------
+
+# What shows no reference: comments and escaped markup.
+_HIDDEN = re.compile(r"<!--.*?(?:-->|\Z)|<(nowiki|pre)\b[^<>]*(?<!/)>.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+# A reference's text: to its end, or, where that is missing, to the next one. `<ref name=x />` has none.
+_REF = re.compile(
+    r"<ref(?:\s(?:\"[^\"]*\"|'[^']*'|[^<>\"'])*?)?(?<!/)>(.*?)(?=</ref\s*>|<ref[\s>/]|\Z)"
+    r"|\{\{\s*#tag:\s*ref\s*\|(.*?)(?=<ref[\s>/]|\{\{\s*#tag:|\n\n|\Z)",
+    re.DOTALL | re.IGNORECASE,
+)
+_URL = re.compile(r"(?:https?:)?//[^\s\[\]<>\"|{}\x00-\x20]+", re.IGNORECASE)
+# `&amp;`, but not the `&copy` of `?a=1&copy=2`.
+_ENTITY = re.compile(r"&(?:#\d+|#x[0-9a-f]+|[a-z]+\d*);", re.IGNORECASE)
+# A link's place, where `//host` is one: after a bracket, or as a template's value.
+_LINK_START = re.compile(r"[\[=]\s*$")
+_QUOTES = re.compile(r"'{2,}.*")
+_ARCHIVE = re.compile(
+    r"https?://(?:[\w-]+\.)*(?:archive\.(?:org|today|is|ph|li|md|fo|vn)|archive-it\.org|webcitation\.org|"
+    r"webarchive\.org\.uk|wayback\.\w+|megalodon\.jp|perma\.cc|ghostarchive\.org)(?=[/?:]|$)",
+    re.IGNORECASE,
+)
+_ORIGINAL = re.compile(r"(?<=.)(?:https?:/{1,2}|https?%3A%2F%2F)[^/].*", re.IGNORECASE)
+_PARTS = re.compile(r"(https?)://([^/?#]*)([^#]*)", re.IGNORECASE)
+_HOST = re.compile(r"(?:[\w-]+\.)+[^\W\d_][\w-]*|\d+(?:\.\d+){3}")
+
+
+def reference_urls(wikitext: str) -> Iterator[str]:
+    """The URLs in the references of a page, normal, each as often as it is there."""
+    for reference in _REF.finditer(_HIDDEN.sub("", wikitext)):
+        text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), reference[1] or reference[2] or "")
+        text = text.replace("{{!}}", "|").replace("{{=}}", "=")
+        for found in _URL.finditer(text):
+            url = _QUOTES.sub("", found[0])
+            if not _LINK_START.search(text, max(found.start() - 20, 0), found.start()):
+                if url.startswith("//"):
+                    continue
+                url = _without_stops(url)
+            elif url.startswith("//"):
+                url = f"https:{url}"
+            if normal := normal_url(_original(url)):
+                yield normal
+
+
+def _without_stops(url: str) -> str:
+    """A bare URL in a sentence ends before its punctuation, as MediaWiki has it."""
+    stops = ",;\\.:!?" if "(" in url else ",;\\.:!?)"
+    return url.rstrip(stops)
+
+
+def _original(url: str) -> str:
+    """The page that an archive's copy is of; nothing where the copy's address does not tell."""
+    if not (archive := _ARCHIVE.match(url)):
+        return url
+    if not (original := _ORIGINAL.search(url, archive.end())):
+        # web.archive.org/web/2007*/example.org: only copies have dates; other pages of archive.org are pages.
+        return "" if "/web/" in url or "archive.org" not in archive[0].lower() else url
+    found = original[0]
+    if "%3a" in found[:8].lower():  # it is the value of a field
+        found = unquote(found.partition("&")[0])
+    return re.sub(r"^(https?:)/+", r"\1//", found, flags=re.IGNORECASE)
+
+
+def normal_url(url: str) -> str:
+    """A URL as it is compared: scheme and host in lower case, no default port or fragment; "" if none."""
+    parts = _PARTS.match(url.strip())
+    if not parts:
+        return ""
+    scheme, host, rest = parts[1].lower(), parts[2].lower().rpartition("@")[2], parts[3]
+    host = host.removesuffix(":80" if scheme == "http" else ":443").rstrip(".")
+    if not _HOST.fullmatch(host.partition(":")[0]):
+        return ""
+    return f"{scheme}://{host}{rest if rest.startswith('/') else '/' + rest}"
+
+
+def page_key(url: str) -> str:
+    """What two addresses of one page share: no scheme, no `www.`, no `/` at the end; "" if it is no URL."""
+    return normal_url(url).partition("://")[2].removeprefix("www.").rstrip("/")
+
+
+# ---- dumps ----------------------------------------------------------------------------------------
+
+
+def write_references(dumps: Sequence[Path], out: Path, max_bad: float = 0.1) -> dict[str, Any]:
+    """Write the URLs of all references of the dumps into the file `out`; returns the manifest, `out`.json.
+
+    Articles alone are read: namespace 0, no redirects.
+
+    Raises:
+        ValueError: no dumps, no reference in them, a larger share of damaged pages than `max_bad`.
+    """
+    from puna.corpus.clean import find_inputs
+    from puna.corpus.wikipedia.source import read
+
+    started = time.monotonic()
+    paths = find_inputs("wikipedia", dumps)
+    counts = {"pages": 0, "references": 0, "urls": 0}
+    bad: list[Bad] = []
+    total = sum(path.stat().st_size for path in paths)
+
+    def urls(bar: Bar) -> Iterator[str]:
+        for path in paths:
+            for page in read(path):
+                if isinstance(page, Bad):
+                    bad.append(page)
+                elif page.namespace == "0" and not page.is_redirect:
+                    counts["pages"] += 1
+                    for url in reference_urls(page.wikitext):
+                        counts["references"] += 1
+                        yield url
+            bar.advance(path.stat().st_size)
+
+    remove_partials(out.parent, out.name)
+    with Bar("read references", total, "bytes") as bar, atomic_file(out) as temporary:
+        counts["urls"] = write_sorted(urls(bar), temporary)
+        if len(bad) > max_bad * max(counts["pages"] + len(bad), 1):
+            raise ValueError(
+                f"{len(bad)} of {counts['pages'] + len(bad)} pages are damaged, over --max-bad {max_bad:g}: "
+                f"{bad[0].file} at byte {bad[0].offset}: {bad[0].reason}"
+            )
+        if not counts["urls"]:
+            raise ValueError(f"no reference has a URL in the {counts['pages']} articles; give other dumps")
+    inputs = [
+        {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in paths
+    ]
+    digest = sha256_file(out)
+    manifest = {
+        "stage": STAGE,
+        "fingerprint": fingerprint([STAGE, digest]),
+        "code_version": code_version(),
+        "counts": counts,
+        "bad": [vars(item) for item in bad],
+        "bytes": out.stat().st_size,
+        "seconds": round(time.monotonic() - started, 3),
+        "inputs": inputs,
+        "outputs": [{"path": out.name, "bytes": out.stat().st_size, "sha256": digest}],
+    }
+    write_json(out.with_name(f"{out.name}.json"), manifest)
+    return manifest
+
+
+def write_sorted(lines: Iterable[str], path: Path, at_once: int = _SORTED_AT_ONCE) -> int:
+    """Write each line once, sorted by its bytes, holding `at_once` of them; how many."""
+    folder = path.with_name(f".{path.name.strip('.')}.sorting.partial")  # a name that remove_partials knows
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    runs: list[Path] = []
+    held: set[bytes] = set()
+
+    def write_run() -> None:
+        runs.append(folder / str(len(runs)))
+        with runs[-1].open("wb") as file:
+            file.writelines(line + b"\n" for line in sorted(held))
+        held.clear()
+
+    try:
+        for line in lines:
+            held.add(line.encode("utf-8", "replace"))
+            if len(held) >= at_once:
+                write_run()
+        write_run()
+        count, last = 0, None
+        with path.open("wb") as file, ExitStack() as stack:
+            for merged in heapq.merge(*(stack.enter_context(run.open("rb")) for run in runs)):
+                if merged != last:
+                    file.write(merged)
+                    count, last = count + 1, merged
+        return count
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_references(path: Path) -> Iterator[str]:
+    """The URLs of a list, one a line.
+
+    Raises:
+        ValueError: the file is not there.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is no list of URLs; make it with: puna corpus references DUMP… --out FILE")
+    with path.open("rb") as file:
+        for line in file:
+            yield line.decode("utf-8", "replace").strip()
+
+
+def summary(manifest: dict[str, Any]) -> str:
+    """One line for a person."""
+    counts = manifest["counts"]
+    return (
+        f"{counts['urls']:,} URLs, {counts['references']:,} times in the references of {counts['pages']:,} "
+        f"articles, {human_bytes(manifest['bytes'])}"
+    )

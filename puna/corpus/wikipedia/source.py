@@ -1,0 +1,272 @@
+"""Wikipedia: MediaWiki XML dumps -> documents (paper section 2.1).
+
+In:  `*.xml`, plain or in bz2 (one stream or many), as `pages-articles` dumps are published.
+Out: one Document an article: its prose and its headings, without markup.
+
+    <siteinfo> names the language and the File and Category prefixes ─┐
+    <page> ... </page> ─> last revision's wikitext ─> plain text ─────┴─> Document
+    <page> ... </page> ─> ...                                         └─> Drop("redirect")
+
+The dump is cut at its page tags and each page is parsed alone, so memory is bounded by one page, and
+a damaged page costs that page and not the rest of the dump. So does a damaged bz2 stream: a multistream
+dump is read on at its next stream, a hundred pages later.
+"""
+
+import bz2
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from mwparserfromhell.parser import ParserError
+
+from puna.corpus.document import Bad, Document, Drop
+from puna.corpus.wikipedia.namespaces import LANGUAGES, hidden_namespaces, is_disambiguation
+from puna.corpus.wikipedia.wikitext import HIDDEN, TangledError, plain_text
+from puna.corpus.wikipedia.wikitext_lift import VARIANT_LANGUAGES
+
+# Not the indexes of multistream dumps, which are *.txt.bz2.
+PATTERNS: tuple[str, ...] = ("*.xml", "*.xml.bz2", "*.xml-*.bz2")
+
+MAX_PAGE_BYTES = 64 << 20  # an article's text is at most 2 MB; only full histories are larger
+MAX_WIKITEXT = 4 << 20  # MediaWiki itself refuses a text of more than 2 MB
+_READ_BYTES = 1 << 18
+_UNPACKED_BYTES = 1 << 20
+_MEDIA, _FILE, _CATEGORY = "-2", "6", "14"  # MediaWiki's namespace numbers, the same in every language
+
+
+@dataclass(frozen=True)
+class Options:
+    """What of a dump becomes documents."""
+
+    languages: tuple[str, ...] = LANGUAGES
+    """Languages to keep, as a dump's own siteinfo names them; pages of another are dropped."""
+    min_characters: int = 50
+    """Articles with less text than this are dropped."""
+    keep_disambiguation: bool = True
+    """Keep pages that list the meanings of a title."""
+    external_labels: bool = False
+    """Keep the words of links that leave Wikipedia, too; their addresses go in any case."""
+
+    def validate(self) -> None:
+        """Raise ValueError for a value that makes no sense."""
+        if not self.languages:
+            raise ValueError("languages is empty; name at least one, such as en")
+        if self.min_characters < 0:
+            raise ValueError(f"min_characters is {self.min_characters}; give 0 or more")
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the head of a dump says: `hidden` are the lower-case prefixes of links that show no text."""
+
+    name: str = "wiki"
+    language: str = ""
+    hidden: frozenset[str] = HIDDEN
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page, with the wikitext of its last revision."""
+
+    site: Site
+    id: str
+    title: str
+    namespace: str
+    revision: str
+    is_redirect: bool
+    wikitext: str
+
+
+# ---- reading --------------------------------------------------------------------------------------
+
+
+def read(path: Path, options: Options = Options()) -> Iterator[Page | Bad]:
+    """Stream the pages of a dump.
+
+    The offset of a Bad counts bytes of XML, after decompression; that of a damaged bz2 stream is where
+    the stream begins in the file.
+    """
+    site: Site | None = None
+    buffer = b""
+    offset = 0  # of the buffer's first byte
+    cut = False  # the end of the file, or a stream before it, is lost
+    resumed = False  # a stream is lost just before the buffer
+    for block in _blocks(path):
+        if isinstance(block, Bad):
+            yield block
+            offset, buffer, cut, resumed = offset + len(buffer), b"", True, True
+            continue
+        cut = False
+        # Seven bytes before, for a tag that two blocks share.
+        search_from = max(0, len(buffer) - 7)
+        buffer += block
+        done = 0
+        while (end := buffer.find(b"</page>", max(search_from, done))) >= 0:
+            end += len(b"</page>")
+            start = buffer.rfind(b"<page>", done, end)
+            first = buffer.find(b"<page>", done, end)
+            if site is None:
+                site = _parse_site(path, buffer[: max(first, 0)])
+            if first != start or (start < 0 and not resumed):
+                yield Bad(str(path), offset + max(first, done), "a page without its beginning or its end")
+            if start >= 0:
+                yield _parse_page(path, site, buffer[start:end], offset + start)
+            done, resumed = end, False
+        buffer, offset = buffer[done:], offset + done
+        if len(buffer) > MAX_PAGE_BYTES:
+            site = site or _parse_site(path, buffer[: max(buffer.find(b"<page>"), 0)])
+            yield Bad(str(path), offset, f"{len(buffer)} bytes without the end of a page; skipped")
+            buffer, offset = b"", offset + len(buffer)
+    if not cut and b"</mediawiki>" not in buffer:
+        trouble = "the dump ends inside a page" if b"<page>" in buffer else "the dump has no end"
+        yield Bad(str(path), offset, trouble if site else "not a MediaWiki dump")
+
+
+def _blocks(path: Path) -> Iterator[bytes | Bad]:
+    """The bytes of a dump, unpacked; a Bad where some are lost."""
+    with path.open("rb") as raw:
+        packed = raw.read(3) == b"BZh"
+        raw.seek(0)
+        if packed:
+            yield from _unpacked(path, raw)
+            return
+        while block := raw.read(_READ_BYTES):
+            yield block
+
+
+# What every bz2 stream begins with: its block size, and the mark of its first block (pi) or of its end.
+_STREAM = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
+_STREAM_BYTES = 10
+
+
+def _unpacked(path: Path, raw: BinaryIO) -> Iterator[bytes | Bad]:
+    """Unpack bz2 streams one after the other. One that is damaged is named, and the next begun."""
+    data = raw.read(_READ_BYTES)
+    start = 0  # where the stream, and where the data that is held, begins in the file
+    position = 0
+    while data:
+        unpacker = bz2.BZ2Decompressor()
+        held = b""  # the latest block: its checksum comes after it
+        trouble = ""
+        fed = data
+        while not unpacker.eof:
+            try:
+                unpacked = unpacker.decompress(fed, _UNPACKED_BYTES)
+            except OSError as error:
+                trouble = str(error).lower()
+                break
+            if unpacked:
+                if held:
+                    yield held
+                held = unpacked
+            fed = b""
+            if unpacker.needs_input and not unpacker.eof:
+                position += len(data)
+                fed = data = raw.read(_READ_BYTES)
+                if not data:
+                    trouble = "it is cut"
+                    break
+        if not trouble:
+            yield held
+            position += len(data) - len(unpacker.unused_data)
+            data = unpacker.unused_data or raw.read(_READ_BYTES)
+            start = position
+            continue
+        if trouble == "it is cut" and held:
+            yield held  # all of it comes from whole blocks
+        yield Bad(str(path), start, f"a stream of compressed data is damaged or cut ({trouble})")
+        start = position = _seek_stream(raw, start + 1)
+        data = raw.read(_READ_BYTES)
+
+
+def _seek_stream(raw: BinaryIO, start: int) -> int:
+    """Go to the first stream that begins at `start` or after it; to the end when there is none."""
+    raw.seek(start)
+    tail = b""
+    while block := raw.read(_READ_BYTES):
+        window = tail + block
+        if found := _STREAM.search(window):
+            start = raw.seek(start - len(tail) + found.start())
+            return start
+        start += len(block)
+        tail = window[1 - _STREAM_BYTES :]
+    return start
+
+
+_DUMP_NAME = re.compile(r"([a-z_]+?)wiki[-_]")
+
+
+def _parse_site(path: Path, head: bytes) -> Site:
+    """What siteinfo says; where that is lost, what the names of published dumps say."""
+    named = _DUMP_NAME.match(path.name)
+    name, language = (f"{named[1]}wiki", named[1].replace("_", "-")) if named else (Site.name, "")
+    hidden: set[str] = set()
+    try:
+        root = ElementTree.fromstring(head + b"</mediawiki>")
+    except ElementTree.ParseError:
+        return Site(name, language, hidden_namespaces(language))
+    for element in root.iter():
+        tag = element.tag.rpartition("}")[2]  # the XML namespace names the export version
+        if tag == "dbname" and element.text:
+            name, language = element.text, element.text.removesuffix("wiki")
+        elif tag == "namespace" and element.get("key") in (_MEDIA, _FILE, _CATEGORY) and element.text:
+            hidden.add(element.text.lower())
+    language = root.get("{http://www.w3.org/XML/1998/namespace}lang") or language
+    return Site(name, language, hidden_namespaces(language) | hidden)
+
+
+def _parse_page(path: Path, site: Site, xml: bytes, offset: int) -> Page | Bad:
+    try:
+        page = ElementTree.fromstring(xml)
+    except ElementTree.ParseError as error:
+        return Bad(str(path), offset, f"a page is not valid XML ({error})")
+    revisions = page.findall("revision")
+    if not revisions or page.find("title") is None:
+        return Bad(str(path), offset, "a page without a title or a revision")
+    return Page(
+        site=site,
+        id=page.findtext("id", ""),
+        title=page.findtext("title", ""),
+        namespace=page.findtext("ns", "0"),
+        revision=revisions[-1].findtext("id", ""),
+        is_redirect=page.find("redirect") is not None,
+        wikitext=revisions[-1].findtext("text", "") or "",
+    )
+
+
+# ---- cleaning -------------------------------------------------------------------------------------
+
+_REDIRECT = re.compile(r"\s*#\w+\s*:?\s*\[\[")
+
+
+def clean(page: Page, options: Options = Options()) -> Document | Drop:
+    """An article's text, or why it has none."""
+    site = page.site
+    if site.language not in options.languages:
+        return Drop("another language", detail=f"{site.name}: {site.language or 'not stated'}")
+    if page.namespace != "0":
+        return Drop("not an article", detail=page.title)
+    if page.is_redirect or _REDIRECT.match(page.wikitext):
+        return Drop("redirect", detail=page.title)
+    if not options.keep_disambiguation and is_disambiguation(page.wikitext):
+        return Drop("disambiguation", detail=page.title)
+    if len(page.wikitext) > MAX_WIKITEXT:
+        return Drop("wikitext too long", detail=page.title)
+    variants = site.language.partition("-")[0] in VARIANT_LANGUAGES
+    try:
+        text = plain_text(page.wikitext, site.hidden, variants, options.external_labels, page.title)
+    except (ParserError, TangledError) as error:
+        return Drop("wikitext not understood", detail=f"{page.title}: {error}")
+    if not text:
+        return Drop("empty", detail=page.title)
+    if len(text) < options.min_characters:
+        return Drop("too short", detail=page.title)
+    return Document(
+        id=f"{site.name}/{page.id}",
+        source="wikipedia",
+        text=text,
+        meta={"title": page.title, "language": site.language, "revision": page.revision},
+    )

@@ -1,0 +1,275 @@
+"""What is left where markup was: cleaned up there, and nowhere else.
+
+In:  the text of a walk over wikitext, with a private mark wherever something was removed.
+Out: the text as its author wrote it, without marks.
+
+    Llama (⟨removed⟩; from Quechua) lives , as in main() ⟨removed⟩.
+    ─> Llama (from Quechua) lives , as in main().
+"""
+
+import re
+
+from puna.corpus.wikipedia.magic_words import REMOVED, STRAY_CALL, without_switches
+
+# Private-use characters. Those of the author's own text are kept apart (`Kept`) before any is put in.
+HEADING, HEADING_END = "\ue000", "\ue001"  # around a heading, with its level, until empty sections are gone
+LOST_LINK = "\ue003"  # a link that leaves the wiki was here
+ITEM = "\ue004"  # a line of a list begins here
+SUPERSCRIPT, SUBSCRIPT, SHIFT_END = "\ue005", "\ue006", "\ue007"
+_SPACE_THAT_STAYS = "\ue008"
+_FIRST_KEPT, _LAST_KEPT = 0xF0000, 0x10FFFD
+
+
+class Kept:
+    """Text that nothing may change: a character stands for it until the page is done."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+
+    def add(self, text: str) -> str:
+        """The character that stands for `text`."""
+        number = _FIRST_KEPT + len(self._texts)
+        if number > _LAST_KEPT:
+            return text  # 131,000 pieces of code in one page
+        self._texts.append(text)
+        return chr(number)
+
+    def restore(self, text: str) -> str:
+        """The text with what was kept; that may hold others, which were kept before it."""
+        while _KEPT.search(text):
+            text = _KEPT.sub(self._text_of, text)
+        return text
+
+    def _text_of(self, match: re.Match[str]) -> str:
+        number = ord(match[0]) - _FIRST_KEPT
+        return self._texts[number] if number < len(self._texts) else ""
+
+
+_KEPT = re.compile("[\U000f0000-\U0010fffd]")
+PRIVATE = re.compile("[\ue000-\ue008\U000f0000-\U0010fffd]")
+
+_QUOTES = re.compile(r"'{2,}")
+# Rows of tables whose beginning or end came from a template, which the tokenizer leaves as text.
+_OPEN_TABLE = re.compile(r"^[ :]*(?:\{\||\|[-}+])", re.MULTILINE)
+_TABLE_ROW = re.compile(r"^[ :]*(?:\{\||\|[-}+|]|[|!]).*\n?", re.MULTILINE)
+_STRAY_MARKS = re.compile(
+    r"\{\{\{?[^{}\n]{0,200}\}?\}\}|\{\{+|\}\}+|\[\[|\]\]|\{\||\|\}|"
+    r"</?(?:ref|references|math|chem|ce|gallery|br|small|big|su[bp]|span|div|center|font|nowiki|includeonly|"
+    r"noinclude|onlyinclude|blockquote|t[dhr]|table|p|[bius]|li|[ou]l|code|tt|pre|poem|section|source|"
+    r"syntaxhighlight|abbr|mark|cite|em|strong|del|ins|h[1-6]|d[dlt]|hr|caption|timeline|score|ruby|r[bpt])"
+    r"\b[^<>\n]{0,300}>",
+    re.IGNORECASE,
+)
+
+# Pairs that go with what was between them.
+_PAIRS = frozenset(("«»", "“”", "„“", "„”", "[]", "<>"))
+_GONE = re.compile(f"[{REMOVED}{LOST_LINK}]+")
+_JOINTS = " \t,;:/–—-"  # what may be left of a list of removed things in brackets
+_FIRST_JOINT = re.compile(r"[,;:.][ \t]+")
+_TAIL = 200  # how far before a mark the clean-up looks
+_MARKS = re.compile(
+    r"\{\{\{?[^{}\n]{0,200}\}?\}\}|\{\{+|\}\}+|\[\[|\]\]|\{\||\|\}|"
+    r"</?(?:ref|references|math|chem|ce|gallery|br|small|big|su[bp]|span|div|center|font|nowiki|includeonly|"
+    r"noinclude|onlyinclude|blockquote|t[dhr]|table|p|[bius]|li|[ou]l|code|tt|pre|poem|section|source|"
+    r"syntaxhighlight|abbr|mark|cite|em|strong|del|ins|h[1-6]|d[dlt]|hr|caption|timeline|score|ruby|r[bpt])"
+    r"\b[^<>\n]{0,300}>",
+    re.IGNORECASE,
+)
+
+_M = f"[{REMOVED}{LOST_LINK}]"
+# What is left of a pronunciation or a set of dates in brackets once its templates are gone. All of these
+# hold a mark: brackets, commas and spaces that the author wrote stay.
+_CLEAN_UPS = (
+    (rf"[ \t]*\((?:[\s,;:/–—-]*{_M})+[\s,;:/–—-]*\)", REMOVED),
+    (
+        rf"[ \t]*(?:<\s*{_M}+\s*>|\[\s*{_M}+\s*\]|«\s*{_M}+\s*»|“\s*{_M}+\s*”|„\s*{_M}+\s*[“”])",
+        REMOVED,
+    ),
+    (rf"\((?:[ \t]*[,;:]?[ \t]*{_M})+[ \t,;:]*", "("),
+    (rf"(?:[ \t]*[,;:]?[ \t]*{_M})+[ \t]*\)", ")"),
+    (rf"([,;])[ \t]*(?:{_M}[ \t]*)+(?=[,.;](?![\w.]))", ""),  # `known, {{x}}, as`
+    (rf"^({ITEM}*)[ \t]*(?:{_M}[ \t]*)+(?:[,;:.][ \t]+)?", r"\1"),
+    (rf"[ \t]+{_M}+(?=[,.;:!?)](?![\w.]))", ""),  # `seen {{cn}}.`
+    (rf"[ \t]+(?:{_M}+[ \t]+)+", " "),
+)
+_CLEAN_UP = tuple((re.compile(pattern, re.MULTILINE), by) for pattern, by in _CLEAN_UPS)
+_MARKS = re.compile(f"[{REMOVED}{LOST_LINK}{ITEM}]")
+# A list item that begins with the link that it lost, perhaps in italics: what is left says nothing of it.
+_LINK_LINE = re.compile(rf"{ITEM}+[ \t'\"«„“*–-]*{REMOVED}*[ \t'\"«„“]*{LOST_LINK}")
+_SPACE = re.compile(r"[^\S\n]{2,}|[^\S \n]")
+# Lines that begin with a space are set as they stand; where they are indented differently they are code.
+_AS_THEY_STAND = re.compile(r"(?:^ [^\n]*\S[^\n]*(?:\n|\Z)){2,}", re.MULTILINE)
+_SPACES = re.compile(r"(?<=^ ) +|(?<=\S) {2,}", re.MULTILINE)
+_BLANK_LINES = re.compile(r"\n{3,}")
+_SHOWN = re.compile("[^\\W_]|[\U000f0000-\U0010fffd]")
+_SHIFTED = re.compile(
+    f"([{SUPERSCRIPT}{SUBSCRIPT}])([^{SUPERSCRIPT}{SUBSCRIPT}{SHIFT_END}]*)(?={SHIFT_END}(.?))", re.DOTALL
+)
+_BEFORE_SHIFT = re.compile(f"[\\w)\\]{SHIFT_END}\U000f0000-\U0010fffd]")
+_SHIFTS = re.compile(f"[{SUPERSCRIPT}{SUBSCRIPT}{SHIFT_END}]")
+_EXPONENT = re.compile(r"[+\-−–±]?\d[\d.,/]*[+\-−–]?|[+\-−–]|[ijknxyzT*]")
+
+# Headings of a page's last list, in the paper's languages: its lines are links that leave the wiki.
+_LINKS_SECTION = re.compile(
+    r"external (?:links?|sources)|weblinks?|liens? externes?|enlaces? externos?|vínculos externos|"
+    r"collegamenti esterni|externe links?|ligações externas|links? externos?|linki zewnętrzne|ссылки|"
+    r"внешние ссылки|посилання|зовнішні посилання|externa länkar|eksterne (?:henvisninger|links|lenker)|"
+    r"externí odkazy|külső hivatkozások|legături externe|vanjske poveznice|спољашње везе|spoljašnje veze|"
+    r"zunanje povezave|външни препратки|enllaços externs|ligações? externas?",
+    re.IGNORECASE,
+)
+
+
+def tidy(text: str) -> str:
+    """The walked text without style marks, magic words, marks, and what is left beside these."""
+    if "__" in text:
+        text = without_switches(text, REMOVED)
+    if "''" in text:
+        text = unquoted(text)
+    if SHIFT_END in text:
+        text = shifted(text)
+    if "{{" in text or _OPEN_TABLE.search(text):  # or the parameters of a template left open
+        text = _TABLE_ROW.sub("", text)
+    if any(mark in text for mark in ("{", "}", "[[", "]]", "<", "|")):
+        text = _STRAY_MARKS.sub(REMOVED, STRAY_CALL.sub(REMOVED, text))
+    if "\n  " in text:
+        text = _AS_THEY_STAND.sub(_indented, text)
+    lines = []
+    in_links = False
+    for line in _SPACE.sub(" ", text).split("\n"):
+        if line.startswith(HEADING):
+            in_links = _LINKS_SECTION.fullmatch(line[2:].removesuffix(HEADING_END).strip()) is not None
+        elif LOST_LINK in line and line.startswith(ITEM) and (in_links or _LINK_LINE.match(line)):
+            continue
+        if REMOVED in line or LOST_LINK in line:
+            line = _cleaned(line)
+        line = line.strip(" ")
+        # A marked line without a letter or digit is what punctuation is left of a list of removed things.
+        if not line or _SHOWN.search(line) or not _MARKS.search(line):
+            lines.append(_MARKS.sub("", line).strip())
+    return (
+        _BLANK_LINES.sub("\n\n", "\n".join(_without_empty_sections(lines)))
+        .strip()
+        .replace(_SPACE_THAT_STAYS, " ")
+    )
+
+
+def _indented(lines: re.Match[str]) -> str:
+    """Lines with their indentation, where it is not the same for all of them."""
+    if len({len(line) - len(line.lstrip(" ")) for line in lines[0].splitlines()}) < 2:
+        return lines[0]
+    return _SPACES.sub(lambda spaces: _SPACE_THAT_STAYS * len(spaces[0]), lines[0])
+
+
+def _cleaned(line: str) -> str:
+    """A line without its marks, and without what is left beside these."""
+    pieces = _GONE.split(line)
+    parts, left = [], pieces[0]
+    for right in pieces[1:]:
+        left = _joined(left, right)
+        if len(left) > 2 * _TAIL:
+            parts.append(left[:-_TAIL])
+            left = left[-_TAIL:]
+    line = "".join(parts) + left
+    # The line still says that something is gone, should nothing else be left on it.
+    return line if _SHOWN.search(line) else REMOVED
+
+
+def _joined(left: str, right: str) -> str:
+    """The text before and after something removed; what the author wrote elsewhere stays."""
+    while True:
+        before, after = left.rstrip(" \t"), right.lstrip(" \t")
+        last, first = before[-1:], after[:1]
+        if last == "(" and (rest := after.lstrip(_JOINTS)).startswith(")"):
+            left, right = before[:-1], rest[1:]
+        elif first == ")" and (rest := before.rstrip(_JOINTS)).endswith("("):
+            left, right = rest[:-1], after[1:]
+        elif last + first in _PAIRS:
+            left, right = before[:-1], after[1:]
+        else:
+            break
+    if last == "(":
+        return before + after.lstrip(" \t,;:")
+    if first == ")":
+        return before.rstrip(" \t,;:") + after
+    if not before.strip(ITEM):
+        return before + (after[start.end() :] if (start := _FIRST_JOINT.match(after)) else after)
+    # Neither `.NET` nor `...` ends what stands before it.
+    ends = first and first in ",.;:!?" and not (after[1:2].isalnum() or after[1:2] in ("_", "."))
+    if ends and first in ",.;" and last in (",", ";"):
+        return before[:-1] + after  # `known, {{x}}, as`
+    if ends and left != before and right == after:
+        return before + after  # `seen {{cn}}.`
+    if left != before and right != after:
+        return f"{before} {after}"
+    return left + right
+
+
+def shifted(text: str) -> str:
+    """Raised and lowered text on the line: 10^23 and log_2 8, but H2O and 19th."""
+    n_found = 1
+    while n_found:  # those within others first
+        text, n_found = _SHIFTED.subn(_on_the_line, text)
+    return _SHIFTS.sub("", text)
+
+
+def _on_the_line(match: re.Match[str]) -> str:
+    kind, body, after = match.groups()
+    before = match.string[match.start() - 1] if match.start() else ""
+    body = _MARKS.sub("", body).strip()
+    if not body or not _BEFORE_SHIFT.match(before):
+        return body
+    if kind == SUPERSCRIPT:
+        mark = "^" if _EXPONENT.fullmatch(body) or (body[0].isdigit() and before.isdigit()) else ""
+    else:
+        mark = (
+            "_" if body[0].isdigit() and (before.isdigit() or before == SHIFT_END or after.isdigit()) else ""
+        )
+    space = " " if body[-1].isdigit() and after.isdigit() else ""
+    return f"{mark}{body}{space}"
+
+
+def unquoted(text: str) -> str:
+    """The text without the marks of italic and bold type."""
+    return "\n".join(_unquoted(line) if "''" in line else line for line in text.split("\n"))
+
+
+def _unquoted(line: str) -> str:
+    """A line without its style marks: 2, 3 and 5 apostrophes are italic, bold and both; the rest is text.
+
+    Where both are left open, one bold mark is an apostrophe and an italic mark, as in `l'''Aleph''`:
+    the first after a word of one letter, else the first after a word, else the first.
+    """
+    marks = list(_QUOTES.finditer(line))
+    lengths = [{2: 2, 3: 3, 4: 3}.get(len(mark[0]), 5) for mark in marks]
+    shown = [len(mark[0]) - length for mark, length in zip(marks, lengths, strict=True)]
+    n_both = lengths.count(5)
+    if 3 in lengths and (lengths.count(3) + n_both) % 2 and (lengths.count(2) + n_both) % 2:
+        bold = [index for index, length in enumerate(lengths) if length == 3]
+        shown[min(bold, key=lambda index: _rank(line[: marks[index].start()]))] += 1
+    apostrophes = iter(shown)
+    return _QUOTES.sub(lambda mark: "'" * next(apostrophes), line)
+
+
+def _rank(before: str) -> int:
+    if not before[-1:].strip():
+        return 2
+    return 1 if before[-2:-1].strip() else 0
+
+
+def _without_empty_sections(lines: list[str]) -> list[str]:
+    """Headings as plain lines with a blank line before and after; those with nothing under them removed."""
+    kept: list[str] = []  # built from the end, so that what lies under a heading is known
+    text_below = False
+    levels_below: set[int] = set()
+    for line in reversed(lines):
+        if not line.startswith(HEADING):
+            text_below = text_below or bool(line)
+            kept.append(line)
+            continue
+        level, title = int(line[1]), line[2:].removesuffix(HEADING_END)
+        if text_below or any(below > level for below in levels_below):
+            kept += ["", title, ""]
+            levels_below = {below for below in levels_below if below < level} | {level}
+        text_below = False
+    return kept[::-1]

@@ -1,0 +1,170 @@
+"""Weights from one format to another, a tensor at a time.
+
+In:  a directory or file of puna, Hugging Face, Meta or llama.cpp (GGUF).
+Out: one of another format, whole or absent, with the tokenizer beside or within.
+
+    SRC ─> which format? ─> Source: sizes, names and shapes checked ─┐
+                                                                     │ parts, in the model's order:
+    DST <─ renamed into place <─ written under a temporary name <────┘ read, turned, cast, written
+
+Formats know only themselves and `parts.py`. Memory: one part and its copy in another order or precision,
+not the model. Without a change of precision the values are bitwise identical.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from puna.files import (
+    MANIFEST,
+    atomic_directory,
+    atomic_file,
+    code_version,
+    fingerprint,
+    sha256_file,
+    write_json,
+)
+from puna.formats import gguf_files, huggingface, meta, native
+from puna.model.parts import Part, Source, parts
+from puna.model.weights import WEIGHTS
+from puna.progress import Bar
+
+Format = Literal["puna", "hf", "meta", "gguf"]
+Precision = Literal["fp32", "bf16", "fp16", "q8_0", "q4_0"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def format_of(path: Path) -> Format:
+    """Which format a file or directory is in, by what it is called and holds.
+
+    Raises:
+        ValueError: when it is none of the four.
+    """
+    if not path.exists():
+        raise ValueError(f"{path} is not there; give a directory of weights or a .gguf file")
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return "gguf"
+        raise ValueError(f"{path} is a file, but not a .gguf; of the other formats give the directory")
+    if (path / meta.PARAMS).is_file():
+        return "meta"
+    if native.is_native(path):
+        return "puna"
+    if (path / huggingface.CONFIG).is_file():
+        return "hf"
+    raise ValueError(
+        f"{path} holds neither config.json (puna, Hugging Face) nor params.json (Meta); "
+        "give the directory that the weights are in, or a .gguf file"
+    )
+
+
+def open_source(path: Path) -> tuple[Format, Source]:
+    """Open a model, and check that it is whole and one that puna implements.
+
+    Raises:
+        ValueError: naming the file and what is wrong with it.
+    """
+    kind = format_of(path)
+    openers: dict[Format, Callable[[Path], Source]] = {
+        "puna": native.NativeSource,
+        "hf": huggingface.HuggingFaceSource,
+        "meta": meta.MetaSource,
+        "gguf": gguf_files.GGUFSource,
+    }
+    return kind, openers[kind](path)
+
+
+def convert(
+    src: Path,
+    dst: Path,
+    to: Format,
+    dtype: Precision | None = None,
+    n_parts: int = 1,
+    context: int | None = None,
+) -> dict[str, Any]:
+    """Convert weights; returns what was done, which a puna directory holds as its manifest.
+
+    `dtype` None keeps the precision; what was quantised becomes fp32. `n_parts` is of Meta's files.
+    `context` replaces the one that the source says, or, with Meta's files, does not say.
+
+    Raises:
+        ValueError: naming what is wrong with the source, the destination, or the choice of precision.
+        OSError: when the destination cannot be written; nothing of it is left.
+    """
+    started = time.monotonic()
+    precision = _precision(dtype, to)
+    if n_parts != 1 and to != "meta":
+        raise ValueError(f"--parts is {n_parts}; only Meta's files come in model-parallel parts")
+    if to == "gguf" and dst.suffix != ".gguf":
+        raise ValueError(f"{dst} must end in .gguf: that format is one file")
+    if dst.exists() and (dst.is_file() or any(dst.iterdir())):
+        raise ValueError(f"{dst} is there already; choose another name, or delete it")
+    kind, source = open_source(src)
+    if context is not None:
+        source.config = replace(source.config, context=context)
+        source.config.validate()
+
+    def size(part: Part) -> int:
+        return part.elements * source.dtype(part).itemsize
+
+    result: dict[str, Any] = {
+        "stage": "convert",
+        "fingerprint": "",
+        "config": {"to": to, "dtype": dtype or "as it was", "context": source.config.context},
+        "code_version": code_version(),
+        "counts": {"parameters": sum(part.elements for part in parts(source.config))},
+        "inputs": [{"path": str(src), "format": kind}],
+    }
+    with Bar(f"convert to {to}", sum(map(size, parts(source.config))), "bytes") as bar:
+
+        def advance(part: Part) -> None:
+            bar.advance(size(part))
+
+        if to == "gguf":
+            with atomic_file(dst) as file:
+                gguf_files.write_gguf(source, file, precision, advance, dst.stem)
+            result |= _outcome([dst], dst.parent, started)
+        else:
+            assert not isinstance(precision, str)
+            with atomic_directory(dst) as folder:
+                if to == "puna":
+                    native.write_native(source, folder, precision, advance)
+                elif to == "hf":
+                    huggingface.write_huggingface(source, folder, precision, advance)
+                else:
+                    meta.write_meta(source, folder, precision, advance, n_parts)
+                _write_tokenizer(source, folder)
+                result |= _outcome([path for path in folder.iterdir() if path.is_file()], folder, started)
+                if to == "puna":
+                    digest = sha256_file(folder / WEIGHTS)
+                    result["fingerprint"] = fingerprint([digest, result["config"]])
+                    write_json(folder / MANIFEST, result)
+    return result
+
+
+def _precision(dtype: Precision | None, to: Format) -> torch.dtype | gguf_files.Quantised | None:
+    if dtype is None or dtype in _DTYPES:
+        return None if dtype is None else _DTYPES[dtype]
+    if dtype not in get_args(Precision):
+        raise ValueError(f"--dtype is {dtype}; it must be one of: {', '.join(get_args(Precision))}")
+    if to != "gguf":
+        raise ValueError(f"--dtype {dtype} is a precision of GGUF files; for {to} give fp32, bf16 or fp16")
+    return dtype  # type: ignore[return-value]
+
+
+def _write_tokenizer(source: Source, folder: Path) -> None:
+    for name, file in source.tokenizer.items():
+        (folder / name).write_bytes(file if isinstance(file, bytes) else file.read_bytes())
+
+
+def _outcome(files: list[Path], root: Path, started: float) -> dict[str, Any]:
+    outputs = [{"path": str(file.relative_to(root)), "bytes": file.stat().st_size} for file in sorted(files)]
+    return {
+        "outputs": outputs,
+        "bytes": sum(output["bytes"] for output in outputs),
+        "seconds": round(time.monotonic() - started, 3),
+    }

@@ -1,0 +1,184 @@
+"""A tokenizer as GGUF's metadata, which is where llama.cpp looks for it.
+
+tokenizer.model  (SentencePiece)   ─> tokens, scores, types, ids of <unk> <s> </s>, the leading space
+the files beside it                ─> added tokens, BOS and EOS by name, all end ids, the chat template
+tokenizer.gguf   (vocabulary only) ─> its own keys, as they are
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+from gguf import GGUFValueType, GGUFWriter, TokenType
+
+from puna.added_tokens import CONFIG, AddedToken, added_tokens
+from puna.formats.fields import one_line, read_object
+from puna.gguf import Entry, read_header
+from puna.model.parts import VOCABULARY
+
+MODEL, GENERATION = "tokenizer.model", "generation_config.json"
+_KEY = "tokenizer.ggml."
+
+
+def add_vocabulary(writer: GGUFWriter, tokenizer: dict[str, Path | bytes], vocab_size: int) -> None:
+    """Add the keys of a model's tokenizer to a GGUF file.
+
+    Raises:
+        ValueError: when there is no tokenizer, one that GGUF has no keys for, or one too large for the model.
+    """
+    if MODEL in tokenizer:
+        _add_sentencepiece(writer, tokenizer, vocab_size)
+    elif VOCABULARY in tokenizer:
+        for key, entry in vocabulary_entries(tokenizer[VOCABULARY]).items():
+            kind = GGUFValueType.ARRAY if entry.is_array else entry.kind
+            writer.add_key_value(key, entry.value, kind, entry.kind if entry.is_array else None)
+    else:
+        held = ", ".join(tokenizer) or "no tokenizer"
+        raise ValueError(
+            f"a GGUF file carries its tokenizer, and beside the weights lies {held}; "
+            f"put SentencePiece's {MODEL} or a vocabulary-only {VOCABULARY} there"
+        )
+
+
+def vocabulary_entries(file: Path | bytes) -> dict[str, Entry]:
+    """The tokenizer's keys of a vocabulary-only GGUF file."""
+    header = read_header(Path(VOCABULARY), file) if isinstance(file, bytes) else read_header(file)
+    return {key: entry for key, entry in header.entries.items() if key.startswith("tokenizer.")}
+
+
+def special_ids(tokenizer: dict[str, Path | bytes]) -> dict[str, Any]:
+    """`bos_token_id` and `eos_token_id` as the tokenizer's files say; SentencePiece's 1 and 2 otherwise."""
+    names = ("bos_token_id", "eos_token_id")
+    ids: dict[str, Any] = dict(zip(names, (1, 2), strict=True))
+    said: dict[str, Any] = {}
+    if VOCABULARY in tokenizer:
+        entries = vocabulary_entries(tokenizer[VOCABULARY])
+        said = {name: entries[_KEY + name].value for name in names if _KEY + name in entries}
+    else:
+        said = _named_ids(tokenizer) | _beside(tokenizer, GENERATION)
+    return ids | {name: said[name] for name in names if said.get(name) is not None}
+
+
+def end_ids(values: dict[str, Any], file: Path) -> list[int]:
+    """`eos_token_id` of a configuration, which is one id, several, or none.
+
+    Raises:
+        ValueError: naming the file, when it is anything else.
+    """
+    value = values.get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(id, int) and not isinstance(id, bool) for id in ids):
+        raise ValueError(f"{file}: eos_token_id is {value!r}; it must be a token id, or a list of them")
+    return ids
+
+
+def _beside(tokenizer: dict[str, Path | bytes], name: str) -> dict[str, Any]:
+    """What one of a tokenizer's JSON files says; nothing where it is missing."""
+    file = tokenizer.get(name)
+    if file is None:
+        return {}
+    return json.loads(file) if isinstance(file, bytes) else read_object(file)
+
+
+def _added(tokenizer: dict[str, Path | bytes]) -> dict[int, AddedToken]:
+    file = tokenizer.get(MODEL)
+    return added_tokens(file.parent) if isinstance(file, Path) else {}
+
+
+def _named_ids(tokenizer: dict[str, Path | bytes]) -> dict[str, int]:
+    """`bos_token_id` and `eos_token_id` by the names that tokenizer_config.json gives."""
+    file = tokenizer.get(MODEL)
+    if not isinstance(file, Path):
+        return {}
+    ids = {token.content: id for id, token in _added(tokenizer).items()}
+    found = {}
+    for name in ("bos", "eos"):
+        value = _beside(tokenizer, CONFIG).get(f"{name}_token")
+        text = value.get("content") if isinstance(value, dict) else value
+        if text in ids:
+            found[f"{name}_token_id"] = ids[text]
+    return found
+
+
+def _template(tokenizer: dict[str, Path | bytes]) -> str | None:
+    file = tokenizer.get("chat_template.jinja")
+    if isinstance(file, Path):
+        return file.read_text(encoding="utf-8")
+    found = _beside(tokenizer, CONFIG).get("chat_template")
+    if isinstance(found, list):  # several by name
+        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
+
+
+def _add_sentencepiece(writer: GGUFWriter, tokenizer: dict[str, Path | bytes], vocab_size: int) -> None:
+    file = tokenizer[MODEL]
+    assert isinstance(file, Path), "only a GGUF file holds its tokenizer within, and not as this one"
+    added = _added(tokenizer)
+    try:
+        pieces = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
+    except RuntimeError as error:
+        raise ValueError(f"{file} is not a SentencePiece model ({one_line(error)})") from error
+    base = len(pieces)
+    count = max(base, max(added, default=-1) + 1)
+    if count > vocab_size:
+        raise ValueError(
+            f"{file} has {count} pieces, and the model's vocabulary {vocab_size}; give the model's own"
+        )
+    tokens = [pieces.id_to_piece(i) for i in range(base)]
+    scores = [pieces.get_score(i) for i in range(base)]
+    types = [int(_type(pieces, i)) for i in range(base)]
+    for i, token in added.items():
+        if i < base and tokens[i] != token.content:
+            raise ValueError(
+                f"{token.file} says that token {i} is {token.content!r}, and {file} that it is "
+                f"{tokens[i]!r}; delete the file that is wrong"
+            )
+    # Embedding rows beyond the pieces are added tokens, or padding, as some models have.
+    for i in range(base, vocab_size):
+        tokens.append(added[i].content if i in added else f"[PAD{i}]")
+        scores.append(-10000.0)
+        kind = TokenType.UNUSED
+        if i in added:
+            kind = TokenType.CONTROL if added[i].special else TokenType.USER_DEFINED
+        types.append(int(kind))
+    # A leading space is added to a text, unless the model was trained without.
+    has_prefix = pieces.encode("a", out_type=str)[0].startswith("\u2581")
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_scores(scores)
+    writer.add_token_types(types)
+    writer.add_unk_token_id(pieces.unk_id())
+    said = _beside(tokenizer, CONFIG)
+    named = _named_ids(tokenizer)
+    eos = named.get("eos_token_id", pieces.eos_id())
+    writer.add_bos_token_id(named.get("bos_token_id", pieces.bos_id()))
+    writer.add_eos_token_id(eos)
+    ends = end_ids(_beside(tokenizer, GENERATION), file.parent / GENERATION)
+    others = [id for id in dict.fromkeys(ends) if id != eos]
+    if len(others) > 2:
+        raise ValueError(
+            f"{file.parent / GENERATION} names {len(others) + 1} tokens that end an answer, and a GGUF file "
+            "has keys for three; take the others out of eos_token_id"
+        )
+    for add, id in zip((writer.add_eot_token_id, writer.add_eom_token_id), others, strict=False):
+        add(id)
+    writer.add_add_bos_token(said.get("add_bos_token") is not False)
+    writer.add_add_eos_token(said.get("add_eos_token") is True)
+    writer.add_add_space_prefix(has_prefix)
+    if template := _template(tokenizer):
+        writer.add_chat_template(template)
+
+
+def _type(pieces: sentencepiece.SentencePieceProcessor, i: int) -> TokenType:
+    if pieces.is_unknown(i):
+        return TokenType.UNKNOWN
+    if pieces.is_control(i):
+        return TokenType.CONTROL
+    if pieces.is_byte(i):
+        return TokenType.BYTE
+    if pieces.is_unused(i):
+        return TokenType.UNUSED
+    return TokenType.NORMAL

@@ -1,0 +1,107 @@
+"""PlainRunner: the model in PyTorch over a cache of blocks, for any device.
+
+    Engine ──prefill(tokens, start, table)──────────> Runner ──> logits of the last token
+           ──decode(tokens, positions, tables)──────>        ──> logits of each sequence
+
+It is the reference that packed.py is tested against, what training's samples use, and what runs on GPUs.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from puna.generate.runners import static_decode
+from puna.generate.runners.cache import BLOCK, ROWS, BlockCache
+from puna.generate.runners.static_decode import StaticDecode
+from puna.model import layers
+from puna.model.llama import Llama
+
+
+class PlainRunner:
+    """PyTorch alone, on any device, in fp32 or bf16: the reference, what training's samples use, and GPUs.
+
+    Each product has a multiple of ROWS rows, and a row's attention spans whole blocks up to its own, so a
+    token's arithmetic is the same in any call. Whether this machine's matrix library keeps to that is tried
+    on the model's own matrices before it is relied on; if not, sequences are decoded one at a time.
+
+    With `static` the decode step has fixed shapes and is compiled (static_decode.py): for GPUs.
+
+    Logits come back in the CPU's memory, where tokens are drawn: a draw waits several times.
+    """
+
+    def __init__(
+        self, model: Llama, n_blocks: int, dtype: torch.dtype | None = None, static: bool = False
+    ) -> None:
+        """`dtype` is the cache's; the model's compute precision when not given."""
+        self.model, self.config, self.n_blocks = model, model.config, n_blocks
+        self.device = model.embedding.device
+        self.cache = BlockCache(model.config, n_blocks + static, dtype or model.compute, self.device)
+        self._static = StaticDecode(model, self.cache, n_blocks, compiled=True) if static else None
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Always: by rows that come out alike, or one sequence at a time."""
+        return True
+
+    @cached_property
+    @torch.inference_mode()
+    def prefill_is_decode(self) -> bool:
+        """Tried out: rows of the first block's matrices and the last one's, alone and among others.
+
+        Never with `static`, whose attention adds in another order than a prompt's.
+        """
+        if self._static:
+            return False
+        first = self.model.blocks[0]
+        for weight in (first.wqkv, first.wo, first.w13, first.w2, self.model.output_VD):
+            assert isinstance(weight, Tensor)
+            weight = weight[: 1 << 15].to(self.model.compute)
+            generator = torch.Generator().manual_seed(0)
+            x = torch.randn(BLOCK, weight.shape[1], generator=generator)
+            x = x.to(self.device, self.model.compute)
+            among = F.linear(x, weight)
+            for rows in (ROWS, 2 * ROWS, 3 * ROWS, BLOCK // 2):
+                if not torch.equal(F.linear(x[:rows].clone(), weight), among[:rows]):
+                    return False
+        return True
+
+    @torch.inference_mode()
+    def prefill(self, tokens: Sequence[int], start: int, table: Sequence[int], every: bool = False) -> Tensor:
+        """See Runner."""
+        hidden_TD = self._hidden(tokens, [(len(tokens), start, table)])
+        return self._logits(hidden_TD) if every else self._logits(hidden_TD[-1:])[0]
+
+    @torch.inference_mode()
+    def decode(
+        self, tokens: Sequence[int], positions: Sequence[int], tables: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """See Runner."""
+        if self._static:
+            calls = (
+                slice(row, row + static_decode.ROWS) for row in range(0, len(tokens), static_decode.ROWS)
+            )
+            return torch.cat([self._static(tokens[rows], positions[rows], tables[rows]) for rows in calls])
+        if len(tokens) > ROWS and not self.prefill_is_decode:
+            rows = zip(tokens, positions, tables, strict=True)
+            return torch.cat([self.decode([token], [at], [table]) for token, at, table in rows])
+        parts = [(1, at, table) for at, table in zip(positions, tables, strict=True)]
+        return self._logits(self._hidden(tokens, parts))
+
+    def _hidden(self, tokens: Sequence[int], parts: Sequence[tuple[int, int, Sequence[int]]]) -> Tensor:
+        """The residual stream after the last norm, (T, D). `parts` as BlockCache.attention has them."""
+        padding = [0] * (-len(tokens) % ROWS)
+        positions = [at for count, start, _ in parts for at in range(start, start + count)]
+        hidden_BTD = self.model.hidden(
+            torch.tensor([[*tokens, *padding]], device=self.device),
+            torch.tensor([*positions, *padding], device=self.device),
+            self.cache.attention(parts),
+        )
+        return hidden_BTD[0, : len(tokens)]
+
+    def _logits(self, hidden_TD: Tensor) -> Tensor:
+        rows = len(hidden_TD)
+        padded_TD = F.pad(hidden_TD, (0, 0, 0, -rows % ROWS))
+        return layers.linear(padded_TD, self.model.output_VD)[:rows].float().cpu()

@@ -1,0 +1,300 @@
+"""Run a function over shards: resume, parts, progress, manifest.
+
+    inputs ─> shards ─┬─ work(shard) -> 00000.parquet -> 00000.json ─┬─> manifest.json
+    (32 MB or more)   └─ work(shard) -> 00001.parquet -> 00001.json ─┘
+
+A shard's record (`00000.json`), written after its data, is the claim that the shard is done. Killed and
+started again, a stage does only the rest; processes, Ray tasks and the parts of an array job can take shards
+of one stage in any mixture, and all end with the same bytes.
+"""
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from puna.files import (
+    MANIFEST,
+    code_version,
+    fingerprint,
+    is_remote,
+    read_json,
+    remove_partials,
+    sha256_file,
+    write_json,
+)
+from puna.progress import Bar
+from puna.stages.executors import run_here, run_on_ray
+
+SHARD_BYTES = 32 << 20
+PLAN = "plan.json"
+_POLL_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The unit of work: some input files, and the name that its output files begin with."""
+
+    name: str
+    inputs: tuple[Path, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.inputs)
+
+
+# Writes its files into the directory and returns {"outputs": [path, ...], "counts": {...}, "bad": int}, and
+# whatever else the shard's record is to hold.
+Work = Callable[[Shard, Path], dict[str, Any]]
+# Given all records before the manifest is written, returns what else the manifest is to hold.
+Finish = Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+
+class Unfinished(Exception):
+    """This part of an array job is done, and others are not: run it again when they are."""
+
+
+def plan_shards(inputs: Iterable[Path], shard_bytes: int = SHARD_BYTES) -> list[Shard]:
+    """Group files, in the order given, into shards of at least `shard_bytes` each."""
+    shards: list[Shard] = []
+    group: list[Path] = []
+    size = 0
+    for path in inputs:
+        group.append(path)
+        size += path.stat().st_size
+        if size >= shard_bytes:
+            shards.append(Shard(f"{len(shards):05d}", tuple(group)))
+            group, size = [], 0
+    if group:
+        shards.append(Shard(f"{len(shards):05d}", tuple(group)))
+    return shards
+
+
+@dataclass(frozen=True)
+class Runs:
+    """How stages are run."""
+
+    engine: Literal["local", "ray"] = "local"
+    """Processes of this machine, or tasks of a Ray cluster."""
+    address: str | None = None
+    """The Ray cluster: auto, or HOST:6379; one on this machine when not given."""
+    workers: int | None = None
+    """Shards worked on at once; one a core when not given. The output is the same for any number."""
+    part: str = "1/1"
+    """This run's share of the shards, I/N, when N runs share them: an array job of any scheduler."""
+    wait: float = 0
+    """Seconds that a part waits for the others at the end of a step; 0: it ends, and is to be run again."""
+    max_bad: float = 0.1
+    """The share of damaged records above which a stage is an error."""
+    keep_dropped: bool = False
+    """Also write what rules left out, with the reason, to OUT/dropped/."""
+
+    def validate(self) -> None:
+        """Raise ValueError naming the option that cannot be."""
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers is {self.workers}; it must be 1 or more")
+        if not 0 <= self.max_bad <= 1:
+            raise ValueError(f"max-bad is {self.max_bad:g}; it is a share, between 0 and 1")
+        if self.address and self.engine != "ray":
+            raise ValueError("address is given, but engine is local; add --engine ray")
+        self.share()
+
+    def share(self) -> tuple[int, int]:
+        """(which part this is, from 0; how many there are)."""
+        number, slash, parts = self.part.partition("/")
+        if not (slash and number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
+            raise ValueError(f"part is {self.part!r}; it must be I/N with I from 1 to N, for example 3/64")
+        return int(number) - 1, int(parts)
+
+    def stage(
+        self,
+        name: str,
+        work: Work,
+        shards: Sequence[Shard],
+        out: Path,
+        config: dict[str, Any],
+        label: str = "",
+        finish: Finish = lambda records: {},
+    ) -> dict[str, Any]:
+        """Run `work` over the shards that `out` does not hold yet, then write and return the manifest.
+
+        `work` must be importable (no lambda), and write the same bytes whenever it is given the same shard.
+        `config` says what else decides the output.
+
+        Raises:
+            ValueError: when `out` belongs to another configuration or inputs, or too much input is damaged.
+            Unfinished: when other parts have shards to do yet.
+            ChildProcessError: when a worker process died.
+            OSError: when a file cannot be read or written.
+        """
+        plan = _as_json(
+            {  # as it will be read back: without tuples
+                "stage": name,
+                "config": config,
+                "code_version": code_version(),
+                "inputs": [
+                    [shard.name, [[path.name, path.stat().st_size] for path in shard.inputs]]
+                    for shard in shards
+                ],
+                **({"keep_dropped": True} if self.keep_dropped else {}),
+            }
+        )
+        out.mkdir(parents=True, exist_ok=True)
+        _claim(out, plan)
+        if (out / MANIFEST).is_file():
+            manifest: dict[str, Any] = read_json(out / MANIFEST)
+            return manifest
+
+        part, parts = self.share()
+        mine = [shard for place, shard in enumerate(shards) if place % parts == part]
+        pending = [shard for shard in mine if not _is_done(out, shard)]
+        for shard in pending:
+            remove_partials(out, shard.name)
+        # Shards of a reduce step have no inputs of their own, and are counted themselves.
+        by_bytes = any(shard.inputs for shard in shards)
+        sizes = {shard.name: shard.bytes if by_bytes else 1 for shard in mine}
+        done = sum(sizes.values()) - sum(sizes[shard.name] for shard in pending)
+        log = None if is_remote(out) else out / "progress.jsonl"
+        unit: Literal["bytes", "shards"] = "bytes" if by_bytes else "shards"
+        with Bar(label or name, sum(sizes.values()), unit, log, done) as bar:
+            for shard in self._execute(partial(run_shard, work, out), pending):
+                bar.advance(sizes[shard.name])
+
+        self._await_others(name, out, shards)
+        records = [read_json(_record_path(out, shard)) for shard in shards]
+        return _write_manifest(plan, records, out, self.max_bad, finish)
+
+    def _execute(self, run_one: Callable[[Shard], Shard], shards: Sequence[Shard]) -> Iterator[Shard]:
+        if self.engine == "ray":
+            return run_on_ray(run_one, shards, self.workers, self.address)
+        return run_here(run_one, shards, self.workers or os.cpu_count() or 1)
+
+    def _await_others(self, name: str, out: Path, shards: Sequence[Shard]) -> None:
+        deadline = time.monotonic() + self.wait
+        while missing := sum(not _record_path(out, shard).is_file() for shard in shards):
+            if time.monotonic() >= deadline:
+                raise Unfinished(
+                    f"part {self.part} of the step {name} is done; {missing} of {len(shards)} shards are "
+                    "left to other parts: run it again when they are done"
+                )
+            time.sleep(min(_POLL_SECONDS, self.wait))
+
+
+def run_stage(
+    stage: str,
+    work: Work,
+    shards: Sequence[Shard],
+    out: Path,
+    config: dict[str, Any],
+    workers: int = 1,
+    max_bad: float = 1.0,
+    label: str = "",
+    finish: Finish = lambda records: {},
+) -> dict[str, Any]:
+    """`Runs.stage` in `workers` processes of this machine."""
+    return Runs(workers=workers, max_bad=max_bad).stage(stage, work, shards, out, config, label, finish)
+
+
+def _as_json(value: dict[str, Any]) -> dict[str, Any]:
+    """A value as it comes back from a JSON file."""
+    read: dict[str, Any] = json.loads(json.dumps(value))
+    return read
+
+
+def _record_path(out: Path, shard: Shard) -> Path:
+    return out / f"{shard.name}.json"
+
+
+def _claim(out: Path, plan: dict[str, Any]) -> None:
+    """Write down what `out` is being made of, or refuse when it is being made of something else."""
+    path = out / PLAN
+    if not path.is_file():
+        write_json(path, plan)
+        return
+    held = read_json(path)
+    # What other code finished is whole, and stays; what it only began must not be mixed with ours.
+    compared = [key for key in {**held, **plan} if key != "code_version" or not (out / MANIFEST).is_file()]
+    if differing := [key for key in compared if held.get(key) != plan.get(key)]:
+        raise ValueError(
+            f"{out} was begun with another {' and '.join(differing)}; "
+            f"choose another --out, or delete {out} to begin again"
+        )
+
+
+def _is_done(out: Path, shard: Shard) -> bool:
+    """Whether the shard's record is there; refuses when an input has been changed since.
+
+    Raises:
+        ValueError: naming the input.
+    """
+    record = _record_path(out, shard)
+    if not record.is_file():
+        return False
+    written = record.stat().st_mtime
+    for path, held in zip(shard.inputs, read_json(record)["inputs"], strict=True):
+        # The plan has compared sizes. Contents are only read again where the clock says that they may differ.
+        if path.stat().st_mtime > written and sha256_file(path) != held["sha256"]:
+            raise ValueError(
+                f"{path} has changed since its shard was made; choose another --out, "
+                f"or delete {out} to begin again"
+            )
+    return True
+
+
+def run_shard(work: Work, out: Path, shard: Shard) -> Shard:
+    """Do one shard's work and write its record: the function that every executor calls."""
+    started = time.monotonic()
+    result = work(shard, out)
+    outputs = [
+        {"path": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in result.pop("outputs")
+    ]
+    inputs = [
+        {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in shard.inputs
+    ]
+    seconds = round(time.monotonic() - started, 3)
+    record = {"name": shard.name, "inputs": inputs, "outputs": outputs, **result, "seconds": seconds}
+    write_json(_record_path(out, shard), record)
+    return shard
+
+
+def _write_manifest(
+    plan: dict[str, Any], records: list[dict[str, Any]], out: Path, max_bad: float, finish: Finish
+) -> dict[str, Any]:
+    counts: Counter[str] = Counter()
+    bad = 0
+    for record in records:
+        counts.update(record["counts"])
+        bad += record.get("bad", 0)
+    seen = bad + sum(count for key, count in counts.items() if key == "kept" or key.startswith("dropped: "))
+    if seen and bad / seen > max_bad:
+        raise ValueError(
+            f"{bad} of {seen} records are damaged, more than --max-bad {max_bad:g}; "
+            f"they are listed in *.bad.jsonl in {out}"
+        )
+    inputs = [item for record in records for item in record["inputs"]]
+    outputs = [item for record in records for item in record["outputs"]]
+    manifest = {
+        "stage": plan["stage"],
+        # Of contents alone: neither paths nor times, so that the same data has the same name anywhere.
+        "fingerprint": fingerprint(
+            [plan["stage"], plan["config"], [item["sha256"] for item in [*inputs, *outputs]]]
+        ),
+        "config": plan["config"],
+        "code_version": code_version(),
+        "counts": dict(sorted(counts.items())),
+        "bad": bad,
+        "bytes": sum(item["bytes"] for item in outputs),
+        "seconds": round(sum(record["seconds"] for record in records), 3),
+        "inputs": inputs,
+        "outputs": outputs,
+        **finish(records),
+    }
+    write_json(out / MANIFEST, manifest)
+    return manifest
