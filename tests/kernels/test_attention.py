@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from puna.model import attention, layers
+from puna.kernels import attention
+from puna.model import layers
 from puna.model.attention import causal_attention, rotary_attention
 from puna.model.layers import SplitRotate
 
@@ -92,7 +93,7 @@ def test_the_result_does_not_depend_on_the_threads_or_the_run(dtype):
 def test_log_sums_have_the_accuracy_of_fp32(dtype):
     qkv, _ = inputs(1, 600, 1, 1, 64, dtype, size=3.0)
     q, k, v = qkv.detach().transpose(1, 2).split(1, dim=1)
-    _, lse = attention._forward(q, k, v)
+    _, lse = attention.forward(q, k, v)
     scores = q.double() @ k.double().transpose(-1, -2) / 8
     hidden = torch.ones(600, 600, dtype=torch.bool).triu(1)
     truth = scores.masked_fill(hidden, float("-inf")).logsumexp(-1)

@@ -160,8 +160,8 @@ def test_a_cached_library_that_does_not_load_is_compiled_again(source, tmp_path,
 @needs_compiler
 def test_two_processes_may_compile_at_once(source, tmp_path):
     code = (
-        "from pathlib import Path; from puna.model import extension; "
-        f"assert extension.load(Path({str(source)!r})) is not None"
+        "from pathlib import Path; from puna.kernels import build; "
+        f"assert build.load(Path({str(source)!r})) is not None"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
     assert [process.wait(timeout=300) for process in processes] == [0, 0]

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from puna.kernels import build
+from puna.kernels import attention, build
+from puna.model.attention import FusedAttention
 
 SOURCES = ("matmul.cpp", "matmul_bf16.cpp", "attention.cpp", "attention_bf16.cpp")
-MODEL = Path(build.__file__).parent
+KERNELS = Path(build.__file__).parent
 LEVELS = {"x86-64": "sse2", "x86-64-v3": "avx2"}  # and a flag of the processors that can run it
 
 pytestmark = [
@@ -20,10 +21,10 @@ pytestmark = [
 ]
 
 
-def build(source: str, level: str, out: Path) -> Path:
+def compiled(source: str, level: str, out: Path) -> Path:
     flags = [*build.FLAGS, f"-march={level}"]
     flags += ["-mavx512bf16"] if level == "x86-64-v4" else []
-    command = [str(build.compiler()), *flags, "-Werror=return-type", str(MODEL / source), "-o", str(out)]
+    command = [str(build.compiler()), *flags, "-Werror=return-type", str(KERNELS / source), "-o", str(out)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if "-march" in result.stderr:
         pytest.skip(f"this compiler does not know {level}")
@@ -33,13 +34,13 @@ def build(source: str, level: str, out: Path) -> Path:
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_kernel_compiles_for_the_greatest_instruction_set(source, tmp_path):
-    build(source, "x86-64-v4", tmp_path / "kernel.so")
+    compiled(source, "x86-64-v4", tmp_path / "kernel.so")
 
 
 def library(source: str, level: str, folder: Path) -> ctypes.CDLL:
     if LEVELS[level] not in build._processor():
         pytest.skip(f"this processor has no {LEVELS[level]}")
-    return ctypes.CDLL(str(build(source, level, folder / "kernel.so")))
+    return ctypes.CDLL(str(compiled(source, level, folder / "kernel.so")))
 
 
 def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
@@ -65,15 +66,13 @@ def test_products_are_the_same_to_rounding_at_every_level(level, tmp_path):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_attention_is_the_same_to_rounding_at_every_level(level, tmp_path, monkeypatch):
-    from puna.model import attention
-
     kernel = library("attention.cpp", level, tmp_path)
     functions = kernel.attention_forward_fp32, kernel.attention_backward_fp32
     monkeypatch.setattr(attention, "_kernel", lambda dtype, head_dim: functions)
     B, T, H, E = 2, 130, 2, 20
     qkv = torch.randn(B, T, 3 * H, E, requires_grad=True)
     none = torch.ones(T, E // 2), torch.zeros(T, E // 2)
-    ours = attention.FusedAttention.apply(qkv, *none, H, H)
+    ours = FusedAttention.apply(qkv, *none, H, H)
     q, k, v = qkv.double().transpose(1, 2).split(H, dim=1)
     truth = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
     torch.testing.assert_close(ours, truth.float())

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck
 
 from puna.config import ModelConfig
+from puna.kernels.attention import is_fused
 from puna.model import layers
-from puna.model.attention import is_fused
 from puna.model.layers import Linear, Norm, NormLinear, SplitRotate, SwiGLULinear
 from puna.model.llama import Llama
 from puna.model.loss import IGNORE, LinearCrossEntropy, cross_entropy
