@@ -1,0 +1,371 @@
+"""What a training run needs before it is paid for: memory by rank, communication, time, energy, cost.
+
+In:  a model's sizes, the batch, a machine, and how many GPUs in which mesh.
+Out: a Plan; `search` tries every mesh and returns the fastest that fit.
+
+    ranks = dp_replicate × dp_shard × tp      neighbouring ranks: tp first, then dp_shard, then dp_replicate
+
+Formulas alone: torch is not imported. A step takes as long as the slowest of three that run at the same time:
+arithmetic at a stated share of the peak (MFU), traffic within nodes, and traffic between nodes.
+"""
+
+import tomllib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from math import ceil
+from pathlib import Path
+
+from puna.carbon import Footprint
+from puna.config import Activations, ModelConfig
+from puna.model.sizes import parameters, saved_bytes_per_token_and_layer, train_flops_per_token
+
+MACHINES = Path(__file__).with_name("machines.toml")
+MFU = 0.485
+"""Share of the peak: the mean of the paper's four sizes, from the GPU-hours of Table 15."""
+USABLE = 0.92
+"""Share of a GPU's memory that tensors may fill; the rest is CUDA's, NCCL's and fragmentation."""
+LOGITS_ROWS = 512
+"""Rows of a block of logits (model/loss.py)."""
+MAX_TP = 8
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One GPU of a cluster and its connections; units as in machines.toml."""
+
+    name: str
+    memory_gb: float
+    peak_tflops: float
+    gpus_per_node: int
+    link_gbs: float
+    network_gbs: float
+    watts: float
+
+
+def machine(name: str, extra: Path | None = None) -> Machine:
+    """A machine by its name, from machines.toml or from a file in the same form.
+
+    Raises:
+        ValueError: an unknown name, naming those there are; a file that is not TOML, or lacks a field.
+    """
+    tables = tomllib.loads(MACHINES.read_text(encoding="utf-8"))
+    if extra is not None:
+        try:
+            tables |= tomllib.loads(extra.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ValueError(f"{extra} cannot be read as a file of machines: {error}") from error
+    if name not in tables:
+        raise ValueError(f"unknown machine {name!r}; choose one of: {', '.join(tables)}, here")
+    values = tables[name]
+    wanted = [item.name for item in fields(Machine) if item.name != "name"]
+    for key in wanted:
+        value = values.get(key) if isinstance(values, dict) else None
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise ValueError(f"machine {name!r}: {key} is {value!r}; expected a positive number")
+    return Machine(name, **{key: values[key] for key in wanted})
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """How the ranks share the work."""
+
+    tp: int = 1
+    """Tensor and sequence parallelism: ranks that share every layer."""
+    dp_shard: int = 1
+    """Data-parallel ranks among which parameters, gradients and moments are sharded (FSDP)."""
+    dp_replicate: int = 1
+    """Copies of that (HSDP)."""
+
+    @property
+    def dp(self) -> int:
+        """Ranks that see different sequences."""
+        return self.dp_shard * self.dp_replicate
+
+    @property
+    def ranks(self) -> int:
+        """All ranks."""
+        return self.dp * self.tp
+
+    def __str__(self) -> str:
+        """`tp 8, dp-shard 256, dp-replicate 1`."""
+        return f"tp {self.tp}, dp-shard {self.dp_shard}, dp-replicate {self.dp_replicate}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be trained."""
+
+    model: ModelConfig
+    batch_tokens: int
+    tokens: float
+    """Tokens of the whole run."""
+    activations: Activations = "manual"
+    compute_bytes: int = 2
+    """Bytes of a number in the products: 2 for bf16, 4 for fp32."""
+    gather_bytes: int = 2
+    """Bytes of a gathered weight: FSDP gathers in bf16 on GPUs, in fp32 on CPUs."""
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of a step."""
+        return self.batch_tokens // self.model.context
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """A kind of collective, in bytes that each rank sends in a step."""
+
+    name: str
+    bytes: float
+    between_nodes: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job needs on a mesh of a machine."""
+
+    job: Job
+    machine: Machine
+    mesh: Mesh
+    micro_batch: int
+    """Sequences of a rank that are computed together."""
+    mfu: float
+    memory: dict[str, float]
+    """Bytes of a rank, by what holds them."""
+    traffic: list[Traffic] = field(repr=False)
+
+    @property
+    def total_memory(self) -> float:
+        """Bytes of a rank."""
+        return sum(self.memory.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether a rank's tensors fit into the machine's memory, with room for what is not counted."""
+        return self.total_memory <= USABLE * self.machine.memory_gb * 1e9
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of a step, by what takes them; they run at the same time."""
+        flops = train_flops_per_token(self.job.model) * self.job.batch_tokens * _recomputed(self.job)
+        within = sum(item.bytes for item in self.traffic if not item.between_nodes)
+        between = sum(item.bytes for item in self.traffic if item.between_nodes)
+        return {
+            "arithmetic": flops / self.mesh.ranks / (self.machine.peak_tflops * 1e12 * self.mfu),
+            "traffic within nodes": within / (self.machine.link_gbs * 1e9),
+            "traffic between nodes": between / (self.machine.network_gbs * 1e9),
+        }
+
+    @property
+    def bound(self) -> str:
+        """What the step waits for."""
+        return max(self.seconds, key=self.seconds.__getitem__)
+
+    @property
+    def step_seconds(self) -> float:
+        """Seconds of an optimiser step."""
+        return max(self.seconds.values())
+
+    @property
+    def tokens_per_second_per_gpu(self) -> float:
+        """Training throughput of one rank."""
+        return self.job.batch_tokens / self.step_seconds / self.mesh.ranks
+
+    @property
+    def days(self) -> float:
+        """Days of the whole run."""
+        return self.job.tokens / self.tokens_per_second_per_gpu / self.mesh.ranks / 86_400
+
+    @property
+    def footprint(self) -> Footprint:
+        """GPU-hours, energy and emissions of the whole run."""
+        return Footprint(self.days * 24 * self.mesh.ranks, self.machine.watts)
+
+
+def plan(job: Job, machine: Machine, mesh: Mesh, micro_batch: int | None = None, mfu: float = MFU) -> Plan:
+    """Count what a job needs. `micro_batch` None: the largest that fits, else 1.
+
+    Raises:
+        ValueError: a mesh that the model or the batch cannot be divided among, naming the flag.
+    """
+    check(job, mesh)
+    if not 0 < mfu <= 1:
+        raise ValueError(f"mfu is {mfu:g}; expected a share of the peak, above 0 and at most 1")
+    per_rank = job.sequences // mesh.dp
+    if micro_batch is not None and not 1 <= micro_batch <= per_rank:
+        raise ValueError(f"micro-batch is {micro_batch}; a rank has {per_rank} sequences in a step")
+    choices = [micro_batch] if micro_batch else [n for n in range(per_rank, 0, -1) if per_rank % n == 0]
+    for chosen in choices:
+        memory, traffic = _memory(job, mesh, chosen), _traffic(job, machine, mesh, chosen)
+        found = Plan(job, machine, mesh, chosen, mfu, memory, traffic)
+        if found.fits:
+            break
+    return found
+
+
+def check(job: Job, mesh: Mesh) -> None:
+    """Raises ValueError naming the flag when `job` cannot be divided among `mesh`."""
+    model = job.model
+    for name in ("tp", "dp_shard", "dp_replicate"):
+        if (size := getattr(mesh, name)) < 1:
+            raise ValueError(f"--parallel.{name.replace('_', '-')} is {size}; it must be positive")
+    divided = {
+        "n_heads": model.n_heads,
+        "n_kv_heads": model.kv_heads,
+        "ffn_dim": model.ffn_dim,
+        "context": model.context,
+    }
+    for name, count in divided.items():
+        if count % mesh.tp:
+            raise ValueError(f"--parallel.tp is {mesh.tp}; it must divide model.{name} {count}")
+    if job.sequences % mesh.dp:
+        raise ValueError(
+            f"a batch of {job.sequences} sequences cannot be divided among {mesh.dp} data-parallel ranks "
+            "(dp-shard × dp-replicate); change --schedule.batch-tokens or the mesh"
+        )
+
+
+def search(job: Job, machine: Machine, gpus: int, mfu: float = MFU) -> tuple[list[Plan], list[Plan]]:
+    """Every mesh of `gpus` ranks: those that fit, fastest first, and those that do not, smallest first.
+
+    Raises:
+        ValueError: no mesh divides the model and the batch.
+    """
+    plans = [plan(job, machine, mesh, None, mfu) for mesh in _meshes(job, gpus)]
+    if not plans:
+        raise ValueError(
+            f"no mesh of {gpus} GPUs divides {job.sequences} sequences and {job.model.kv_heads} kv heads; "
+            "change --gpus or --schedule.batch-tokens"
+        )
+    fitting = [item for item in plans if item.fits]
+    # Of equally fast meshes, the one with the least traffic, then the one with the most room.
+    fitting.sort(key=lambda item: (item.step_seconds, sum(item.seconds.values()), item.total_memory))
+    return fitting, sorted((item for item in plans if not item.fits), key=lambda item: item.total_memory)
+
+
+def _meshes(job: Job, gpus: int) -> Iterator[Mesh]:
+    for tp in (n for n in range(1, MAX_TP + 1) if gpus % n == 0):
+        for shard in (n for n in range(1, gpus // tp + 1) if gpus // tp % n == 0):
+            mesh = Mesh(tp, shard, gpus // tp // shard)
+            try:
+                check(job, mesh)
+            except ValueError:
+                continue
+            yield mesh
+
+
+def _block_elements(model: ModelConfig, tp: int) -> tuple[float, float]:
+    """Numbers of a block on a tp rank: its matrices, its norms (which are not split)."""
+    attention = model.dim * model.head_dim * (2 * model.n_heads + 2 * model.kv_heads)
+    return (attention + 3 * model.dim * model.ffn_dim) / tp, 2 * model.dim
+
+
+def _root_elements(model: ModelConfig, tp: int) -> float:
+    """Numbers outside the blocks on a tp rank: embedding, output projection, last norm."""
+    tables = 1 if model.tied_embeddings else 2
+    return tables * ceil(model.vocab_size / tp) * model.dim + model.dim
+
+
+def _memory(job: Job, mesh: Mesh, micro_batch: int) -> dict[str, float]:
+    model, tp = job.model, mesh.tp
+    block = sum(_block_elements(model, tp))
+    root = _root_elements(model, tp)
+    whole = model.n_layers * block + root
+    owned = whole / mesh.dp_shard
+    tokens = micro_batch * model.context
+    accumulates = job.sequences // mesh.dp > micro_batch
+    gathered = 0.0 if mesh.dp_shard == 1 else (2 * block + root) * job.gather_bytes
+    if mesh.dp == 1:
+        unreduced = 0.0
+    elif accumulates:
+        unreduced = whole * 4  # kept whole until the last micro-batch reduces it
+    else:
+        unreduced = (2 * block + root) * 4
+    return {
+        "parameters": 4 * owned,
+        "gradients": 4 * owned,
+        "optimiser moments": 8 * owned,
+        "gathered layers": gathered,
+        "gradients before reduction": unreduced,
+        "activations": _activations(job, tp, tokens),
+        "logits and loss": _loss(job, tp, tokens),
+        "rotary tables": 2 * 4 * model.context * model.head_dim / 2,
+    }
+
+
+def _activations(job: Job, tp: int, tokens: int) -> float:
+    """What is saved for backward, and the block that is being computed."""
+    model = job.model
+    manual = saved_bytes_per_token_and_layer(model, job.compute_bytes) / tp
+    if job.activations == "full":  # block inputs, and one block recomputed
+        return tokens * (model.n_layers * 4 * model.dim / tp + manual)
+    if job.activations == "none":  # autograd also saves the normalised inputs, silu and the rotated q and k
+        extra = (2 * 4 + 2 * job.compute_bytes) * model.dim + job.compute_bytes * (
+            2 * model.ffn_dim + model.head_dim * (model.n_heads + model.kv_heads)
+        )
+        return tokens * model.n_layers * (manual + extra / tp)
+    return tokens * model.n_layers * manual
+
+
+def _loss(job: Job, tp: int, tokens: int) -> float:
+    """Hidden states and their gradient, the projection's gradient, a block of logits and its gradient."""
+    vocabulary = ceil(job.model.vocab_size / tp)
+    hidden = tokens * job.model.dim * (4 + 2 * job.compute_bytes)
+    return hidden + 4 * vocabulary * job.model.dim + 2 * LOGITS_ROWS * vocabulary * job.compute_bytes
+
+
+def _traffic(job: Job, machine: Machine, mesh: Mesh, micro_batch: int) -> list[Traffic]:
+    """Ring collectives: a rank sends (n - 1) / n of what is gathered or reduced."""
+    model, tp, shard, copies = job.model, mesh.tp, mesh.dp_shard, mesh.dp_replicate
+    whole = model.n_layers * sum(_block_elements(model, tp)) + _root_elements(model, tp)
+    micro_steps = ceil(job.sequences / mesh.dp / micro_batch)
+    node = machine.gpus_per_node
+    found = []
+    if tp > 1:
+        # Forward: gather and reduce-scatter, twice; backward: the same, and the gathered inputs once more.
+        tokens = job.sequences / mesh.dp * model.context
+        sent = 10 * model.n_layers * (tp - 1) / tp * tokens * model.dim * job.compute_bytes
+        found.append(Traffic("tensor parallelism: activations", sent, tp > node))
+    if shard > 1:
+        passes = 2 * micro_steps  # forward and backward
+        sent = passes * (shard - 1) / shard * whole * job.gather_bytes
+        found.append(Traffic("FSDP: gathered weights", sent, tp * shard > node))
+        sent = (shard - 1) / shard * whole * 4
+        found.append(Traffic("FSDP: reduced gradients", sent, tp * shard > node))
+    if copies > 1:
+        sent = 2 * (copies - 1) / copies * whole / shard * 4
+        found.append(Traffic("replicas: all-reduced gradients", sent, mesh.ranks > node))
+    return found
+
+
+def _recomputed(job: Job) -> float:
+    """Arithmetic relative to a step without recomputation: `full` computes every forward twice."""
+    return 4 / 3 if job.activations == "full" else 1.0
+
+
+def describe(found: Plan, price: float | None = None) -> dict[str, object]:
+    """A plan as JSON values; `price` is that of a GPU-hour."""
+    footprint = found.footprint
+    result: dict[str, object] = {
+        "parameters": parameters(found.job.model),
+        "machine": found.machine.name,
+        "gpus": found.mesh.ranks,
+        "mesh": asdict(found.mesh),
+        "micro_batch": found.micro_batch,
+        "activations": found.job.activations,
+        "memory": found.memory,
+        "total_memory": found.total_memory,
+        "fits": found.fits,
+        "flops_per_token": train_flops_per_token(found.job.model),
+        "mfu": found.mfu,
+        "traffic": [asdict(item) for item in found.traffic],
+        "seconds": found.seconds,
+        "bound": found.bound,
+        "step_seconds": found.step_seconds,
+        "tokens_per_second_per_gpu": found.tokens_per_second_per_gpu,
+        "days": found.days,
+        "gpu_hours": footprint.gpu_hours,
+        "mwh": footprint.mwh,
+        "tco2eq": footprint.tco2eq,
+    }
+    return result if price is None else {**result, "cost": price * footprint.gpu_hours}
