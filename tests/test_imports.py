@@ -21,7 +21,7 @@ ALLOWED = {
     "kernels": set(),
     "model": {"kernels"},
     "formats": {"kernels", "model"},
-    "train": {"kernels", "model", "tokens"},
+    "train": {"kernels", "model", "tokens", "carbon"},
     "finetune": {"model", "formats", "tokens", "train"},
     "generate": {"kernels", "model", "formats", "tokens"},
     "evaluate": {"model", "formats", "tokens", "generate"},
@@ -29,8 +29,8 @@ ALLOWED = {
     "carbon": set(),
     "report": set(),
     "demo": {"fetch", "corpus", "tokens", "train", "generate", "report"},
-    "cli": {"stages", "fetch", "corpus", "tokens", "model", "formats", "train", "generate", "serve", "report",
-            "demo"},
+    "cli": {"carbon", "stages", "fetch", "corpus", "tokens", "model", "formats", "train", "generate", "serve",
+            "report", "demo"},
 }  # fmt: skip
 
 

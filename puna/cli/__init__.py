@@ -71,6 +71,7 @@ app.command(weights.chat)
 app.command(serve.serve)
 app.command(weights.convert)
 app.command(training.report)
+app.command("puna.cli.plan:plan", name="plan", help="Estimate a training run before it is paid for.")
 
 
 @app.command

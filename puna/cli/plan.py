@@ -1,19 +1,21 @@
 """`puna plan`: what a training run needs before it is paid for."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from puna.carbon import INTENSITY, PUE
 from puna.cli.common import Json, print_result
 from puna.config import Activations
 from puna.files import human_bytes, human_seconds
-from puna.recipes import RECIPES, recipe
-from puna.train.plan import MFU, USABLE, Job, Machine, Mesh, Plan, describe, machine, search
-from puna.train.plan import plan as count
+from puna.model.sizes import parameters, train_flops_per_token
+from puna.recipes import recipe
+from puna.train.plan import MFU, USABLE, Job, Mesh, Plan, describe, machine, search
+from puna.train.plan import plan as plan_one
 
-_SHOWN = 5  # meshes of a search
+_SHOWN = 5  # meshes of a search, and as many that do not fit
 
 
 def plan(
@@ -21,8 +23,8 @@ def plan(
     recipe_name: Annotated[str, Parameter(name="--recipe")] = "7b",
     on: Annotated[str, Parameter(name="--machine")] = "a100-80gb",
     gpus: int = 1,
-    parallel: Annotated[Mesh | None, Parameter(name="--parallel")] = None,
-    search_: Annotated[bool, Parameter(name="--search")] = False,
+    parallel: Mesh | None = None,
+    search_all: Annotated[bool, Parameter(name="--search")] = False,
     batch_tokens: int | None = None,
     tokens: float | None = None,
     context: int | None = None,
@@ -39,59 +41,114 @@ def plan(
     Parameters
     ----------
     recipe_name
-        The model's sizes, its batch and its number of tokens: tiny, 15m, 110m, 1b, 7b, 13b, 33b or 65b.
+        The recipe to plan: its model, batch and number of tokens (tiny, 15m, 110m, 1b, 7b, 13b, 33b, 65b).
     on
-        The machine: a100-80gb, h100, h200, b200, v100-32gb, l40s, one of --machines, or `here` (measured now).
+        The machine: a100-80gb, h100, h200, b200, v100-32gb, l40s, or one of --machines.
     gpus
-        Number of GPUs; processes on `here`.
+        Number of GPUs.
     parallel
-        The mesh. Its sizes multiply to --gpus; without any, every mesh is tried and the fastest that fits is
-        used.
-    search_
-        List the fastest meshes that fit, and why the next ones do not.
+        The mesh, whose sizes multiply to --gpus. Default: the fastest of all meshes that fit.
+    search_all
+        List the fastest meshes that fit, and say why the others do not.
     batch_tokens
-        Tokens per optimiser step; default: the recipe's.
+        Tokens per optimiser step. Default: the recipe's.
     tokens
-        Tokens of the whole run; default: the recipe's.
+        Tokens of the whole run. Default: the recipe's.
     context
-        Tokens per sequence; default: the recipe's.
+        Tokens per sequence. Default: the recipe's.
     micro_batch
-        Sequences computed together on a GPU; default: as many as fit.
+        Sequences that a GPU computes together. Default: as many as fit.
     activations
-        Which activations are saved for backward: manual, selective, full or none (docs/train.md).
+        Which activations are saved for backward: manual, selective, full or none.
     mfu
-        Share of the peak that the arithmetic reaches (model FLOPs utilisation).
+        Share of the GPU's peak that the arithmetic reaches (model FLOPs utilisation).
     price
         Price of a GPU-hour, in any currency.
     machines
-        A TOML file of more machines, in the form of puna/train/machines.toml.
+        A TOML file with more machines, in the form of puna/train/machines.toml.
     page
-        Also write a page with a picture of the memory of a GPU (one HTML file).
+        Also write a page (one HTML file) with a picture of a GPU's memory.
     """
     chosen = recipe(recipe_name)
-    values = {} if context is None else {"context": context}
-    from dataclasses import replace
-
-    model = replace(chosen.model, **values)
+    model = chosen.model if context is None else replace(chosen.model, context=context)
     model.validate()
-    batch = batch_tokens or chosen.train.batch_tokens
-    job = Job(model, batch, tokens or float(chosen.train.batch_tokens) * chosen.train.steps, activations)
-    place = machine(on, machines) if on != "here" else _here()
+    schedule = chosen.train
+    job = Job(
+        model,
+        batch_tokens or schedule.batch_tokens,
+        tokens or float(schedule.batch_tokens) * schedule.steps,
+        activations,
+    )
+    gpu = machine(on, machines)
     if parallel is not None and parallel.ranks != gpus:
-        raise ValueError(f"--parallel makes {parallel.ranks} ranks ({parallel}), but --gpus is {gpus}")
+        raise ValueError(
+            f"--parallel is {parallel}, which makes {parallel.ranks} ranks, but --gpus is {gpus}"
+        )
     fitting: list[Plan] = []
     others: list[Plan] = []
-    if parallel is None or search_:
-        fitting, others = search(job, place, gpus, mfu)
-    best = count(job, place, parallel, micro_batch, mfu) if parallel else (fitting + others)[0]
+    if parallel is None or search_all:
+        fitting, others = search(job, gpu, gpus, micro_batch, mfu)
+    best = (fitting + others)[0] if parallel is None else plan_one(job, gpu, parallel, micro_batch, mfu)
+
     result = describe(best, price)
     lines = _lines(best, recipe_name, price)
-    if search_:
+    if search_all:
         result["meshes"] = [describe(item, price) for item in fitting + others]
         lines = [*_table(fitting, others), "", *lines]
     if page is not None:
         from puna.report.memory import memory_page
 
-        memory_page(page, f"{recipe_name} on {gpus:,} {place.name}", best.memory, place.memory_gb * 1e9, USABLE)
-        lines.append(f"page: {page}")
+        memory_page(page, f"{recipe_name} on {gpus:,} × {gpu.name}", best.memory, gpu.memory_gb * 1e9, USABLE)
+        lines.append(f"picture of the memory: {page}")
     print_result(result, json, lines)
+
+
+def _lines(best: Plan, name: str, price: float | None) -> list[str]:
+    job, gpu, footprint = best.job, best.machine, best.footprint
+    room = USABLE * gpu.memory_gb * 1e9
+    verdict = "fits" if best.fits else f"does NOT fit: {human_bytes(best.total_memory - room)} too much"
+    days = human_seconds(best.days * 86_400)
+    lines = [
+        f"{name}: {parameters(job.model):,} parameters, {job.tokens:.3g} tokens, batch {job.batch_tokens:,}, "
+        f"{train_flops_per_token(job.model):.3g} FLOPs per token",
+        f"{best.mesh.ranks:,} × {gpu.name}: {best.mesh}, micro-batch {best.micro_batch} sequences, "
+        f"activations {job.activations}",
+        "",
+        "memory per GPU",
+        *(f"{human_bytes(size):>12}  {what}" for what, size in best.memory.items()),
+        f"{human_bytes(best.total_memory):>12}  in all, of {human_bytes(room)} usable: {verdict}",
+        "",
+        "one step",
+        *(f"{human_seconds(seconds):>12}  {what}" for what, seconds in best.seconds.items()),
+        *(
+            f"{human_bytes(item.bytes):>12}  {item.name}, {'between' if item.between_nodes else 'in'} nodes"
+            for item in best.traffic
+        ),
+        f"{human_seconds(best.step_seconds):>12}  bound by {best.bound} "
+        f"(arithmetic at {best.mfu:.1%} of {gpu.peak_tflops:g} TFLOP/s)",
+        "",
+        f"{best.tokens_per_second_per_gpu:,.0f} tokens per second per GPU; {days} for the run",
+        f"{footprint.gpu_hours:,.0f} GPU-hours, {footprint.mwh:,.3g} MWh, {footprint.tco2eq:,.3g} tCO2eq "
+        f"({gpu.watts:g} W per GPU, PUE {footprint.pue:g}, {footprint.intensity:g} tCO2eq per MWh)",
+    ]
+    if price is not None:
+        lines.append(f"{price * footprint.gpu_hours:,.0f} at {price:g} per GPU-hour")
+    return lines
+
+
+def _table(fitting: Sequence[Plan], others: Sequence[Plan]) -> list[str]:
+    lines = [f"{len(fitting)} meshes fit; the fastest:"]
+    for item in fitting[:_SHOWN]:
+        lines.append(
+            f"  {item.mesh!s:<44} micro-batch {item.micro_batch:<4} {human_bytes(item.total_memory):>9}  "
+            f"{item.tokens_per_second_per_gpu:,.0f} tokens/s/GPU, bound by {item.bound}"
+        )
+    if others:
+        lines.append(f"{len(others)} do not fit, even with micro-batch 1; the nearest:")
+    for item in others[:_SHOWN]:
+        largest = max(item.memory, key=item.memory.__getitem__)
+        lines.append(
+            f"  {item.mesh!s:<44} {human_bytes(item.total_memory):>9}, most of it {largest} "
+            f"({human_bytes(item.memory[largest])})"
+        )
+    return lines

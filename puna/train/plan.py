@@ -225,13 +225,15 @@ def check(job: Job, mesh: Mesh) -> None:
         )
 
 
-def search(job: Job, machine: Machine, gpus: int, mfu: float = MFU) -> tuple[list[Plan], list[Plan]]:
+def search(
+    job: Job, machine: Machine, gpus: int, micro_batch: int | None = None, mfu: float = MFU
+) -> tuple[list[Plan], list[Plan]]:
     """Every mesh of `gpus` ranks: those that fit, fastest first, and those that do not, smallest first.
 
     Raises:
         ValueError: no mesh divides the model and the batch.
     """
-    plans = [plan(job, machine, mesh, None, mfu) for mesh in _meshes(job, gpus)]
+    plans = [plan(job, machine, mesh, micro_batch, mfu) for mesh in _meshes(job, gpus)]
     if not plans:
         raise ValueError(
             f"no mesh of {gpus} GPUs divides {job.sequences} sequences and {job.model.kv_heads} kv heads; "

@@ -1,0 +1,137 @@
+"""`puna plan`: the paper's figures from formulas, refusals that name their flag, and no torch."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from puna.cli import main
+from puna.config import ModelConfig
+from puna.model.llama import Llama
+from puna.model.loss import ROWS
+from puna.recipes import recipe
+from puna.train.plan import LOGITS_ROWS, Job, Mesh, describe, machine, plan, search
+
+BATCH = 2**22
+# GPU-hours of Table 15, and tokens of Table 2.
+PAPER = {
+    "7b": (82_432, 1.0e12),
+    "13b": (135_168, 1.0e12),
+    "33b": (530_432, 1.4e12),
+    "65b": (1_022_362, 1.4e12),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_gpu_hours_of_table_15_at_one_share_of_the_peak(name):
+    hours, tokens = PAPER[name]
+    fitting, _ = search(Job(recipe(name).model, BATCH, tokens), machine("a100-80gb"), 2048)
+    assert fitting[0].footprint.gpu_hours == pytest.approx(hours, rel=0.1)
+
+
+def test_the_65b_on_2048_gpus():
+    fitting, others = search(Job(recipe("65b").model, BATCH, 1.4e12), machine("a100-80gb"), 2048)
+    assert fitting[0].tokens_per_second_per_gpu == pytest.approx(380, rel=0.15)
+    assert 18 <= fitting[0].days <= 25
+    assert others, "a replica of the 65B on every node cannot fit"
+    speeds = [item.tokens_per_second_per_gpu for item in fitting]
+    assert speeds == sorted(speeds, reverse=True)
+
+
+def test_one_process_is_counted_like_the_real_model():
+    config = ModelConfig(
+        dim=64, n_heads=4, n_kv_heads=2, n_layers=3, ffn_dim=192, vocab_size=1023, context=64
+    )
+    memory = plan(Job(config, 4096, 1e6), machine("l40s"), Mesh()).memory
+    model = Llama(config, device=torch.device("meta"))
+    assert memory["parameters"] == 4 * sum(parameter.numel() for parameter in model.parameters())
+    assert memory["rotary tables"] == 4 * (model.cos.numel() + model.sin.numel())
+    assert LOGITS_ROWS == ROWS
+
+
+meshes = st.builds(Mesh, st.sampled_from([1, 2, 4, 8]), *[st.sampled_from([1, 2, 4, 16])] * 2)
+
+
+@settings(deadline=None)
+@given(meshes, st.sampled_from([1, 2]))
+def test_more_ranks_hold_less_each(mesh, micro_batch):
+    job = Job(recipe("7b").model, BATCH, 1e12)
+    one, many = (
+        plan(job, machine("h100"), m, micro_batch) for m in (Mesh(dp_replicate=mesh.dp_replicate), mesh)
+    )
+    for name in ("parameters", "gradients", "optimiser moments", "activations"):
+        assert many.memory[name] <= one.memory[name]
+    assert many.memory["activations"] == pytest.approx(one.memory["activations"] / mesh.tp)
+    assert many.tokens_per_second_per_gpu <= one.tokens_per_second_per_gpu * 1.001
+
+
+def test_recomputation_trades_memory_for_arithmetic():
+    model = recipe("7b").model
+    kept, again = (
+        plan(Job(model, BATCH, 1e12, mode), machine("h100"), Mesh(1, 64), 4) for mode in ("manual", "full")
+    )
+    assert again.memory["activations"] < kept.memory["activations"] / 3
+    assert again.seconds["arithmetic"] == pytest.approx(kept.seconds["arithmetic"] * 4 / 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--recipe", "9b"], "9b"),
+        (["--machine", "abacus"], "abacus"),
+        (["--gpus", "3", "--parallel.tp", "3"], "--parallel.tp is 3"),
+        (["--gpus", "8", "--parallel.tp", "4"], "--gpus is 8"),
+        (["--gpus", "0", "--parallel.tp", "0"], "--parallel.tp is 0"),
+        (["--gpus", "4096", "--parallel.dp-shard", "4096"], "4096 data-parallel ranks"),
+        (["--gpus", "7"], "no mesh of 7 GPUs"),
+        (["--mfu", "1.5"], "mfu is 1.5"),
+        (["--gpus", "2048", "--parallel.dp-shard", "2048", "--micro-batch", "9"], "micro-batch is 9"),
+        (["--context", "0"], "model.context"),
+    ],
+)
+def test_refusals_name_the_flag(arguments, named, capsys):
+    assert main(["plan", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert named in error and error.count("\n") == 1
+
+
+def test_machines_of_ones_own(tmp_path, capsys):
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        "[mine]\nmemory_gb = 24\npeak_tflops = 100\ngpus_per_node = 2\n"
+        "link_gbs = 10\nnetwork_gbs = 1\nwatts = 200\n"
+    )
+    assert main(["plan", "--recipe", "110m", "--machine", "mine", "--machines", str(file), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] and found["machine"] == "mine"
+    file.write_text("[mine]\nmemory_gb = -1\n")
+    assert main(["plan", "--machine", "mine", "--machines", str(file)]) == 2
+    assert "memory_gb is -1" in capsys.readouterr().err
+
+
+def test_the_answer_in_the_terminal_and_as_a_page(tmp_path, capsys):
+    page = tmp_path / "plan.html"
+    arguments = ["--recipe", "65b", "--gpus", "2048", "--search", "--price", "2", "--page", str(page)]
+    assert main(["plan", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert "tokens per second per GPU" in text and "do not fit" in text and "tCO2eq" in text
+    html = page.read_text(encoding="utf-8")
+    assert "http" not in html and "<script" not in html and "optimiser moments" in html
+
+
+def test_formulas_do_not_import_torch():
+    code = (
+        "import sys; from puna.cli import main; main(['plan', '--json']); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_description_is_json():
+    found = plan(Job(recipe("7b").model, BATCH, 1e12), machine("h100"), Mesh(1, 8))
+    assert json.loads(json.dumps(describe(found, 2.0)))["cost"] == pytest.approx(
+        2 * found.footprint.gpu_hours
+    )
