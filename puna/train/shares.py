@@ -1,0 +1,81 @@
+"""Which part of a parameter a rank holds, and the whole parameter from all ranks' parts.
+
+    name, whole shape ─> region: slices of the whole ─> initial values, a checkpoint's rows
+    own part          ─> whole: on every rank        ─> a checkpoint that does not depend on the mesh
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from puna.model.parts import SPLIT_AXIS
+
+
+def split_axis(name: str) -> int | None:
+    """The axis along which a tp group splits a parameter; None for norms, which every rank holds whole.
+
+    The embedding is split by rows, which are tokens; Meta's files split it by columns.
+    """
+    role = name.rpartition(".")[2]
+    return 0 if role == "embedding" else SPLIT_AXIS.get(role)
+
+
+def share_of(size: int, rank: int, ranks: int) -> tuple[int, int]:
+    """Start and stop of a rank's share of `size` rows: equal shares, the last ones shorter or empty."""
+    share = -(-size // ranks)
+    return min(rank * share, size), min((rank + 1) * share, size)
+
+
+def region(name: str, parameter: Tensor, shape: torch.Size, mesh: DeviceMesh) -> tuple[slice, ...]:
+    """The slices of the whole parameter, of `shape`, that this rank holds."""
+    start, length = [0] * len(shape), list(shape)
+    axis = split_axis(name)
+    if axis is not None:
+        first, last = share_of(shape[axis], mesh["tp"].get_local_rank(), mesh["tp"].size())
+        start[axis], length[axis] = first, last - first
+    if isinstance(parameter, DTensor):
+        local, offset = compute_local_shape_and_global_offset(
+            parameter.shape, parameter.device_mesh, parameter.placements
+        )
+        start, length = [a + b for a, b in zip(start, offset, strict=True)], list(local)
+    return tuple(slice(first, first + count) for first, count in zip(start, length, strict=True))
+
+
+def own(tensor: Tensor) -> Tensor:
+    """The values in this process: a DTensor's local tensor, any other tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(name: str, tensor: Tensor, mesh: DeviceMesh) -> Tensor:
+    """The whole tensor, on every rank; a collective of all of them."""
+    local = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    axis, tp = split_axis(name), mesh["tp"]
+    if axis is None or tp.size() == 1 or local.ndim == 0:
+        return local
+    # Shares may differ by rows, and a gather's must not: they are filled up to the largest.
+    lengths = torch.zeros(tp.size(), dtype=torch.long, device=local.device)
+    lengths[tp.get_local_rank()] = local.shape[axis]
+    dist.all_reduce(lengths, group=tp.get_group())
+    filled = local.new_zeros([int(lengths.max()) if i == axis else n for i, n in enumerate(local.shape)])
+    filled.narrow(axis, 0, local.shape[axis]).copy_(local)
+    shares = [torch.empty_like(filled) for _ in range(tp.size())]
+    dist.all_gather(shares, filled, group=tp.get_group())
+    pairs = zip(shares, lengths.tolist(), strict=True)
+    return torch.cat([share.narrow(axis, 0, length) for share, length in pairs], axis)
+
+
+def global_norm(parameters: dict[str, Tensor], mesh: DeviceMesh) -> Tensor:
+    """The norm of the whole gradient, the same number on every rank."""
+    is_first_of_tp = mesh["tp"].get_local_rank() == 0
+    total = torch.zeros((), device=next(iter(parameters.values())).device)
+    for name, parameter in parameters.items():
+        # What every rank of a tp group holds whole is counted once.
+        if parameter.grad is not None and (is_first_of_tp or split_axis(name) is not None):
+            total += own(parameter.grad).float().square().sum()
+    for axis in ("dp_shard", "tp"):
+        if mesh[axis].size() > 1:
+            dist.all_reduce(total, group=mesh.get_group(axis))
+    return total.sqrt()
