@@ -18,7 +18,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     FSDPModule,
@@ -27,27 +27,76 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 
-from puna.config import ModelConfig, ParallelConfig
+from puna.config import RunConfig
 from puna.model.llama import Llama
 from puna.train import tensor_parallel
-from puna.train.shares import share_of, split_axis
+from puna.train.shares import global_norm, own, share_of, split_axis
 
 AXES = ("dp_replicate", "dp_shard", "tp")
 
 
-def build_mesh(config: ParallelConfig, model: ModelConfig, device: torch.device) -> DeviceMesh | None:
-    """Join the process group that torchrun describes; None in a process on its own.
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that share a run. Without a mesh, this process alone: nothing is sent."""
+
+    mesh: DeviceMesh | None = None
+    rank: int = 0
+    world: int = 1
+    dp_rank: int = 0
+    """Which rows of a batch are this process's; the ranks of a tp group share them."""
+    dp_world: int = 1
+    dp_group: dist.ProcessGroup | None = None
+
+    def sum(self, figures: Tensor) -> Tensor:
+        """Figures of different rows, summed over the data-parallel ranks, in place."""
+        if self.dp_world > 1:
+            dist.all_reduce(figures, group=self.dp_group)
+        return figures
+
+    def any(self, claim: bool) -> bool:
+        """Whether any process claims it: all of them get the same answer."""
+        if self.mesh is None:
+            return claim
+        claims = torch.tensor(int(claim))
+        dist.all_reduce(claims, dist.ReduceOp.MAX)
+        return bool(claims)
+
+    def clip(self, model: Llama, limit: float) -> Tensor:
+        """Scale the gradients down to a global norm of at most `limit`; returns the norm before."""
+        if self.mesh is None:
+            return nn.utils.clip_grad_norm_(model.parameters(), limit)
+        norm = global_norm(dict(model.named_parameters()), self.mesh)
+        scale = (limit / (norm + 1e-6)).clamp(max=1.0)
+        gradients = [own(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
+        torch._foreach_mul_(gradients, scale)
+        return norm
+
+
+ALONE = Ranks()
+
+
+def join(config: RunConfig, device: torch.device) -> Ranks:
+    """Join the process group that torchrun describes in the environment; `ALONE` without it.
 
     Raises:
-        ValueError: the mesh does not match the number of processes, or does not divide the model.
+        ValueError: the mesh does not match the number of processes, or does not divide the model or the batch.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    config.check(world, model)
+    parallel, world = config.parallel, int(os.environ.get("WORLD_SIZE", "1"))
+    config.check_mesh(world)
     if world == 1:
-        return None
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=config.timeout))
-    return init_device_mesh(device.type, (config.dp_replicate, config.dp_shard, config.tp), mesh_dim_names=AXES)
+        return ALONE
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=parallel.timeout))
+    shape = parallel.dp_replicate, parallel.dp_shard, parallel.tp
+    return ranks_of(init_device_mesh(device.type, shape, mesh_dim_names=AXES))
+
+
+def ranks_of(mesh: DeviceMesh) -> Ranks:
+    """What a mesh with the three axes says of this process."""
+    data = mesh["dp_replicate", "dp_shard"]._flatten("dp")
+    return Ranks(
+        mesh, dist.get_rank(), mesh.size(), data.get_local_rank(), data.size(), data.get_group()
+    )
 
 
 def parallelize(model: Llama, mesh: DeviceMesh, reshard_after_forward: bool = True) -> None:
@@ -56,6 +105,12 @@ def parallelize(model: Llama, mesh: DeviceMesh, reshard_after_forward: bool = Tr
         _split_matrices(model, mesh["tp"])
     if mesh.size() > mesh["tp"].size():
         _shard_over_data(model, mesh, reshard_after_forward)
+
+
+def reduce_gradients(model: Llama, now: bool) -> None:
+    """Whether the next backward reduces gradients: only that of the last micro-batch does."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(now)
 
 
 def _split_matrices(model: Llama, mesh: DeviceMesh) -> None:
