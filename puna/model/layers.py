@@ -22,6 +22,12 @@ from puna.config import RopeScaling
 from puna.kernels import elementwise
 from puna.kernels.matmul import Weights, weight_gradients
 from puna.model.attention import rotary_attention
+from puna.model.loss import cross_entropy, linear_cross_entropy
+
+
+def embedding(tokens_BT: Tensor, weight_VD: Tensor) -> Tensor:
+    """The weight's row of each token, (B, T, D), fp32."""
+    return F.embedding(tokens_BT, weight_VD).float()
 
 
 def norm(x_BTD: Tensor, norm_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -190,6 +196,8 @@ class CachedAttention(Protocol):
 class Ops(NamedTuple):
     """The operations that a model is made of, one implementation of each."""
 
+    embedding: Callable[[Tensor, Tensor], Tensor]
+    """(tokens_BT, weight_VD) -> x_BTD, fp32."""
     norm: Callable[..., Tensor]
     """(x_BTD, norm_D, eps, dtype) -> RMSNorm(x), (B, T, D), in dtype."""
     norm_linear: Callable[..., Tensor]
@@ -200,6 +208,10 @@ class Ops(NamedTuple):
     """(x, weight) -> x @ weight.T."""
     swiglu_linear: Callable[..., Tensor]
     """(gate_up_BT2F, weight_DF) -> (silu(gate) · up) @ weight.T."""
+    loss: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+    """(hidden_BTD, weight_VD, targets_BT, scale) -> scale · Σ losses, and the losses (B, T)."""
+    losses: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """(hidden_BTD, weight_VD, targets_BT) -> the losses (B, T) alone."""
 
 
 def _attention(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, layer: int) -> Tensor:
@@ -212,9 +224,24 @@ def _attention_by_hand(
     return rotary_attention(qkv, cos, sin, heads, kv_heads, SplitRotate.apply)
 
 
-PLAIN = Ops(norm, norm_linear, _attention, linear, swiglu_linear)
+PLAIN = Ops(
+    embedding,
+    norm,
+    norm_linear,
+    _attention,
+    linear,
+    swiglu_linear,
+    linear_cross_entropy,
+    cross_entropy,
+)
 """Differentiated by autograd."""
-BY_HAND = Ops(Norm.apply, NormLinear.apply, _attention_by_hand, Linear.apply, SwiGLULinear.apply)
+BY_HAND = PLAIN._replace(
+    norm=Norm.apply,
+    norm_linear=NormLinear.apply,
+    attention=_attention_by_hand,
+    linear=Linear.apply,
+    swiglu_linear=SwiGLULinear.apply,
+)
 """With the hand-written backward (paper section 2.4)."""
 
 
@@ -227,4 +254,4 @@ def with_cache(attend: CachedAttention) -> Ops:
     def attention(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, layer: int) -> Tensor:
         return attend(layer, *split_rotate(qkv, cos, sin, heads, kv_heads))
 
-    return Ops(norm, norm_linear, attention, linear, swiglu_linear)
+    return PLAIN._replace(attention=attention)

@@ -11,14 +11,16 @@ import hashlib
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from puna.config import Activations, ModelConfig
 from puna.model import layers
 from puna.model.activations import recomputed
 from puna.model.layers import Ops
-from puna.model.loss import LinearCrossEntropy, cross_entropy
+
+
+DRAWN_ROWS = 256
+"""Rows of a matrix's initial values that are drawn from one seed."""
 
 
 class Block(nn.Module):
@@ -123,7 +125,7 @@ class Llama(nn.Module):
         else:
             cos, sin = self.cos[positions_T], self.sin[positions_T]
         ops = ops or self.ops
-        x_BTD = F.embedding(tokens_BT, self.embedding).float()
+        x_BTD = ops.embedding(tokens_BT, self.embedding)
         for block in self.blocks:
             run = partial(block, cos=cos, sin=sin, dtype=self.compute, ops=ops)
             x_BTD = recomputed(run, x_BTD, self.activations)
@@ -139,28 +141,39 @@ class Llama(nn.Module):
 
         Bitwise identical to the losses of `loss`.
         """
-        hidden_ND = self.hidden(tokens_BT).flatten(0, 1)
-        return cross_entropy(hidden_ND, self.output_VD, targets_BT.flatten()).view(targets_BT.shape)
+        return self.ops.losses(self.hidden(tokens_BT), self.output_VD, targets_BT)
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """For training: scale · Σ losses, to call backward on, and the losses (B, T), without gradient."""
-        hidden_ND = self.hidden(tokens_BT).flatten(0, 1)
-        total, losses_N = LinearCrossEntropy.apply(hidden_ND, self.output_VD, targets_BT.flatten(), scale)
-        return total, losses_N.view(targets_BT.shape)
+        return self.ops.loss(self.hidden(tokens_BT), self.output_VD, targets_BT, scale)
 
 
-def initial_weight(config: ModelConfig, name: str, shape: torch.Size, seed: int) -> Tensor:
-    """A parameter's initial values, fp32, on the CPU: 1 for norms, N(0, 0.02²) for matrices.
+def initial_weight(
+    config: ModelConfig, name: str, shape: torch.Size, seed: int, rows: slice = slice(None)
+) -> Tensor:
+    """Some rows of a parameter's initial values, fp32, on the CPU: 1 for norms, N(0, 0.02²) for matrices.
 
     The matrices whose products are added to the residual stream get 0.02²/(2·layers). The paper does not say
     how it initialises; this is GPT-2's rule, which keeps the variance of the residual stream the same at any
-    depth. The values follow from (seed, name) alone, so that a process may draw the parameters that it holds
-    and no others: the weights do not depend on the number of devices.
+    depth. The values follow from (seed, name, row) alone, and are drawn a block of rows at a time: a process
+    draws the rows that it holds, and the weights do not depend on the number of processes.
     """
+    first, last, _ = rows.indices(shape[0])
     if len(shape) == 1:
-        return torch.ones(shape)
+        return torch.ones(last - first)
     is_residual = name.endswith(("wo", "w2"))
     std = 0.02 / (2 * config.n_layers) ** 0.5 if is_residual else 0.02
-    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little"))
-    return torch.empty(shape, device="cpu").normal_(0.0, std, generator=generator)
+    begin = first // DRAWN_ROWS * DRAWN_ROWS
+    blocks = [
+        torch.empty(min(DRAWN_ROWS, shape[0] - row), shape[1], device="cpu").normal_(
+            0.0, std, generator=_generator(seed, name, row)
+        )
+        for row in range(begin, last, DRAWN_ROWS)
+    ]
+    drawn = torch.cat(blocks) if blocks else torch.empty(0, shape[1])
+    return drawn[first - begin : last - begin]
+
+
+def _generator(seed: int, name: str, row: int) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed} {name} {row}".encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little"))

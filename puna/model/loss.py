@@ -58,8 +58,19 @@ class LinearCrossEntropy(Function):
         return dhidden_ND, dweight_VD, None, None
 
 
-def cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """The losses (N,) alone, bitwise identical to those of `LinearCrossEntropy`."""
-    weight = Weights(hidden_ND.dtype, weight_VD)
-    blocks = zip(hidden_ND.split(ROWS), targets_N.split(ROWS), strict=True)
-    return torch.cat([cross_entropy_block(weight.forward(h), t, 1.0, IGNORE)[0] for h, t in blocks])
+def linear_cross_entropy(
+    hidden_BTD: Tensor, weight_VD: Tensor, targets_BT: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`LinearCrossEntropy` of a batch: scale · Σ losses, and the losses (B, T), without gradient."""
+    total, losses_N = LinearCrossEntropy.apply(
+        hidden_BTD.flatten(0, 1), weight_VD, targets_BT.flatten(), scale
+    )
+    return total, losses_N.view(targets_BT.shape)
+
+
+def cross_entropy(hidden_BTD: Tensor, weight_VD: Tensor, targets_BT: Tensor) -> Tensor:
+    """The losses (B, T) alone, bitwise identical to those of `LinearCrossEntropy`."""
+    weight = Weights(hidden_BTD.dtype, weight_VD)
+    blocks = zip(hidden_BTD.flatten(0, 1).split(ROWS), targets_BT.flatten().split(ROWS), strict=True)
+    losses = [cross_entropy_block(weight.forward(h), t, 1.0, IGNORE)[0] for h, t in blocks]
+    return torch.cat(losses).view(targets_BT.shape)

@@ -94,9 +94,7 @@ def join(config: RunConfig, device: torch.device) -> Ranks:
 def ranks_of(mesh: DeviceMesh) -> Ranks:
     """What a mesh with the three axes says of this process."""
     data = mesh["dp_replicate", "dp_shard"]._flatten("dp")
-    return Ranks(
-        mesh, dist.get_rank(), mesh.size(), data.get_local_rank(), data.size(), data.get_group()
-    )
+    return Ranks(mesh, dist.get_rank(), mesh.size(), data.get_local_rank(), data.size(), data.get_group())
 
 
 def parallelize(model: Llama, mesh: DeviceMesh, reshard_after_forward: bool = True) -> None:

@@ -1,7 +1,7 @@
 """Which part of a parameter a rank holds, and the whole parameter from all ranks' parts.
 
-    name, whole shape ─> region: slices of the whole ─> initial values, a checkpoint's rows
-    own part          ─> whole: on every rank        ─> a checkpoint that does not depend on the mesh
+name, whole shape ─> region: slices of the whole ─> initial values, a checkpoint's rows
+own part          ─> whole: on every rank        ─> a checkpoint that does not depend on the mesh
 """
 
 import torch

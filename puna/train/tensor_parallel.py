@@ -55,7 +55,9 @@ def scatter(x: Tensor, group: dist.ProcessGroup) -> Pending:
     """Start to sum over ranks and keep the own rows: (B, T, D) -> (B, T/n, D)."""
     B, T, *rest = x.shape
     own = x.new_empty(B, T // group.size(), *rest)
-    work = dist.reduce_scatter_single(own.flatten(0, 1), x.contiguous().flatten(0, 1), group=group, async_op=True)
+    work = dist.reduce_scatter_single(
+        own.flatten(0, 1), x.contiguous().flatten(0, 1), group=group, async_op=True
+    )
     return Pending(own, work)
 
 
@@ -84,7 +86,7 @@ class Norm(Function):
 
 
 class NormLinear(Function):
-    """`layers.NormLinear` from own rows to own columns: y = gather(n) @ W.T      x: (B, T/n, D)   y: (B, T, O/n)
+    """`layers.NormLinear`, own rows to own columns: y = gather(n) @ W.T    x: (B, T/n, D)   y: (B, T, O/n)
 
     dn = scatter(dy @ W)         dW = dy.T @ gather(n)         dx, dw from dn as in layers.NormLinear
     """
@@ -115,7 +117,7 @@ class NormLinear(Function):
 
 
 class Linear(Function):
-    """`layers.Linear` from own columns to own rows: y = scatter(x @ W.T)      x: (B, T, I/n)   y: (B, T/n, O)"""
+    """`layers.Linear`, own columns to own rows: y = scatter(x @ W.T)    x: (B, T, I/n)   y: (B, T/n, O)"""
 
     @staticmethod
     def forward(ctx: Any, group: dist.ProcessGroup, x: Tensor, weight_OI: Tensor) -> Tensor:
@@ -131,7 +133,7 @@ class Linear(Function):
 
 
 class SwiGLULinear(Function):
-    """`layers.SwiGLULinear` from own columns to own rows."""
+    """`layers.SwiGLULinear`, own columns to own rows."""
 
     @staticmethod
     def forward(ctx: Any, group: dist.ProcessGroup, gate_up: Tensor, weight_DF: Tensor) -> Tensor:
@@ -152,7 +154,9 @@ class Embedding(Function):
     """x = scatter(rows of W)      tokens: (B, T)   W: (V/n, D), rows from `first` on   x: (B, T/n, D)"""
 
     @staticmethod
-    def forward(ctx: Any, group: dist.ProcessGroup, first: int, tokens_BT: Tensor, weight_VD: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, group: dist.ProcessGroup, first: int, tokens_BT: Tensor, weight_VD: Tensor
+    ) -> Tensor:
         own, is_own = _own(tokens_BT, first, len(weight_VD))
         ctx.save_for_backward(own, is_own)
         ctx.group, ctx.rows, ctx.dtype = group, len(weight_VD), weight_VD.dtype
@@ -280,7 +284,7 @@ class Shared(Function):
 
 
 def by_hand(group: dist.ProcessGroup, first: int) -> Ops:
-    """The operations with the hand-written backward, split among a group; `first` own row of the vocabulary."""
+    """The hand-written operations, split among a group; `first` is the first own row of the vocabulary."""
     return layers.BY_HAND._replace(
         embedding=partial(Embedding.apply, group, first),
         norm=partial(Norm.apply, group),
@@ -293,7 +297,7 @@ def by_hand(group: dist.ProcessGroup, first: int) -> Ops:
 
 
 def plain(group: dist.ProcessGroup, first: int) -> Ops:
-    """The operations that autograd differentiates, split among a group; `first` own row of the vocabulary."""
+    """The operations for autograd, split among a group; `first` is the first own row of the vocabulary."""
 
     def norm(x: Tensor, norm_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         return layers.norm(x, Shared.apply(group, norm_D), eps, dtype)
