@@ -63,7 +63,7 @@ def train(
 ) -> Outcome:
     """Train as `config` says, in `out`, going on from its newest checkpoint if it has one.
 
-    `sample` is called every `train.sample_every` steps, `evaluate` with every validation; both at the end.
+    `sample` is called every `watch.sample_every` steps, `evaluate` with every validation; both at the end.
 
     Raises:
         ValueError: an impossible configuration, data of another vocabulary, a device that is missing, `out`
@@ -72,7 +72,7 @@ def train(
         FloatingPointError: the loss is no longer finite.
     """
     run = open_run(config, out, device)
-    config, mixture, settings = run.config, run.mixture, run.config.train
+    config, mixture = run.config, run.mixture
     if (out / MANIFEST).is_file() and (newest := checkpoint.latest(out)) is not None:
         return Outcome(checkpoint.read_state(newest), True, read_json(out / MANIFEST)["validation"])
 
@@ -81,14 +81,15 @@ def train(
     metrics, samples = JsonLines(out / METRICS), JsonLines(out / SAMPLES)
     metrics.rewind(state.step)
     samples.rewind(state.step)
-    saver = checkpoint.Saver(out, settings.keep)
-    total_tokens = settings.steps * settings.batch_tokens
+    saver = checkpoint.Saver(out, config.save.keep)
+    steps, watch = config.schedule.steps, config.watch
+    total_tokens = steps * config.schedule.batch_tokens
     validation = None
 
     with (
         _stop_signals() as stop,
         trackers(out, config) as tracked,
-        profiler(out, settings.profile) as profile_step,
+        profiler(out, watch.profile_steps) as profile_step,
         Bar("train", total_tokens, "tokens", out / "progress.jsonl", state.tokens) as bar,
     ):
 
@@ -101,33 +102,33 @@ def train(
             trainer.machine.peak,
             [metrics.write, show, *tracked],
             state.seconds,
-            may_skip=settings.skip_outliers > 0,
+            may_skip=config.optim.skip_outliers > 0,
         )
         bar.advance(0)
-        for step in range(state.step, settings.steps):
+        for step in range(state.step, steps):
             started = time.perf_counter()
             batch = mixture.batch(step)
-            lr = learning_rate(step, settings.steps, config.optim)
+            lr = learning_rate(step, steps, config.optim)
             result = train_step(model, optimizer, guard, batch, len(mixture.sources), lr, config)
             state = state.after(batch.tokens)
             log.add(state, result, lr, batch.tokens, started)
             profile_step()
 
-            last = state.step == settings.steps
-            if last or _due(state.step, settings.validate_every):
+            last = state.step == steps
+            if last or _due(state.step, watch.validate_every):
                 log.flush()
-                limit = None if last else settings.validation_windows
-                validation = held_out_loss(model, mixture, settings.micro_batch, limit)
+                limit = None if last else watch.validation_windows
+                validation = held_out_loss(model, mixture, config.schedule.micro_batch, limit)
                 if evaluate is not None:
                     validation["evaluation"] = evaluate(model)
                 for sink in (metrics.write, *tracked):
                     sink({"kind": "validation", "step": state.step, **validation, "final": last})
-            if sample is not None and (last or _due(state.step, settings.sample_every)):
+            if sample is not None and (last or _due(state.step, watch.sample_every)):
                 log.flush()
                 for item in sample(model):
                     samples.write({"step": state.step, **item})
             stopping = stop()
-            if last or stopping or _due(state.step, settings.save_every):
+            if last or stopping or _due(state.step, config.save.every):
                 log.flush()  # no checkpoint is ahead of the metrics
                 state = replace(state, seconds=log.seconds, norms=guard.state())
                 saver.save(state, model, optimizer)
@@ -137,7 +138,7 @@ def train(
         saver.wait()
 
     if validation is None:  # every step was already done, but the manifest was not written
-        validation = held_out_loss(model, mixture, settings.micro_batch, None)
+        validation = held_out_loss(model, mixture, config.schedule.micro_batch, None)
     write_manifest(out, config, mixture, state, validation, trainer.machine)
     return Outcome(state, True, validation)
 

@@ -62,7 +62,7 @@ class StepLog:
 
     `seconds` is the time of all recorded steps, over all starts of the run. `sinks` get each record.
     Raises FloatingPointError at a step that was not finite, unless such steps are skipped
-    (`train.skip_outliers`).
+    (`optim.skip_outliers`).
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class StepLog:
             raise FloatingPointError(
                 f"step {record['step']}: loss {record['loss']:g}, gradient norm {record['grad_norm']:g}: "
                 f"training has diverged; go on from the last checkpoint with a lower --optim.lr than "
-                f"{record['lr']:g}, or with --train.skip-outliers 10"
+                f"{record['lr']:g}, or with --optim.skip-outliers 10"
             )
 
 

@@ -68,7 +68,7 @@ def open_run(config: RunConfig, out: Path, device: DeviceName = "auto") -> Run:
             f"{mixture.vocab_size} pieces; give --model.vocab-size {mixture.vocab_size}"
         )
     chosen = devices.choose_device(device)
-    devices.configure(chosen, config.train.threads, config.train.deterministic)
+    devices.configure(chosen, config.compute.threads, config.compute.deterministic)
     config = with_precision(config, out, chosen)
     claim(out, config, mixture)
     return Run(config, mixture, chosen)
@@ -79,11 +79,11 @@ def with_precision(config: RunConfig, out: Path, device: torch.device) -> RunCon
 
     So a run keeps the precision that it began with, also where it is resumed on another machine.
     """
-    if config.train.precision != "auto":
+    if config.compute.precision != "auto":
         return config
-    held = read_config(out).train.precision if (out / CONFIG).is_file() else "auto"
+    held = read_config(out).compute.precision if (out / CONFIG).is_file() else "auto"
     precision = devices.fast_precision(device) if held == "auto" else held
-    return replace(config, train=replace(config.train, precision=precision))
+    return replace(config, compute=replace(config.compute, precision=precision))
 
 
 def prepare(run: Run, out: Path) -> Trainer:
@@ -93,27 +93,27 @@ def prepare(run: Run, out: Path) -> Trainer:
         ValueError: the checkpoint is damaged.
     """
     config = run.config
-    assert config.train.precision != "auto"
-    machine = devices.measure(run.device, config.train.precision)
+    assert config.compute.precision != "auto"
+    machine = devices.measure(run.device, config.compute.precision)
     print(machine, file=sys.stderr)
     model, optimizer = build_model(config, run.device)
     newest = checkpoint.latest(out)
     if newest is None:
-        model.init_weights(config.train.seed)
+        model.init_weights(config.seed)
         state = TrainState(data=run.mixture.fingerprint)
     else:
         state = checkpoint.read_state(newest)
         load_weights(newest, model)
         checkpoint.load_optimizer(newest, model, optimizer)
-    guard = OutlierGuard(config.train.skip_outliers, run.device, state.norms)
+    guard = OutlierGuard(config.optim.skip_outliers, run.device, state.norms)
     return Trainer(model, optimizer, guard, state, machine)
 
 
 def build_model(config: RunConfig, device: torch.device) -> tuple[Llama, torch.optim.AdamW]:
     """The model, its weights not yet initialised, and its optimiser; compiles the kernels that they need."""
-    elementwise.compile_kernels(config.train.compile)
+    elementwise.compile_kernels(config.compute.compile)
     if device.type == "cpu":
         build.prepare(elementwise.SOURCES, lambda line: print(line, file=sys.stderr))
-    compute = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-    model = Llama(config.model, compute, config.train.activations, device)
+    compute = torch.bfloat16 if config.compute.precision == "bf16" else torch.float32
+    model = Llama(config.model, compute, config.compute.activations, device)
     return model, build_optimizer(model, config.optim)

@@ -88,7 +88,7 @@ def train_step(
     device = model.embedding.device
     inputs, targets = to_device(batch.inputs, device), to_device(batch.targets, device)
     sources_B = to_device(batch.sources, device)
-    micro = min(config.train.micro_batch, len(inputs))
+    micro = min(config.schedule.micro_batch, len(inputs))
     losses = []
     for rows in (slice(row, row + micro) for row in range(0, len(inputs), micro)):
         # Divided by the tokens of the whole batch: a padded window counts for what it holds.
