@@ -13,8 +13,7 @@ not by `--help`.
 import dataclasses
 import json
 import typing
-from collections.abc import Hashable, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from annotated_types import Ge, Gt, Le
@@ -30,6 +29,7 @@ PositiveNumber = Annotated[float, Gt(0)]
 NonNegativeNumber = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 
+_ADAPTERS: dict[Any, "TypeAdapter[Any]"] = {}  # built at first use, which takes some milliseconds
 _EXPECTED = {
     "greater_than": "above {gt}",
     "greater_than_equal": "at least {ge}",
@@ -89,11 +89,12 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-@cache
-def _adapter(kind: Hashable) -> "TypeAdapter[Any]":
+def _adapter(kind: type[T]) -> "TypeAdapter[T]":
     from pydantic import TypeAdapter
 
-    return TypeAdapter(kind)
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
 
 
 def _sentence(kind: type, error: Any, path: str) -> str:
