@@ -57,7 +57,7 @@ def tokens_per_second(config: RunConfig) -> float:
             seconds = time.perf_counter() - started
             step += 1
             if step > WARM_UP_STEPS:
-                rates.append(batch.tokens / seconds)
+                rates.append(batch.global_tokens / seconds)
                 spent += seconds
                 bar.advance(seconds, f"{statistics.median(rates):,.0f} tokens/s")
     return statistics.median(rates)

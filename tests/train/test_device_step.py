@@ -66,7 +66,7 @@ def test_a_step_mixes_no_devices_and_waits_for_nothing(shards, device, activatio
         for figure in (result.losses_S, result.tokens_S, result.grad_norm, result.finite, result.taken):
             assert figure.device.type == device.type
         if step == 0:  # taken, and not yet read
-            log.add(TrainState(step=1), result, 1e-3, 1024, 0.0)
+            log.add(TrainState(step=1), result, 1e-3, 1024)
     assert not written
     for parameter in model.parameters():
         assert parameter.device.type == device.type
