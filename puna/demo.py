@@ -21,7 +21,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from puna.config import CONFIG, ModelConfig, RunConfig, Sampling, read_config
+from puna.config import (
+    CONFIG,
+    ModelConfig,
+    RunConfig,
+    Sampling,
+    SaveConfig,
+    ScheduleConfig,
+    WatchConfig,
+    read_config,
+)
 from puna.corpus.clean import clean_source
 from puna.fetch.package_index import SAMPLES, fetch_sample
 from puna.files import MANIFEST, human_bytes, human_seconds, read_json, read_json_lines
@@ -61,16 +70,9 @@ def run_config(shards: Path, model: ModelConfig, steps: int) -> RunConfig:
         data=(str(shards),),
         model=model,
         optim=replace(base.optim, lr=3e-3, warmup_steps=min(60, steps // 5)),
-        train=replace(
-            base.train,
-            steps=steps,
-            batch_tokens=BATCH_TOKENS,
-            micro_batch=BATCH_TOKENS // model.context,
-            precision="auto",
-            validate_every=max(steps // 4, 1),
-            validation_windows=16,
-            save_every=max(steps // 10, 1),  # every half minute
-        ),
+        schedule=ScheduleConfig(steps, BATCH_TOKENS, micro_batch=BATCH_TOKENS // model.context),
+        save=SaveConfig(every=max(steps // 10, 1)),  # every half minute
+        watch=WatchConfig(validate_every=max(steps // 4, 1), validation_windows=16),
     )
 
 
@@ -133,7 +135,7 @@ def run_demo(out: Path, json: bool = False) -> int:
         with _stage("speed", json) as facts:
             config, rate = choose_config(out / "shards", train_tokens, tokens_per_second)
             facts.append(f"{rate:,.0f} tokens/s on this machine")
-            facts.append(f"{human_seconds(config.train.steps * BATCH_TOKENS / rate)} of training")
+            facts.append(f"{human_seconds(config.schedule.steps * BATCH_TOKENS / rate)} of training")
     with _stage("train", json) as facts:
         outcome = _train(config, out)
         facts.append(f"{outcome.state.step:,} steps, {outcome.state.tokens:,} tokens")

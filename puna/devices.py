@@ -254,7 +254,7 @@ def measure(device: "torch.device", precision: Precision) -> Machine:
     if precision == "bf16" and speed < 0.5:
         logging.getLogger(__name__).warning(
             "the precision is bf16, which PyTorch multiplies %s times slower than fp32 on %s; "
-            "for a new run use --train.precision auto",
+            "for a new run use --compute.precision auto",
             _times(1 / speed),
             device_name(device),
         )

@@ -173,7 +173,7 @@ def tokens_inspect(
         config.mixture.weights,
         config.mixture.seed if seed is None else seed,
         window,
-        max(1, (batch_tokens or config.train.batch_tokens) // window),
+        max(1, (batch_tokens or config.schedule.batch_tokens) // window),
     )
     batch = inspect_batch(mixture, step)
     lines = []

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from puna.config import ModelConfig
+from puna.config import ModelConfig, RopeScaling
 from puna.files import write_json
 from puna.formats.fields import Fields, one_line, read_object
 from puna.formats.torch_zip import TorchZipWriter
@@ -120,11 +120,11 @@ class MetaSource:
         if not fields.flag("use_scaled_rope"):
             return config
         # Llama 3.1 slows by 8. The small models of 3.2, which alone are tied, by 32, and say so nowhere.
-        return replace(
-            config,
-            rope_factor=fields.number("rope_scaling_factor", 32.0 if tied else 8.0),
-            rope_high_freq_factor=fields.number("rope_high_freq_factor", 4.0),
+        scaling = RopeScaling(
+            factor=fields.number("rope_scaling_factor", 32.0 if tied else 8.0),
+            high_freq_factor=fields.number("rope_high_freq_factor", 4.0),
         )
+        return replace(config, rope_scaling=scaling)
 
     def dtype(self, part: Part) -> torch.dtype:
         """The precision that `read` gives."""
@@ -291,7 +291,7 @@ def params_values(config: ModelConfig) -> dict[str, Any]:
     if scaling is not None:
         if (scaling.low_freq_factor, scaling.original_context) != (1, 8192):
             raise ValueError(
-                "params.json has no field for model.rope_low_freq_factor and model.rope_original_context, "
+                "params.json has no field for model.rope_scaling.low_freq_factor and .original_context, "
                 f"which are {scaling.low_freq_factor:g} and {scaling.original_context}, not 1 and 8192; "
                 "convert to hf or gguf"
             )

@@ -50,7 +50,7 @@ def load_engine(
     if max_batch < 1:
         raise ValueError(f"max-batch is {max_batch}; it must be positive")
     tokenizer = Tokenizer(path)
-    trained = config.train.precision  # "auto" only in a file that no run wrote: the masters are fp32
+    trained = config.compute.precision  # "auto" only in a file that no run wrote: the masters are fp32
     chosen: Weights = weights or ("fp32" if trained == "auto" else trained)
     dtype = DTYPES[cache_dtype or ("fp32" if chosen == "fp32" else "bf16")]
     context = -(-config.model.context // BLOCK)

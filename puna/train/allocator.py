@@ -2,7 +2,7 @@
 
 A training step takes and frees the same large tensors over and over. glibc maps each anew and unmaps it when
 freed, so the kernel clears every page again, every step. The settings below are read when a process
-starts: the command starts itself once more with them. `--train.allocator system` leaves all as it was.
+starts: the command starts itself once more with them. `--compute.allocator system` leaves all as it was.
 """
 
 import os

@@ -23,14 +23,16 @@ def estimate(config: RunConfig, device: DeviceName = "auto") -> dict[str, Any]:
     Raises:
         ValueError: when this machine has no such device.
     """
-    model, train = config.model, config.train
+    model, schedule = config.model, config.schedule
     chosen = choose_device(device)
-    configure(chosen, train.threads)
-    precision = fast_precision(chosen) if train.precision == "auto" else train.precision
+    configure(chosen, config.compute.threads)
+    precision = config.compute.precision
+    if precision == "auto":
+        precision = fast_precision(chosen)
     machine = measure(chosen, precision)
     compute = torch.bfloat16 if precision == "bf16" else torch.float32
     count = parameters(model)
-    tokens = min(train.micro_batch, config.batch_sequences) * model.context
+    tokens = min(schedule.micro_batch, config.batch_sequences) * model.context
     saved = tokens * model.n_layers * saved_bytes_per_token_and_layer(model, compute.itemsize)
     # hidden states and their gradient, the projection's gradient, a block of logits and its gradient
     head = (
@@ -38,10 +40,10 @@ def estimate(config: RunConfig, device: DeviceName = "auto") -> dict[str, Any]:
         + 4 * model.vocab_size * model.dim
         + 2 * ROWS * model.vocab_size * compute.itemsize
     )
-    flops = train_flops_per_token(model) * train.batch_tokens * train.steps
+    flops = train_flops_per_token(model) * schedule.batch_tokens * schedule.steps
     return {
         "parameters": count,
-        "tokens": train.batch_tokens * train.steps,
+        "tokens": schedule.batch_tokens * schedule.steps,
         "memory": {
             "weights, gradients, optimiser": count * BYTES_A_PARAMETER,
             "saved for the backward": saved,

@@ -53,19 +53,19 @@ def _wandb(out: Path, config: RunConfig) -> tuple[Tracker, Callable[[], None]]:
 
 @contextmanager
 def trackers(out: Path, config: RunConfig) -> Iterator[list[Tracker]]:
-    """The trackers that `train.track` names, closed at the end.
+    """The trackers that `watch.trackers` names, closed at the end.
 
     Raises:
         ValueError: when one is not installed or not known.
     """
     opened: list[tuple[Tracker, Callable[[], None]]] = []
     try:
-        for name in config.train.track:
+        for name in config.watch.trackers:
             try:
                 opened.append(_tensorboard(out) if name == "tensorboard" else _wandb(out, config))
             except ImportError as error:
                 raise ValueError(
-                    f"train.track names {name}, which is not installed: pip install {name}"
+                    f"watch.trackers names {name}, which is not installed: pip install {name}"
                 ) from error
         yield [track for track, _ in opened]
     finally:

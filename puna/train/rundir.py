@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from puna.config import CONFIG, RunConfig, from_dict, to_dict
+from puna.config import CONFIG, RunConfig, read_config, to_dict
 from puna.devices import Machine
 from puna.files import MANIFEST, code_version, fingerprint, read_json, write_json
 from puna.model.sizes import parameters
@@ -19,12 +19,8 @@ _log = logging.getLogger(__name__)
 
 # Settings that change neither the weights nor the order of the data: they may change when a run is resumed.
 # (Another number of threads rounds differently, as another machine does.)
-_FREE = frozenset(
-    {
-        "keep", "save_every", "sample_every", "validate_every", "validation_windows",
-        "threads", "track", "profile", "allocator",
-    }
-)  # fmt: skip
+_FREE_SECTIONS = ("save", "watch")
+_FREE_FIELDS = (("compute", "threads"), ("compute", "allocator"))
 
 
 def settled(config: RunConfig) -> RunConfig:
@@ -32,7 +28,7 @@ def settled(config: RunConfig) -> RunConfig:
 
     The learning rate would otherwise never reach its peak. A warning says so.
     """
-    steps, warmup = config.train.steps, config.optim.warmup_steps
+    steps, warmup = config.schedule.steps, config.optim.warmup_steps
     if warmup < steps or warmup == 0:
         return config
     shortened = max(1, steps // 10)
@@ -49,7 +45,10 @@ def decisive(config: RunConfig) -> dict[str, Any]:
     """The settings that decide a run's result, without the paths of its data, which a fingerprint names."""
     values = to_dict(config)
     del values["data"]
-    values["train"] = {name: value for name, value in values["train"].items() if name not in _FREE}
+    for section in _FREE_SECTIONS:
+        del values[section]
+    for section, field in _FREE_FIELDS:
+        del values[section][field]
     return values
 
 
@@ -65,7 +64,7 @@ def claim(out: Path, config: RunConfig, mixture: Mixture) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / CONFIG
     if path.is_file():
-        held, wanted = decisive(from_dict(RunConfig, read_json(path))), decisive(config)
+        held, wanted = decisive(read_config(path)), decisive(config)
         if held != wanted:
             raise ValueError(
                 f"{out} holds a run of another configuration ({_first_difference(held, wanted)}); "
