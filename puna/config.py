@@ -174,6 +174,63 @@ class ComputeConfig(Checked):
 
 
 @dataclass(frozen=True)
+class MeshConfig(Checked):
+    """How processes share a training run: dp_replicate × dp_shard × tp of them."""
+
+    tp: Positive = 1
+    """Tensor and sequence parallelism: number of ranks that share the matrices of every block."""
+    dp_shard: Positive = 1
+    """Number of data-parallel ranks that parameters, gradients and moments are sharded over (FSDP)."""
+    dp_replicate: Positive = 1
+    """Number of copies of the sharded model, whose gradients are summed (HSDP)."""
+
+    @property
+    def dp(self) -> int:
+        """Number of ranks that see different sequences."""
+        return self.dp_shard * self.dp_replicate
+
+    @property
+    def ranks(self) -> int:
+        """Number of processes."""
+        return self.dp * self.tp
+
+    def __str__(self) -> str:
+        """`tp 8, dp-shard 256, dp-replicate 1`."""
+        return f"tp {self.tp}, dp-shard {self.dp_shard}, dp-replicate {self.dp_replicate}"
+
+    def divide(self, model: ModelConfig, sequences: int) -> None:
+        """Raises ValueError naming the flag when a model or a step's sequences cannot be divided evenly."""
+        self.validate("parallel")
+        divided = {
+            "n_heads": model.n_heads,
+            "n_kv_heads": model.kv_heads,
+            "ffn_dim": model.ffn_dim,
+            "context": model.context,
+        }
+        for name, count in divided.items():
+            require(count % self.tp == 0, f"--parallel.tp is {self.tp}; it must divide model.{name} {count}")
+        require(
+            (self.tp - 1) * -(-model.vocab_size // self.tp) < model.vocab_size,
+            f"--parallel.tp is {self.tp}, too many for model.vocab_size {model.vocab_size}",
+        )
+        require(
+            sequences % self.dp == 0,
+            f"a batch of {sequences} sequences cannot be divided among {self.dp} data-parallel ranks "
+            "(--parallel.dp-shard × --parallel.dp-replicate); change --schedule.batch-tokens or the mesh",
+        )
+
+
+@dataclass(frozen=True)
+class ParallelConfig(MeshConfig):
+    """Training on several processes, started by torchrun."""
+
+    reshard: bool = True
+    """Free a block's gathered weights after its forward pass, and gather them again for its backward pass."""
+    timeout: PositiveNumber = 600.0
+    """Seconds after which a rank that waits for the others gives up."""
+
+
+@dataclass(frozen=True)
 class SaveConfig(Checked):
     """When checkpoints are written, and how many are kept."""
 
@@ -214,6 +271,7 @@ class RunConfig(Checked):
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
 
@@ -227,10 +285,12 @@ class RunConfig(Checked):
             f"schedule.batch_tokens is {self.schedule.batch_tokens}, not a multiple of "
             f"model.context {self.model.context}; change either",
         )
+        self.parallel.divide(self.model, sequences)
+        own = sequences // self.parallel.dp
         require(
-            sequences % min(self.schedule.micro_batch, sequences) == 0,
-            f"schedule.micro_batch is {self.schedule.micro_batch}; it must divide the {sequences} sequences "
-            "per step",
+            own % min(self.schedule.micro_batch, own) == 0,
+            f"schedule.micro_batch is {self.schedule.micro_batch}; it must divide the {own} sequences "
+            f"per step{' of a rank' if self.parallel.dp > 1 else ''}",
         )
         require(bool(self.data), "data names no directory; give token shards with --data DIR")
 

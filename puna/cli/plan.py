@@ -8,11 +8,11 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from puna.cli.common import Json, print_result
-from puna.config import Activations
+from puna.config import Activations, MeshConfig
 from puna.files import human_bytes, human_seconds
 from puna.model.sizes import parameters, train_flops_per_token
 from puna.recipes import recipe
-from puna.train.plan import MFU, USABLE, Job, Mesh, Plan, describe, machine, search
+from puna.train.plan import MFU, USABLE, Job, Plan, describe, machine, search
 from puna.train.plan import plan as plan_one
 
 _SHOWN = 5  # meshes of a search, and as many that do not fit
@@ -23,7 +23,7 @@ def plan(
     recipe_name: Annotated[str, Parameter(name="--recipe")] = "7b",
     on: Annotated[str, Parameter(name="--machine")] = "a100-80gb",
     gpus: int = 1,
-    parallel: Mesh | None = None,
+    parallel: MeshConfig | None = None,
     search_all: Annotated[bool, Parameter(name="--search")] = False,
     batch_tokens: int | None = None,
     tokens: float | None = None,
@@ -72,7 +72,7 @@ def plan(
     chosen = recipe(recipe_name)
     model = chosen.model if context is None else replace(chosen.model, context=context)
     model.validate()
-    schedule = chosen.train
+    schedule = chosen.schedule
     job = Job(
         model,
         batch_tokens or schedule.batch_tokens,

@@ -18,7 +18,6 @@ from puna.model import layers
 from puna.model.activations import recomputed
 from puna.model.layers import Ops
 
-
 DRAWN_ROWS = 256
 """Rows of a matrix's initial values that are drawn from one seed."""
 

@@ -4,11 +4,12 @@ Older files hold a block's wq, wk, wv as one tensor `wqkv`, and w1, w3 as one te
 read, as is the optimiser's state beside them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -96,3 +97,36 @@ def load_weights(directory: Path, model: Llama) -> None:
             raise ValueError(f"{path}: {name} is {found}, for this configuration it must be {expected}")
         parameters[name].copy_(tensors[name])
     model.reset_buffers()
+
+
+@contextmanager
+def open_tensors(path: Path, config: ModelConfig) -> Iterator[Callable[[str, tuple[slice, ...]], Tensor]]:
+    """A function that reads some slices of a tensor of a file, without reading the rest.
+
+    Raises:
+        ValueError: the file is corrupt, or lacks a tensor.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            # Older files: which fused tensor holds a parameter, and from which row on.
+            fused: dict[str, tuple[str, int]] = {}
+            for name in names:
+                first = 0
+                for part, count in fused_rows(name, config).items():
+                    fused[part], first = (name, first), first + count
+
+            def read(name: str, region: tuple[slice, ...]) -> Tensor:
+                held, first = (name, 0) if name in names else fused[name]
+                if not region:
+                    return file.get_tensor(held)
+                if any(part.start == part.stop for part in region):
+                    return torch.empty([part.stop - part.start for part in region])
+                rows = slice(region[0].start + first, region[0].stop + first)
+                return file.get_slice(held)[(rows, *region[1:])]
+
+            yield read
+    except (SafetensorError, OSError, KeyError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); delete {path.parent} to use the one before"
+        ) from error

@@ -17,13 +17,15 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from puna.devices import copy_to_cpu
 from puna.files import atomic_directory, read_json, remove_partials, write_json
 from puna.model.llama import Llama
-from puna.model.weights import WEIGHTS, checkpoint_directories, split_fused
+from puna.model.weights import WEIGHTS, checkpoint_directories, load_weights, open_tensors
+from puna.train.ranks import ALONE, Ranks
+from puna.train.shares import collect, fill, own, region, whole_shape
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 
@@ -62,8 +64,8 @@ def latest(run: Path) -> Path | None:
 class Saver:
     """Writes checkpoints of a run from a thread of its own; training waits only for the copy in memory."""
 
-    def __init__(self, run: Path, keep: int) -> None:
-        self.run, self.keep = run, keep
+    def __init__(self, run: Path, keep: int, ranks: Ranks = ALONE) -> None:
+        self.run, self.keep, self.ranks = run, keep, ranks
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
@@ -80,8 +82,10 @@ class Saver:
             for name, parameter in names.items()
             for key, value in optimizer.state[parameter].items()
         }
-        weights, weights_ready = copy_to_cpu(dict(names))
-        moments, moments_ready = copy_to_cpu(moments)
+        weights, weights_ready = copy_to_cpu(collect(names, self.ranks))
+        moments, moments_ready = copy_to_cpu(collect(moments, self.ranks))
+        if not self.ranks.is_first:
+            return
 
         def write() -> None:
             weights_ready()
@@ -92,11 +96,14 @@ class Saver:
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is on disk.
+        """Wait until the last checkpoint is on disk. Every process calls it, and gets the first one's error.
 
         Raises:
             OSError: it could not be written.
         """
+        self.ranks.first(self._join)
+
+    def _join(self) -> None:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -128,22 +135,22 @@ def read_state(checkpoint: Path) -> TrainState:
     return TrainState(**{**values, "norms": tuple(values["norms"])})
 
 
-def load_optimizer(checkpoint: Path, model: Llama, optimizer: torch.optim.Optimizer) -> None:
-    """Restore the moments and step counts of every parameter.
+def load(checkpoint: Path, model: Llama, optimizer: torch.optim.Optimizer, ranks: Ranks = ALONE) -> None:
+    """Restore a model and its optimiser, or the own share of them; the mesh may differ from the writer's.
 
     Raises:
-        ValueError: when the file is damaged.
+        ValueError: a file is corrupt, or does not belong to the model's configuration.
     """
-    try:
-        tensors = split_fused(load_file(checkpoint / OPTIMIZER), model.config)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{checkpoint / OPTIMIZER} cannot be read ({error}); delete {checkpoint} to use the one before"
-        ) from error
-    for name, parameter in model.named_parameters():
-        suffix = f".{name}"
-        optimizer.state[parameter] = {
-            key.removesuffix(suffix): value.to(parameter.device)
-            for key, value in tensors.items()
-            if key.endswith(suffix)
-        }
+    if ranks.mesh is None:
+        load_weights(checkpoint, model)
+    else:
+        with open_tensors(checkpoint / WEIGHTS, model.config) as read:
+            fill(model, ranks, lambda name, shape, region: read(name, region))
+    with open_tensors(checkpoint / OPTIMIZER, model.config) as read, torch.no_grad():
+        for name, parameter in model.named_parameters():
+            where = region(name, parameter, whole_shape(model.config, name), ranks.mesh)
+            moments = {key: torch.empty_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+            for key, moment in moments.items():
+                own(moment).copy_(read(f"{key}.{name}", where))
+            step = read(f"step.{name}", ()).to(parameter.device)
+            optimizer.state[parameter] = {"step": step, **moments}

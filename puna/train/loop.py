@@ -15,6 +15,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,6 +31,7 @@ from puna.train.observe import profiler
 from puna.train.optim import learning_rate
 from puna.train.rundir import write_manifest
 from puna.train.setup import open_run, prepare
+from puna.train.shares import whole_model
 from puna.train.step import train_step
 from puna.train.validate import held_out_loss
 
@@ -81,15 +83,17 @@ def train(
         FloatingPointError: the loss is no longer finite.
     """
     run = open_run(config, out, device)
-    config, mixture = run.config, run.mixture
+    config, mixture, ranks = run.config, run.mixture, run.ranks
     if (out / MANIFEST).is_file() and (newest := checkpoint.latest(out)) is not None:
         return Outcome(checkpoint.read_state(newest), True, read_json(out / MANIFEST)["validation"])
 
     trainer = prepare(run, out)
     model, optimizer, guard, state = trainer.model, trainer.optimizer, trainer.guard, trainer.state
-    saver = checkpoint.Saver(out, config.save.keep)
+    saver = checkpoint.Saver(out, config.save.keep, ranks)
     samples = JsonLines(out / SAMPLES)
-    samples.rewind(state.step)
+    if ranks.is_first:
+        samples.rewind(state.step)
+    peak = trainer.machine.peak * config.parallel.ranks
     steps = config.schedule.steps
     save_steps = Every(config.save.every, steps)
     validate_steps = Every(config.watch.validate_every, steps)
@@ -98,14 +102,14 @@ def train(
 
     with (
         _stop_signals() as stop,
-        open_log(out, config, mixture.sources, trainer.machine.peak, state) as log,
-        profiler(out, config.watch.profile_steps) as profile_step,
+        open_log(out, config, mixture.sources, peak, state, ranks.is_first) as log,
+        profiler(out, config.watch.profile_steps if ranks.is_first else 0) as profile_step,
     ):
         for step in range(state.step, steps):
             log.begin()
-            batch = mixture.batch(step, run.rank, run.world)
+            batch = mixture.batch(step, ranks.dp_rank, ranks.dp_world)
             lr = learning_rate(step, steps, config.optim)
-            result = train_step(model, optimizer, guard, batch, len(mixture.sources), lr, config)
+            result = train_step(model, optimizer, guard, batch, len(mixture.sources), lr, config, ranks)
             state = state.after(batch.global_tokens)
             log.add(state, result, lr, batch.global_tokens)
             profile_step()
@@ -113,15 +117,17 @@ def train(
             if state.step in validate_steps:
                 log.flush()  # the step's time is not to include what follows
                 limit = None if state.step == steps else config.watch.validation_windows
-                validation = held_out_loss(model, mixture, config.schedule.micro_batch, limit)
+                validation = held_out_loss(model, mixture, config.schedule.micro_batch, limit, ranks)
                 if evaluate is not None:
-                    validation["evaluation"] = evaluate(model)
+                    whole = whole_model(model, ranks)
+                    validation["evaluation"] = ranks.first(partial(evaluate, whole))
                 log.validation(state, validation, is_final=state.step == steps)
             if sample is not None and state.step in sample_steps:
                 log.flush()
-                for item in sample(model):
+                items = ranks.first(partial(sample, whole_model(model, ranks)))
+                for item in items if ranks.is_first else ():
                     samples.write({"step": state.step, **item})
-            stopping = stop()
+            stopping = ranks.any(stop())
             if state.step in save_steps or stopping:
                 log.flush()  # no checkpoint is ahead of the metrics
                 state = replace(state, seconds=log.seconds, norms=guard.state())
@@ -133,8 +139,8 @@ def train(
     if state.step < steps:
         return Outcome(state, False, validation)
     if validation is None:  # the last step was done by an earlier start, which ended before the manifest
-        validation = held_out_loss(model, mixture, config.schedule.micro_batch, None)
-    write_manifest(out, config, mixture, state, validation, trainer.machine)
+        validation = held_out_loss(model, mixture, config.schedule.micro_batch, None, ranks)
+    ranks.first(partial(write_manifest, out, config, mixture, state, validation, trainer.machine))
     return Outcome(state, True, validation)
 
 

@@ -134,15 +134,20 @@ class StepLog:
 
 @contextmanager
 def open_log(
-    out: Path, config: RunConfig, sources: tuple[str, ...], peak: float, state: TrainState
+    out: Path, config: RunConfig, sources: tuple[str, ...], peak: float, state: TrainState, is_written: bool
 ) -> Iterator[StepLog]:
     """The log of a run that resumes from `state`: metrics.jsonl, a progress bar, the configured trackers.
 
-    Where stderr is not a terminal, there is a line per record in place of the bar.
+    Where stderr is not a terminal, there is a line per record in place of the bar. `is_written` is false in
+    all processes of a run but the first: their log only measures. `peak` is that of all processes.
 
     Raises:
         ValueError: a tracker is not installed.
     """
+    flops, may_skip = train_flops_per_token(config.model), config.optim.skip_outliers > 0
+    if not is_written:
+        yield StepLog(sources, flops, peak, [], state.seconds, may_skip)
+        return
     metrics = JsonLines(out / METRICS)
     metrics.rewind(state.step)
     steps = config.schedule.steps
@@ -159,14 +164,7 @@ def open_log(
             if not sys.stderr.isatty():
                 print(line(record, steps), file=sys.stderr, flush=True)
 
-        yield StepLog(
-            sources,
-            train_flops_per_token(config.model),
-            peak,
-            [metrics.write, show, *tracked],
-            state.seconds,
-            may_skip=config.optim.skip_outliers > 0,
-        )
+        yield StepLog(sources, flops, peak, [metrics.write, show, *tracked], state.seconds, may_skip)
 
 
 def line(record: dict[str, Any], steps: int) -> str:

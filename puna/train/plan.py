@@ -16,7 +16,7 @@ from math import ceil
 from pathlib import Path
 
 from puna.carbon import Footprint
-from puna.config import Activations, ModelConfig
+from puna.config import Activations, MeshConfig, ModelConfig
 from puna.model.sizes import parameters, saved_bytes_per_token_and_layer, train_flops_per_token
 
 MACHINES = Path(__file__).with_name("machines.toml")
@@ -66,32 +66,6 @@ def machine(name: str, extra: Path | None = None) -> Machine:
 
 
 @dataclass(frozen=True)
-class Mesh:
-    """How the ranks share the work."""
-
-    tp: int = 1
-    """Tensor and sequence parallelism: ranks that share every layer."""
-    dp_shard: int = 1
-    """Data-parallel ranks among which parameters, gradients and moments are sharded (FSDP)."""
-    dp_replicate: int = 1
-    """Copies of that (HSDP)."""
-
-    @property
-    def dp(self) -> int:
-        """Ranks that see different sequences."""
-        return self.dp_shard * self.dp_replicate
-
-    @property
-    def ranks(self) -> int:
-        """All ranks."""
-        return self.dp * self.tp
-
-    def __str__(self) -> str:
-        """`tp 8, dp-shard 256, dp-replicate 1`."""
-        return f"tp {self.tp}, dp-shard {self.dp_shard}, dp-replicate {self.dp_replicate}"
-
-
-@dataclass(frozen=True)
 class Job:
     """What is to be trained."""
 
@@ -126,7 +100,7 @@ class Plan:
 
     job: Job
     machine: Machine
-    mesh: Mesh
+    mesh: MeshConfig
     micro_batch: int
     """Sequences of a rank that are computed together."""
     mfu: float
@@ -182,13 +156,15 @@ class Plan:
         return Footprint(self.days * 24 * self.mesh.ranks, self.machine.watts)
 
 
-def plan(job: Job, machine: Machine, mesh: Mesh, micro_batch: int | None = None, mfu: float = MFU) -> Plan:
+def plan(
+    job: Job, machine: Machine, mesh: MeshConfig, micro_batch: int | None = None, mfu: float = MFU
+) -> Plan:
     """Count what a job needs. `micro_batch` None: the largest that fits, else 1.
 
     Raises:
         ValueError: a mesh that the model or the batch cannot be divided among, naming the flag.
     """
-    check(job, mesh)
+    mesh.divide(job.model, job.sequences)
     if not 0 < mfu <= 1:
         raise ValueError(f"mfu is {mfu:g}; expected a share of the peak, above 0 and at most 1")
     per_rank = job.sequences // mesh.dp
@@ -201,28 +177,6 @@ def plan(job: Job, machine: Machine, mesh: Mesh, micro_batch: int | None = None,
         if found.fits:
             break
     return found
-
-
-def check(job: Job, mesh: Mesh) -> None:
-    """Raises ValueError naming the flag when `job` cannot be divided among `mesh`."""
-    model = job.model
-    for name in ("tp", "dp_shard", "dp_replicate"):
-        if (size := getattr(mesh, name)) < 1:
-            raise ValueError(f"--parallel.{name.replace('_', '-')} is {size}; it must be positive")
-    divided = {
-        "n_heads": model.n_heads,
-        "n_kv_heads": model.kv_heads,
-        "ffn_dim": model.ffn_dim,
-        "context": model.context,
-    }
-    for name, count in divided.items():
-        if count % mesh.tp:
-            raise ValueError(f"--parallel.tp is {mesh.tp}; it must divide model.{name} {count}")
-    if job.sequences % mesh.dp:
-        raise ValueError(
-            f"a batch of {job.sequences} sequences cannot be divided among {mesh.dp} data-parallel ranks "
-            "(dp-shard × dp-replicate); change --schedule.batch-tokens or the mesh"
-        )
 
 
 def search(
@@ -245,12 +199,12 @@ def search(
     return fitting, sorted((item for item in plans if not item.fits), key=lambda item: item.total_memory)
 
 
-def _meshes(job: Job, gpus: int) -> Iterator[Mesh]:
+def _meshes(job: Job, gpus: int) -> Iterator[MeshConfig]:
     for tp in (n for n in range(1, MAX_TP + 1) if gpus % n == 0):
         for shard in (n for n in range(1, gpus // tp + 1) if gpus // tp % n == 0):
-            mesh = Mesh(tp, shard, gpus // tp // shard)
+            mesh = MeshConfig(tp, shard, gpus // tp // shard)
             try:
-                check(job, mesh)
+                mesh.divide(job.model, job.sequences)
             except ValueError:
                 continue
             yield mesh
@@ -268,7 +222,7 @@ def _root_elements(model: ModelConfig, tp: int) -> float:
     return tables * ceil(model.vocab_size / tp) * model.dim + model.dim
 
 
-def _memory(job: Job, mesh: Mesh, micro_batch: int) -> dict[str, float]:
+def _memory(job: Job, mesh: MeshConfig, micro_batch: int) -> dict[str, float]:
     model, tp = job.model, mesh.tp
     block = sum(_block_elements(model, tp))
     root = _root_elements(model, tp)
@@ -316,7 +270,7 @@ def _loss(job: Job, tp: int, tokens: int) -> float:
     return hidden + 4 * vocabulary * job.model.dim + 2 * LOGITS_ROWS * vocabulary * job.compute_bytes
 
 
-def _traffic(job: Job, machine: Machine, mesh: Mesh, micro_batch: int) -> list[Traffic]:
+def _traffic(job: Job, machine: Machine, mesh: MeshConfig, micro_batch: int) -> list[Traffic]:
     """Ring collectives: a rank sends (n - 1) / n of what is gathered or reduced."""
     model, tp, shard, copies = job.model, mesh.tp, mesh.dp_shard, mesh.dp_replicate
     whole = model.n_layers * sum(_block_elements(model, tp)) + _root_elements(model, tp)

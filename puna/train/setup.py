@@ -4,23 +4,28 @@ RunConfig ─> open_run: data, device, precision, RUN/config.json              �
 Run       ─> prepare: the machine's peak, model, optimiser, newest checkpoint ─> Trainer
 """
 
+import os
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from puna import devices
 from puna.config import CONFIG, RunConfig, read_config
 from puna.devices import DeviceName, Machine
 from puna.kernels import build, elementwise
-from puna.model.llama import Llama
-from puna.model.weights import load_weights
+from puna.model.llama import Llama, initial_weight
 from puna.tokens.mixture import Mixture
 from puna.train import checkpoint
 from puna.train.checkpoint import TrainState
 from puna.train.optim import build_optimizer
+from puna.train.parallel import join, parallelize
+from puna.train.ranks import ALONE, Ranks
 from puna.train.rundir import claim, settled
+from puna.train.shares import fill
 from puna.train.step import OutlierGuard
 
 
@@ -32,10 +37,7 @@ class Run:
     """The configuration with its precision resolved."""
     mixture: Mixture
     device: torch.device
-    rank: int = 0
-    """Which part of each global batch this process takes."""
-    world: int = 1
-    """Number of processes that share a global batch."""
+    ranks: Ranks
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,20 @@ def open_run(config: RunConfig, out: Path, device: DeviceName = "auto") -> Run:
             f"{mixture.vocab_size} tokens; give --model.vocab-size {mixture.vocab_size}"
         )
     chosen = devices.choose_device(device)
-    devices.configure(chosen, config.compute.threads, config.compute.deterministic)
-    config = with_precision(config, out, chosen)
-    claim(out, config, mixture)
-    return Run(config, mixture, chosen)
+    devices.configure(chosen, config.compute.threads or _threads(), config.compute.deterministic)
+    ranks = join(config.parallel, chosen)
+    config = ranks.first(partial(with_precision, config, out, chosen))
+    ranks.first(partial(claim, out, config, mixture))
+    return Run(config, mixture, chosen, ranks)
+
+
+def _threads() -> int:
+    """CPU threads of a process that torchrun started: its share of the cores. Without torchrun 0: PyTorch's.
+
+    torchrun sets OMP_NUM_THREADS to 1 whatever the machine has.
+    """
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
+    return max(1, (os.cpu_count() or 1) // local) if local else 0
 
 
 def with_precision(config: RunConfig, out: Path, device: torch.device) -> RunConfig:
@@ -101,25 +113,39 @@ def prepare(run: Run, out: Path) -> Trainer:
     config = run.config
     assert config.compute.precision != "auto"
     machine = devices.measure(run.device, config.compute.precision)
-    print(machine, file=sys.stderr)
-    model, optimizer = build_model(config, run.device)
-    newest = checkpoint.latest(out)
+    if run.ranks.is_first:
+        print(machine, file=sys.stderr)
+    model, optimizer = build_model(config, run.device, run.ranks)
+    newest = run.ranks.first(partial(checkpoint.latest, out))
     if newest is None:
-        model.init_weights(config.seed)
+        initialise(model, config.seed, run.ranks)
         state = TrainState(data=run.mixture.fingerprint)
     else:
         state = checkpoint.read_state(newest)
-        load_weights(newest, model)
-        checkpoint.load_optimizer(newest, model, optimizer)
+        checkpoint.load(newest, model, optimizer, run.ranks)
     guard = OutlierGuard(config.optim.skip_outliers, run.device, state.norms)
     return Trainer(model, optimizer, guard, state, machine)
 
 
-def build_model(config: RunConfig, device: torch.device) -> tuple[Llama, torch.optim.AdamW]:
-    """The model, with its weights not initialised, and its optimiser; compiles the kernels they need."""
+def build_model(
+    config: RunConfig, device: torch.device, ranks: Ranks = ALONE
+) -> tuple[Llama, torch.optim.AdamW]:
+    """The own share of the model, not initialised, and its optimiser; compiles the kernels they need."""
     elementwise.compile_kernels(config.compute.compile)
     if device.type == "cpu":
         build.prepare(elementwise.SOURCES, lambda line: print(line, file=sys.stderr))
     compute = torch.bfloat16 if config.compute.precision == "bf16" else torch.float32
-    model = Llama(config.model, compute, config.compute.activations, device)
+    model = Llama(config.model, compute, config.compute.activations, "meta" if ranks.mesh else device)
+    if ranks.mesh is not None:
+        parallelize(model, ranks.mesh, config.parallel.reshard)
+        model.to_empty(device=device)
     return model, build_optimizer(model, config.optim)
+
+
+def initialise(model: Llama, seed: int, ranks: Ranks = ALONE) -> None:
+    """Fill a model, or the own share of one: the weights are the same on every mesh."""
+
+    def read(name: str, shape: torch.Size, region: tuple[slice, ...]) -> Tensor:
+        return initial_weight(model.config, name, shape, seed, region[0])[:, *region[1:]]
+
+    fill(model, ranks, read)

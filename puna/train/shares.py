@@ -4,6 +4,8 @@ name, whole shape ─> region: slices of the whole ─> initial values, a checkp
 own part          ─> whole: on every rank        ─> a checkpoint that does not depend on the mesh
 """
 
+from collections.abc import Callable, Mapping
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -11,7 +13,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from puna.model.parts import SPLIT_AXIS
+from puna.config import ModelConfig
+from puna.model.llama import Llama
+from puna.model.parts import SPLIT_AXIS, parts
+from puna.train.ranks import Ranks
 
 
 def split_axis(name: str) -> int | None:
@@ -29,11 +34,11 @@ def share_of(size: int, rank: int, ranks: int) -> tuple[int, int]:
     return min(rank * share, size), min((rank + 1) * share, size)
 
 
-def region(name: str, parameter: Tensor, shape: torch.Size, mesh: DeviceMesh) -> tuple[slice, ...]:
+def region(name: str, parameter: Tensor, shape: torch.Size, mesh: DeviceMesh | None) -> tuple[slice, ...]:
     """The slices of the whole parameter, of `shape`, that this rank holds."""
     start, length = [0] * len(shape), list(shape)
     axis = split_axis(name)
-    if axis is not None:
+    if axis is not None and mesh is not None:
         first, last = share_of(shape[axis], mesh["tp"].get_local_rank(), mesh["tp"].size())
         start[axis], length[axis] = first, last - first
     if isinstance(parameter, DTensor):
@@ -67,15 +72,60 @@ def whole(name: str, tensor: Tensor, mesh: DeviceMesh) -> Tensor:
     return torch.cat([share.narrow(axis, 0, length) for share, length in pairs], axis)
 
 
-def global_norm(parameters: dict[str, Tensor], mesh: DeviceMesh) -> Tensor:
-    """The norm of the whole gradient, the same number on every rank."""
-    is_first_of_tp = mesh["tp"].get_local_rank() == 0
-    total = torch.zeros((), device=next(iter(parameters.values())).device)
-    for name, parameter in parameters.items():
-        # What every rank of a tp group holds whole is counted once.
-        if parameter.grad is not None and (is_first_of_tp or split_axis(name) is not None):
-            total += own(parameter.grad).float().square().sum()
+def collect(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    """The whole tensors, in the first process; a collective. Other processes get an empty dictionary."""
+    if ranks.mesh is None:
+        return dict(tensors)
+    collected = {}
+    for name, tensor in tensors.items():
+        found = whole(name, tensor, ranks.mesh)
+        if ranks.is_first:
+            collected[name] = found
+    return collected
+
+
+def whole_model(model: Llama, ranks: Ranks) -> Llama:
+    """The model without its mesh, to sample from or to evaluate: on `meta` in all processes but the first."""
+    if ranks.mesh is None:
+        return model
+    tensors = collect({name: value.detach() for name, value in model.named_parameters()}, ranks)
+    plain = Llama(model.config, model.compute, model.activations, "meta")
+    if ranks.is_first:
+        plain.to_empty(device=own(model.norm).device)
+        plain.load_state_dict(tensors)
+        plain.reset_buffers()
+    return plain
+
+
+@torch.no_grad()
+def fill(model: Llama, ranks: Ranks, read: Callable[[str, torch.Size, tuple[slice, ...]], Tensor]) -> None:
+    """Fill a model's own shares with `read(name, whole shape, region)`, and its buffers."""
+    model.reset_buffers()
+    for name, parameter in model.named_parameters():
+        shape = whole_shape(model.config, name)
+        own(parameter).copy_(read(name, shape, region(name, parameter, shape, ranks.mesh)))
+
+
+def whole_shape(config: ModelConfig, name: str) -> torch.Size:
+    """The shape of a parameter that no mesh splits."""
+    return next(torch.Size(part.shape) for part in parts(config) if part.parameter == name)
+
+
+def clip_gradients(model: Llama, limit: float, mesh: DeviceMesh | None) -> Tensor:
+    """Scale gradients down to a global norm of at most `limit`; returns the norm before, on every rank."""
+    if mesh is None:
+        return torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+    gradients = {name: own(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+    # What every rank of a tp group holds whole is counted once.
+    counted = [
+        gradient
+        for name, gradient in gradients.items()
+        if mesh["tp"].get_local_rank() == 0 or split_axis(name) is not None
+    ]
+    squares = torch.stack([norm.square() for norm in torch._foreach_norm(counted)]).sum()
     for axis in ("dp_shard", "tp"):
         if mesh[axis].size() > 1:
-            dist.all_reduce(total, group=mesh.get_group(axis))
-    return total.sqrt()
+            dist.all_reduce(squares, group=mesh.get_group(axis))
+    norm = squares.sqrt()
+    torch._foreach_mul_(list(gradients.values()), (limit / (norm + 1e-6)).clamp(max=1.0))
+    return norm

@@ -18,6 +18,9 @@ from puna.devices import to_device
 from puna.model.llama import Llama
 from puna.model.loss import IGNORE
 from puna.tokens.mixture import Batch
+from puna.train.parallel import reduce_gradients
+from puna.train.ranks import ALONE, Ranks
+from puna.train.shares import clip_gradients
 
 WINDOW = 64  # number of gradient norms whose median an outlier is compared with
 WARM = 16  # number of norms that must be known before a step can be an outlier
@@ -83,14 +86,19 @@ def train_step(
     n_sources: int,
     lr: float,
     config: RunConfig,
+    ranks: Ranks = ALONE,
 ) -> StepResult:
-    """Accumulate the gradient of a global batch over micro-batches, clip it, and step if it is accepted."""
+    """Accumulate the gradient of a global batch over micro-batches, clip it, and step if it is accepted.
+
+    `batch` holds the rows of this process; the figures are those of the global batch.
+    """
     device = model.embedding.device
     inputs, targets = to_device(batch.inputs, device), to_device(batch.targets, device)
     sources_B = to_device(batch.sources, device)
     micro = min(config.schedule.micro_batch, len(inputs))
     losses = []
     for rows in (slice(row, row + micro) for row in range(0, len(inputs), micro)):
+        reduce_gradients(model, rows.stop >= len(inputs))
         # Divided by the target tokens of the whole global batch: each token has the same weight, on whichever
         # rank and in whichever micro-batch it is, also beside padding.
         total, losses_BT = model.loss(inputs[rows], targets[rows], 1 / batch.global_tokens)
@@ -98,8 +106,13 @@ def train_step(
         losses.append(losses_BT.sum(1))
     losses_B = torch.cat(losses)
 
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
-    finite = losses_B.isfinite().all() & grad_norm.isfinite()
+    tokens_B = (targets != IGNORE).sum(1)
+    figures = torch.zeros(2, n_sources, dtype=torch.float64, device=device)
+    figures.index_add_(1, sources_B, torch.stack((losses_B, tokens_B)).to(figures.dtype))
+    losses_S, tokens_S = ranks.sum(figures)
+
+    grad_norm = clip_gradients(model, config.optim.clip, ranks.mesh)
+    finite = losses_S.isfinite().all() & grad_norm.isfinite()
     accepted = guard.accept_step(grad_norm, finite)
     optimizer.found_inf = (~accepted).float()  # type: ignore[attr-defined]
     for group in optimizer.param_groups:
@@ -107,11 +120,4 @@ def train_step(
     optimizer.step()
     optimizer.zero_grad()
 
-    tokens_B = (targets != IGNORE).sum(1)
-    return StepResult(
-        torch.zeros(n_sources, device=device).index_add_(0, sources_B, losses_B),
-        torch.zeros(n_sources, dtype=torch.long, device=device).index_add_(0, sources_B, tokens_B),
-        grad_norm,
-        finite,
-        accepted,
-    )
+    return StepResult(losses_S, tokens_S.long(), grad_norm, finite, accepted)

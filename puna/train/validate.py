@@ -1,18 +1,23 @@
 """The held-out loss of each source, and their mean weighted as the mixture is."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from puna.devices import to_device
 from puna.model.llama import Llama
 from puna.model.loss import IGNORE
-from puna.tokens.mixture import Mixture
+from puna.tokens.mixture import Batch, Mixture
+from puna.train.ranks import ALONE, Ranks
 
 
 @torch.no_grad()
-def held_out_loss(model: Llama, mixture: Mixture, micro_batch: int, limit: int | None) -> dict[str, Any]:
+def held_out_loss(
+    model: Llama, mixture: Mixture, micro_batch: int, limit: int | None, ranks: Ranks = ALONE
+) -> dict[str, Any]:
     """Mean loss in nats a token on held-out documents: by source, and weighted by the mixture.
 
     Args:
@@ -27,14 +32,20 @@ def held_out_loss(model: Llama, mixture: Mixture, micro_batch: int, limit: int |
     bits: dict[str, float] = {}
     windows: dict[str, int] = {}
     for source in mixture.sources:
-        losses_BT, tokens = [], 0
-        for batch in mixture.validation_windows(source, limit, micro_batch):
+        totals = torch.zeros(3, dtype=torch.float64)  # Σ losses, tokens, windows
+        batches = mixture.validation_windows(source, limit, micro_batch)
+        losses_BT = []
+        for batch in ranks.share(batches, _without_targets):
             inputs, targets = to_device(batch.inputs, device), to_device(batch.targets, device)
             losses_BT.append(model.losses(inputs, targets))
-            tokens += int((batch.targets != IGNORE).sum())
+            is_target = batch.targets != IGNORE
+            totals[1] += int(is_target.sum())
+            totals[2] += int(is_target.any(1).sum())
+        if losses_BT:
+            totals[0] = torch.cat(losses_BT).cpu().sum(dtype=torch.float64)  # the one wait of a source
+        total, tokens, count = ranks.sum(totals.to(device) if device.type == "cuda" else totals).tolist()
         if tokens:
-            total = torch.cat(losses_BT).cpu().sum(dtype=torch.float64).item()  # the one wait of a source
-            losses[source], windows[source] = total / tokens, sum(map(len, losses_BT))
+            losses[source], windows[source] = total / tokens, int(count)
             bits[source] = total / tokens / math.log(2) * mixture.tokens_per_byte(source)
     weight = sum(mixture.shares[source] for source in losses)
     mean = sum(mixture.shares[source] * loss for source, loss in losses.items()) / weight if weight else None
@@ -44,3 +55,7 @@ def held_out_loss(model: Llama, mixture: Mixture, micro_batch: int, limit: int |
         "bits_per_byte_by_source": bits,
         "windows_by_source": windows,
     }
+
+
+def _without_targets(batch: Batch) -> Batch:
+    return replace(batch, targets=np.full_like(batch.targets, IGNORE))
