@@ -1,7 +1,7 @@
-"""Watching a run with other people's tools: TensorBoard, Weights & Biases, PyTorch's profiler.
+"""Trackers and the profiler: TensorBoard, Weights & Biases, PyTorch's profiler.
 
-The JSON lines in the run directory are always written; these are options, installed by `pip install
-puna[observe]`, and get the same records.
+The JSON lines in the run directory are always written. Trackers are optional, installed by `pip install
+puna[observe]`, and receive the same records.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ PROFILE_AFTER = 10  # steps: kernels are compiled and caches warm by then
 
 
 def _flat(record: dict[str, Any]) -> dict[str, float]:
-    """Figures under `train/loss` and `train/loss_by_source/books`, as both tools like them."""
+    """A record as both trackers take it: `train/loss`, `train/loss_by_source/books`."""
     flat: dict[str, float] = {}
     for key, value in record.items():
         if isinstance(value, dict):
@@ -56,7 +56,7 @@ def trackers(out: Path, config: RunConfig) -> Iterator[list[Tracker]]:
     """The trackers that `watch.trackers` names, closed at the end.
 
     Raises:
-        ValueError: when one is not installed or not known.
+        ValueError: when one is not installed.
     """
     opened: list[tuple[Tracker, Callable[[], None]]] = []
     try:
@@ -75,7 +75,7 @@ def trackers(out: Path, config: RunConfig) -> Iterator[list[Tracker]]:
 
 @contextmanager
 def profiler(out: Path, steps: int) -> Iterator[Callable[[], None]]:
-    """A function to call after each step; after some it profiles `steps` of them into out/trace.json."""
+    """A function to call after each step; some `steps` of them are profiled into out/trace.json."""
     if not steps:
         yield lambda: None
         return

@@ -1,4 +1,4 @@
-"""A run directory's own papers: whose run it is, written first; what it was made of, written last."""
+"""A run's metadata: configuration and tokenizer, written first; the manifest, written last."""
 
 import logging
 import shutil
@@ -18,15 +18,15 @@ _log = logging.getLogger(__name__)
 
 
 # Settings that change neither the weights nor the order of the data: they may change when a run is resumed.
-# (Another number of threads rounds differently, as another machine does.)
+# (The number of threads changes rounding, as another machine does.)
 _FREE_SECTIONS = ("save", "watch")
 _FREE_FIELDS = (("compute", "threads"), ("compute", "allocator"))
 
 
 def settled(config: RunConfig) -> RunConfig:
-    """The configuration that a run uses: a warm-up longer than the run is shortened to a tenth of it.
+    """The configuration with a warm-up that is longer than the run shortened to a tenth of the run.
 
-    The learning rate would otherwise never reach its peak. A warning says so.
+    The learning rate would otherwise never reach its peak. A warning is logged.
     """
     steps, warmup = config.schedule.steps, config.optim.warmup_steps
     if warmup < steps or warmup == 0:
@@ -42,7 +42,7 @@ def settled(config: RunConfig) -> RunConfig:
 
 
 def decisive(config: RunConfig) -> dict[str, Any]:
-    """The settings that decide a run's result, without the paths of its data, which a fingerprint names."""
+    """The settings that decide a run's result, without the paths of its data: its fingerprint counts."""
     values = to_dict(config)
     del values["data"]
     for section in _FREE_SECTIONS:
@@ -56,7 +56,7 @@ def claim(out: Path, config: RunConfig, mixture: Mixture) -> None:
     """Write the configuration and the tokenizer into `out`, or refuse if it holds another run.
 
     Settings that do not change the result may differ from those of an earlier start, and so may the path of
-    the data while its fingerprint is the same; the new ones are written.
+    the data if its fingerprint is the same; the new ones are written.
 
     Raises:
         ValueError: naming the first field that differs, or the data.

@@ -236,7 +236,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_valid(shards, tmp_path, monkey
 
     monkeypatch.setattr(checkpoint, "save_file", full_disk)
     with pytest.raises(
-        OSError, match=r"step-000020 could not be written.*No space left.*step-000010 before it is whole"
+        OSError, match=r"step-000020 could not be written.*No space left.*step-000010 before it is complete"
     ):
         train(config, run)
     monkeypatch.undo()
