@@ -187,6 +187,45 @@ def test_ctrl_c_saves_and_the_next_start_goes_on(undisturbed, tmp_path, shards):
     assert curve(run) == curve(undisturbed)
 
 
+def test_a_run_begun_by_version_0_1_resumes_to_the_same_weights(undisturbed, tmp_path, shards):
+    run = tmp_path / "old"
+
+    def interrupt(model):
+        os.kill(os.getpid(), signal.SIGINT)
+        return []
+
+    config = tiny(shards, watch={"sample_every": 7})
+    assert not train(config, run, interrupt).finished
+    write_json(run / "config.json", old_layout(read_json(run / "config.json")))
+    assert read_config(run) == changed(config, compute={"precision": read_config(run).compute.precision})
+    assert train(config, run).finished
+    assert curve(run) == curve(undisturbed)
+    assert final_weights(run) == final_weights(undisturbed)
+    assert "train" not in read_json(run / "config.json")
+
+
+def old_layout(values: dict) -> dict:
+    """A config.json as version 0.1 wrote it: one section `train`, flat RoPE fields."""
+    schedule, compute, save, watch = (values.pop(name) for name in ("schedule", "compute", "save", "watch"))
+    assert values["model"].pop("rope_scaling") is None
+    rope = {"rope_factor": None, "rope_low_freq_factor": 1.0, "rope_high_freq_factor": 4.0}
+    values["model"] |= {**rope, "rope_original_context": 8192}
+    values["train"] = {
+        **schedule,
+        **compute,
+        "seed": values.pop("seed"),
+        "skip_outliers": values["optim"].pop("skip_outliers"),
+        "save_every": save["every"],
+        "keep": save["keep"],
+        "validate_every": watch["validate_every"],
+        "validation_windows": watch["validation_windows"],
+        "sample_every": watch["sample_every"],
+        "track": watch["trackers"],
+        "profile": watch["profile_steps"],
+    }
+    return values
+
+
 def test_a_finished_run_is_not_trained_again(undisturbed):
     before = (undisturbed / "metrics.jsonl").read_bytes()
     outcome = train(read_config(undisturbed), undisturbed)
