@@ -76,23 +76,24 @@ def plan_shards(inputs: Iterable[Path], shard_bytes: int = SHARD_BYTES) -> list[
 
 
 @dataclass(frozen=True)
-class Runs:
-    """How stages are run."""
+class Executor:
+    """How a stage's shards are executed: where, by how many workers, and how strictly."""
 
     engine: Literal["local", "ray"] = "local"
-    """Processes of this machine, or tasks of a Ray cluster."""
+    """Where shards are processed: in processes of this machine, or as tasks of a Ray cluster."""
     address: str | None = None
-    """The Ray cluster: auto, or HOST:6379; one on this machine when not given."""
+    """Address of the Ray cluster (auto, or HOST:6379); a local cluster is started when unset."""
     workers: int | None = None
-    """Shards worked on at once; one a core when not given. The output is the same for any number."""
+    """Number of shards processed in parallel; one per core when unset. The output does not depend on it."""
     part: str = "1/1"
-    """This run's share of the shards, I/N, when N runs share them: an array job of any scheduler."""
+    """Share of the shards that this process takes, I/N, when N jobs of an array share a stage."""
     wait: float = 0
-    """Seconds that a part waits for the others at the end of a step; 0: it ends, and is to be run again."""
+    """Seconds to wait for the other jobs of the array at the end of each stage; 0 exits instead, and the same
+    command is run again later."""
     max_bad: float = 0.1
-    """The share of damaged records above which a stage is an error."""
+    """Maximum share of damaged records; a stage with more is an error."""
     keep_dropped: bool = False
-    """Also write what rules left out, with the reason, to OUT/dropped/."""
+    """Also write the dropped documents, each with its reason, to OUT/dropped/."""
 
     def validate(self) -> None:
         """Raise ValueError naming the option that cannot be."""
@@ -196,8 +197,8 @@ def run_stage(
     label: str = "",
     finish: Finish = lambda records: {},
 ) -> dict[str, Any]:
-    """`Runs.stage` in `workers` processes of this machine."""
-    return Runs(workers=workers, max_bad=max_bad).stage(stage, work, shards, out, config, label, finish)
+    """`Executor.stage` in `workers` processes of this machine."""
+    return Executor(workers=workers, max_bad=max_bad).stage(stage, work, shards, out, config, label, finish)
 
 
 def _as_json(value: dict[str, Any]) -> dict[str, Any]:

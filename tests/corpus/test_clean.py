@@ -17,7 +17,7 @@ from puna.corpus.clean import clean_in_one_step, clean_source, find_inputs
 from puna.corpus.document import Document
 from puna.corpus.parquet import read_documents, write_documents
 from puna.files import MANIFEST, read_json, read_manifest, sha256_file
-from puna.stages.stage import Runs, plan_shards, run_stage
+from puna.stages.stage import Executor, plan_shards, run_stage
 from tests.corpus.wikipedia.dumps import page, write_dump
 from tests.stages import works
 
@@ -36,13 +36,13 @@ def books(tmp_path) -> Path:
 
 def clean_in_shards(folder: Path, out: Path, workers: int) -> dict:
     shards = plan_shards(find_inputs("books", [folder]), shard_bytes=1)
-    return clean_in_one_step("books", shards, out, books_source.Options(), Runs(workers=workers))
+    return clean_in_one_step("books", shards, out, books_source.Options(), Executor(workers=workers))
 
 
-def clean_books(folder: Path, out: Path, **runs: object) -> dict:
+def clean_books(folder: Path, out: Path, **options: object) -> dict:
     """Books in one step, without looking for overlap."""
     shards = plan_shards(find_inputs("books", [folder]))
-    return clean_in_one_step("books", shards, out, books_source.Options(), Runs(workers=1, **runs))
+    return clean_in_one_step("books", shards, out, books_source.Options(), Executor(workers=1, **options))
 
 
 def timeless(value: object) -> object:
@@ -241,7 +241,10 @@ def test_more_bad_input_than_allowed_stops_the_stage_without_output(tmp_path):
     with pytest.raises(ValueError, match=r"2 of 8 records are damaged.*--max-bad 0\.1.*bad\.jsonl"):
         clean_source("wikipedia", [raw], tmp_path / "out")
     assert not (tmp_path / "out" / MANIFEST).exists()
-    assert clean_source("wikipedia", [raw], tmp_path / "out", runs=Runs(max_bad=0.3))["counts"]["kept"] == 6
+    assert (
+        clean_source("wikipedia", [raw], tmp_path / "out", executor=Executor(max_bad=0.3))["counts"]["kept"]
+        == 6
+    )
 
 
 # ---- records

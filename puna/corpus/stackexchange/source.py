@@ -29,7 +29,7 @@ from puna.corpus.parquet import ShardWriter
 from puna.corpus.stackexchange.html import text_of
 from puna.corpus.stackexchange.posts import ANSWER, QUESTION, Post, read_posts
 from puna.files import atomic_file
-from puna.stages.stage import Runs, Shard
+from puna.stages.stage import Executor, Shard
 
 PATTERNS: tuple[str, ...] = ("Posts.xml", "*.7z")
 
@@ -126,7 +126,7 @@ def site_of(path: Path) -> str:
 # ---- the two steps --------------------------------------------------------------------------------
 
 
-def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) -> dict[str, Any]:
+def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Executor) -> dict[str, Any]:
     """Posts by range of their question, then documents. Returns the manifest of the documents.
 
     Raises:
@@ -139,7 +139,7 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) ->
         )
     spills = out / "steps" / "posts"
     shards = [Shard(f"{place:05d}", (path,)) for place, path in enumerate(dumps)]
-    spilled = runs.stage(
+    spilled = executor.stage(
         name="posts",
         work=spill_posts,
         shards=shards,
@@ -153,9 +153,9 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) ->
     kept, left_out = largest[: options.sites], largest[options.sites :]
     ranges = [Shard(f"{site}-{number:06d}", ()) for site in sorted(kept) for number in sites[site]["ranges"]]
     files = {site: [spills / name for name in sites[site]["files"]] for site in kept}
-    return runs.stage(
+    return executor.stage(
         name="documents",
-        work=partial(join_range, options, files, keep_dropped=runs.keep_dropped),
+        work=partial(join_range, options, files, keep_dropped=executor.keep_dropped),
         shards=ranges,
         out=out,
         config={"source": "stackexchange", "options": asdict(options), "after": spilled["fingerprint"]},

@@ -26,13 +26,13 @@ from puna.corpus.clean import clean_source
 from puna.corpus.document import Document, Drop
 from puna.corpus.parquet import read_documents
 from puna.corpus.web.pages import Page, read_pages
-from puna.stages.stage import Runs, plan_shards
+from puna.stages.stage import Executor, plan_shards
 from tests.corpus.commoncrawl.test_commoncrawl import ENGLISH, everything, killed_in_the_middle
 from tests.corpus.web.archives import write_wet
 
 REAL = Path(os.environ.get("PUNA_REALDATA", ""))
 real = pytest.mark.skipif(not os.environ.get("PUNA_REALDATA"), reason="PUNA_REALDATA is not set")
-HERE = Runs(workers=1, max_bad=1.0)
+HERE = Executor(workers=1, max_bad=1.0)
 CODE, PAPER = Options(), Options(compat="paper")
 GOOD = [f"This is the line number {number} of a page." for number in range(6)]
 
@@ -436,8 +436,8 @@ def test_no_span_of_three_sentences_occurs_twice_by_the_paper(tmp_path, monkeypa
 
 def test_two_workers_write_what_one_writes(crawl, tmp_path, monkeypatch):
     monkeypatch.setattr(c4, "plan_shards", partial(plan_shards, shard_bytes=1))
-    clean_source("c4", [crawl], tmp_path / "one", CODE, Runs(workers=1))
-    clean_source("c4", [crawl], tmp_path / "two", CODE, Runs(workers=2))
+    clean_source("c4", [crawl], tmp_path / "one", CODE, Executor(workers=1))
+    clean_source("c4", [crawl], tmp_path / "two", CODE, Executor(workers=2))
     assert everything(tmp_path / "one") == everything(tmp_path / "two")
     assert len(everything(tmp_path / "one")) > 20
 

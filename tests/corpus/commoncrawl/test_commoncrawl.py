@@ -24,14 +24,14 @@ from puna.corpus.dedup.lines import normalise
 from puna.corpus.document import Document, Drop
 from puna.corpus.parquet import read_documents
 from puna.corpus.web.pages import Page
-from puna.stages.stage import Runs, Unfinished, plan_shards
+from puna.stages.stage import Executor, Unfinished, plan_shards
 from tests.conftest import sentences, write_corpus
 from tests.corpus.web.archives import wet, write_wet, zipped
 
 REAL = Path(os.environ.get("PUNA_REALDATA", ""))
 real = pytest.mark.skipif(not os.environ.get("PUNA_REALDATA"), reason="PUNA_REALDATA is not set")
 ROOT = Path(__file__).parent.parent.parent
-HERE = Runs(workers=1, max_bad=1.0)
+HERE = Executor(workers=1, max_bad=1.0)
 
 ENGLISH = [sentences(seed, 8) for seed in range(200)]
 GERMAN = "Die Lamas tragen das Salz über die Hochebene, und der Hirte folgt ihnen bis in das Tal hinab. " * 4
@@ -141,7 +141,7 @@ def test_the_last_manifest_counts_what_every_step_dropped(crawl, tmp_path):
 
 def test_what_was_dropped_can_be_kept_aside(crawl, tmp_path):
     write_wet(crawl / "6.warc.wet.gz", {"https://d.org": GERMAN, "https://s.org": "short"})
-    clean_source("commoncrawl", [crawl], tmp_path / "out", Options(), Runs(workers=1, keep_dropped=True))
+    clean_source("commoncrawl", [crawl], tmp_path / "out", Options(), Executor(workers=1, keep_dropped=True))
     rows = [
         row
         for folder in (tmp_path / "out" / "steps" / "pages", tmp_path / "out")
@@ -326,13 +326,15 @@ def everything(out: Path) -> dict[str, object]:
 def test_two_workers_and_the_parts_of_an_array_job_write_the_same_bytes(crawl, tmp_path, monkeypatch):
     shard_a_file(monkeypatch)
     (crawl / "9.warc.wet.gz").write_bytes(zipped([wet("cut")])[0][:-20])
-    clean_source("commoncrawl", [crawl], tmp_path / "one", Options(), Runs(workers=1))
-    clean_source("commoncrawl", [crawl], tmp_path / "two", Options(), Runs(workers=2))
+    clean_source("commoncrawl", [crawl], tmp_path / "one", Options(), Executor(workers=1))
+    clean_source("commoncrawl", [crawl], tmp_path / "two", Options(), Executor(workers=2))
     assert everything(tmp_path / "one") == everything(tmp_path / "two")
     assert len(everything(tmp_path / "one")) > 20
     for part in ["1/2", "2/2"] * 3:  # each part ends at a step that the other has not done
         with contextlib.suppress(Unfinished):
-            clean_source("commoncrawl", [crawl], tmp_path / "parts", Options(), Runs(workers=1, part=part))
+            clean_source(
+                "commoncrawl", [crawl], tmp_path / "parts", Options(), Executor(workers=1, part=part)
+            )
     assert everything(tmp_path / "parts") == everything(tmp_path / "one")
 
 
@@ -341,12 +343,12 @@ import sys
 from functools import partial
 from pathlib import Path
 from puna.corpus import {source}
-from puna.stages.stage import Runs, Unfinished, plan_shards
+from puna.stages.stage import Executor, Unfinished, plan_shards
 
 {source}.plan_shards = partial(plan_shards, shard_bytes=1)
 if __name__ == "__main__":
     inputs = sorted(Path(sys.argv[1]).iterdir())
-    {source}.pipeline(inputs, Path(sys.argv[2]), {source}.Options(), Runs(workers=2))
+    {source}.pipeline(inputs, Path(sys.argv[2]), {source}.Options(), Executor(workers=2))
 """
 
 
