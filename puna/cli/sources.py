@@ -30,14 +30,14 @@ def source_verb(source: str) -> Callable[..., int]:
         except Unfinished as unfinished:
             print_result({"finished": False, "reason": str(unfinished)}, json, [str(unfinished)])
             return 0
-        lines = [f"{count:>12,}  {reason}" for reason, count in manifest["counts"].items()]
-        if manifest["bad"]:
-            lines.append(f"{manifest['bad']:>12,}  damaged (listed in *.bad.jsonl under {out})")
+        lines = [f"{count:>12,}  {reason}" for reason, count in manifest.counts.items()]
+        if manifest.damaged:
+            lines.append(f"{manifest.damaged:>12,}  damaged (listed in *.bad.jsonl under {out})")
         lines += [
-            f"{out}: {human_bytes(manifest['bytes'])} in {human_seconds(manifest['seconds'])} of work",
+            f"{out}: {human_bytes(manifest.bytes)} in {human_seconds(manifest.seconds)} of work",
             f"next: puna tokenizer train {out} --out tokenizer",
         ]
-        print_result({"finished": True, **manifest}, json, lines)
+        print_result({"finished": True, **manifest.to_json()}, json, lines)
         return 0
 
     verb.__doc__ = f"""Clean {source} dumps into documents.

@@ -39,13 +39,13 @@ def tokenizer_train(
     manifest = train_tokenizer(documents, out, vocab_size=vocab_size, sample_bytes=sample_bytes)
     lines = [
         f"{source:>16}  {human_bytes(sample['bytes'])} in {sample['documents']:,} documents"
-        for source, sample in manifest["sample"].items()
+        for source, sample in manifest.details["sample"].items()
     ]
     lines += [
-        f"{out}/tokenizer.model: {vocab_size:,} pieces in {human_seconds(manifest['seconds'])}",
+        f"{out}/tokenizer.model: {vocab_size:,} pieces in {human_seconds(manifest.seconds)}",
         f"next: puna shards {' '.join(map(str, documents))} --tokenizer {out}/tokenizer.model --out shards",
     ]
-    print_result(manifest, json, lines)
+    print_result(manifest.to_json(), json, lines)
     return 0
 
 
@@ -117,14 +117,14 @@ def shards(
     manifest = write_shards(documents, tokenizer, out, validation_share, workers)
     lines = [
         f"{source:>16}  {held['train_tokens']:>14,} tokens to train on, {held['val_tokens']:,} held out"
-        for source, held in manifest["sources"].items()
+        for source, held in manifest.details["sources"].items()
     ]
     lines += [
-        f"{out}: {human_bytes(manifest['bytes'])} in {human_seconds(manifest['seconds'])} of work",
-        f"next: puna train --recipe 15m --model.vocab-size {manifest['vocab_size']} "
+        f"{out}: {human_bytes(manifest.bytes)} in {human_seconds(manifest.seconds)} of work",
+        f"next: puna train --recipe 15m --model.vocab-size {manifest.details['vocab_size']} "
         f"--data {out} --out runs/first",
     ]
-    print_result(manifest, json, lines)
+    print_result(manifest.to_json(), json, lines)
     return 0
 
 

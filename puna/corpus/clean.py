@@ -21,6 +21,7 @@ from typing import Any
 
 from puna.corpus.document import TABLE_1, Bad
 from puna.corpus.parquet import ShardWriter
+from puna.manifest import Manifest
 from puna.stages.stage import Executor, Shard, plan_shards
 
 SOURCES = tuple(TABLE_1)
@@ -66,7 +67,7 @@ def find_inputs(source: str, paths: Iterable[Path]) -> list[Path]:
 
 def clean_source(
     source: str, paths: Iterable[Path], out: Path, options: Any = None, executor: Executor | None = None
-) -> dict[str, Any]:
+) -> Manifest:
     """Clean a source's raw files into Parquet documents (zstd) in `out`; returns the manifest.
 
     `options` are the source's own (its module's Options), the defaults when None.
@@ -83,14 +84,14 @@ def clean_source(
     inputs = find_inputs(source, paths)
     pipeline = getattr(module, "pipeline", None)
     if pipeline is not None:
-        manifest: dict[str, Any] = pipeline(inputs, out, options, executor)
+        manifest: Manifest = pipeline(inputs, out, options, executor)
         return manifest
     return clean_in_one_step(source, plan_shards(inputs), out, options, executor)
 
 
 def clean_in_one_step(
     source: str, shards: Sequence[Shard], out: Path, options: Any, executor: Executor
-) -> dict[str, Any]:
+) -> Manifest:
     """Read and clean every shard by itself."""
     return executor.stage(
         name="documents",

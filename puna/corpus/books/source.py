@@ -38,6 +38,7 @@ from puna.corpus.document import Bad, Document, Drop
 from puna.corpus.parquet import ShardWriter, read_documents
 from puna.corpus.pipeline import after, finish_with, n_ranges_for, range_shards, step_shards
 from puna.files import atomic_file, read_json, write_json
+from puna.manifest import Manifest
 from puna.stages.stage import Executor, Shard, plan_shards
 
 PATTERNS: tuple[str, ...] = ("*.txt",)
@@ -153,7 +154,7 @@ def clean(book: Book, options: Options = Options()) -> Document | Drop:
 _ROW_BITS = 32
 
 
-def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Executor) -> dict[str, Any]:
+def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Executor) -> Manifest:
     """Run every step; returns the last one's manifest, whose counts are those of all steps."""
     config = {"source": "books", "options": asdict(options)}
     n_ranges = n_ranges_for(inputs)

@@ -46,6 +46,7 @@ from puna.corpus.pipeline import (
 from puna.corpus.web import pages
 from puna.corpus.web.language import language_of
 from puna.corpus.web.pages import Page, page_text
+from puna.manifest import Manifest
 from puna.stages.stage import Executor, Shard, Work, plan_shards
 
 PATTERNS = pages.PATTERNS
@@ -242,13 +243,13 @@ def without_units(text: str, removed: Sequence[int], options: Options) -> str | 
 # ---- the steps -----------------------------------------------------------------------------------
 
 
-def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Executor) -> dict[str, Any]:
+def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Executor) -> Manifest:
     """Run every step; returns the last one's manifest, whose counts are those of all steps."""
     given = options.bad_words
     listed = {"bad_words": bad_words(given).fingerprint} if given is not None else {}
     config: dict[str, Any] = {"source": "c4", "options": {**asdict(options), **listed}}
     shards = plan_shards(inputs)
-    steps: list[dict[str, Any]] = []
+    steps: list[Manifest] = []
     if not options.deduplicate:
         work: Work = partial(write_pages, options, 0, executor.keep_dropped)
         return executor.stage("documents", work, shards, out, config, "clean c4", finish_with("c4", steps))

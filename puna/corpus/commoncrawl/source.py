@@ -36,6 +36,7 @@ from puna.corpus.web import pages
 from puna.corpus.web.language import language_of
 from puna.corpus.web.pages import Page, page_text
 from puna.files import atomic_file, to_path
+from puna.manifest import Manifest
 from puna.stages.stage import Executor, Shard, plan_shards
 
 PATTERNS = pages.PATTERNS
@@ -138,11 +139,11 @@ def _classifier(directory: str) -> Any:
 # ---- the steps -----------------------------------------------------------------------------------
 
 
-def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Executor) -> dict[str, Any]:
+def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Executor) -> Manifest:
     """Run every step; returns the last one's manifest, whose counts are those of all steps."""
     config = {"source": "commoncrawl", "options": _in_words(options)}
     shards = plan_shards(inputs)
-    steps: list[dict[str, Any]] = []
+    steps: list[Manifest] = []
     places: tuple[Path, ...] = ()
     if options.deduplicate:
         n_ranges = n_ranges_for(inputs)
@@ -182,7 +183,7 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Exec
         out if last else out / "steps" / "scored",
         {**config, **after(steps)},
         "score pages",
-        **({"finish": finish_with("commoncrawl", steps)} if last else {}),
+        finish=finish_with("commoncrawl", steps) if last else lambda records: {},
     )
     if last:
         return scored

@@ -21,7 +21,7 @@ import codecs
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -47,6 +47,7 @@ from puna.corpus.github.projects import (
 )
 from puna.corpus.parquet import ShardWriter
 from puna.corpus.pipeline import after, finish_with, n_ranges_for, range_shards
+from puna.manifest import Manifest
 from puna.stages.stage import Executor, Shard, plan_shards
 
 _EXPORTS = ("*.json", "*.jsonl", "*.json.gz", "*.jsonl.gz")
@@ -202,13 +203,13 @@ _FIELDS = [("key", "<u8"), ("first", "<u8"), ("order", "<u8")]
 _BATCH = 4096
 
 
-def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Executor) -> dict[str, Any]:
+def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Executor) -> Manifest:
     """Run every step; returns the last one's manifest, whose counts are those of all steps."""
     config: dict[str, Any] = {"source": "github", "options": asdict(options)}
     shards, n_ranges = plan_shards(inputs), n_ranges_for(inputs)
     ranges = range_shards(n_ranges)
     folder = out / "steps"
-    steps: list[dict[str, Any]] = []
+    steps: list[Manifest] = []
     repeated: tuple[Path, ...] = ()
     if options.deduplicate:
         work = partial(write_digests, n_ranges)
@@ -228,7 +229,7 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Exec
         {**config, **after(steps)},
         "clean github",
         # The files are read in two steps, and their damage is counted once.
-        finish=finish_with("github", [{**step, "bad": 0} for step in steps]),
+        finish=finish_with("github", [replace(step, damaged=0) for step in steps]),
     )
 
 

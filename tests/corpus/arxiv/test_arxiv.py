@@ -174,15 +174,15 @@ def corpus(folder: Path, count: int = 30) -> Path:
 
 
 def digests(manifest: dict) -> list[str]:
-    return [output["sha256"] for output in manifest["outputs"]]
+    return [output.sha256 for output in manifest.outputs]
 
 
 def test_any_number_of_workers_ends_with_the_same_bytes(tmp_path):
     folder = corpus(tmp_path / "in", 5)
     one = clean_source("arxiv", [folder], tmp_path / "one", executor=Executor(workers=1))
     two = clean_source("arxiv", [folder], tmp_path / "two", executor=Executor(workers=2))
-    assert digests(one) == digests(two) and one["fingerprint"] == two["fingerprint"]
-    assert one["counts"]["kept"] == 15
+    assert digests(one) == digests(two) and one.fingerprint == two["fingerprint"]
+    assert one.counts["kept"] == 15
 
 
 def test_killed_in_the_middle_a_second_run_ends_with_the_same_bytes(tmp_path):
@@ -207,11 +207,11 @@ def test_killed_in_the_middle_a_second_run_ends_with_the_same_bytes(tmp_path):
 
 def test_real_papers_keep_their_text_and_lose_their_macros(realdata, tmp_path):
     manifest = clean_source("arxiv", [realdata / "arxiv"], tmp_path / "out")
-    assert manifest["counts"]["kept"] == 3 and manifest["bad"] == 0
+    assert manifest.counts["kept"] == 3 and manifest.damaged == 0
     documents = {
         document.id: document
-        for output in manifest["outputs"]
-        for document in read_documents(tmp_path / "out" / output["path"])
+        for output in manifest.outputs
+        for document in read_documents(tmp_path / "out" / output.path)
     }
     emcee = documents["emcee/ms"].text
     source = (realdata / "arxiv/emcee/ms.tex").read_text()

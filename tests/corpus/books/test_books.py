@@ -198,7 +198,7 @@ def test_a_book_that_is_in_another_is_removed_and_said_so(library, tmp_path):
         "books", [library], tmp_path / "out", executor=Executor(workers=1, keep_dropped=True)
     )
     ids = set(kept(tmp_path / "out"))
-    assert manifest["counts"]["dropped: inside another book"] == 2 and manifest["counts"]["kept"] == 8
+    assert manifest.counts["dropped: inside another book"] == 2 and manifest.counts["kept"] == 8
     assert {f"book{number}" for number in range(8)} - ids <= {"book3", "book5"} and "book5" not in ids
     assert len(ids & {"book3", "edition"}) == 1 and "anthology" in ids
     assert (tmp_path / "out" / "dropped" / "00000.parquet").is_file()
@@ -217,7 +217,7 @@ def test_the_same_books_are_kept_in_whatever_order_and_shards_they_come(library,
 
 def test_a_library_without_repetition_is_kept_whole_and_overlap_is_an_option(library, tmp_path):
     manifest = clean_source("books", [library], tmp_path / "out", Options(max_overlap=1), Executor(workers=1))
-    assert manifest["counts"]["kept"] == 10
+    assert manifest.counts["kept"] == 10
     with pytest.raises(ValueError, match="max_overlap is"):
         clean_source("books", [library], tmp_path / "x", Options(max_overlap=0.1))
 
@@ -250,7 +250,7 @@ def test_other_editions_of_real_books_are_found_and_no_real_book_is_lost(realdat
             shutil.copy(path, folder)
     shutil.copy(realdata / "books_dup_editions" / "DerikGreeff-pg1342.txt", folder / "copy.txt")
     manifest = clean_source("books", [folder], tmp_path / "out", executor=Executor(workers=1))
-    assert manifest["counts"]["dropped: inside another book"] == 4 and manifest["counts"]["kept"] == 17
+    assert manifest.counts["dropped: inside another book"] == 4 and manifest.counts["kept"] == 17
     ids = set(kept(tmp_path / "out"))
     pairs = {"pg1342": "DerikGreeff-pg1342", "pg2701": "AmanSharma0710-2701-0", "pg1661": "clocasto-pg1661"}
     for first, second in pairs.items():

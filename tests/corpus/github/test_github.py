@@ -463,7 +463,7 @@ def test_unpacked_projects_are_read_as_their_archives_are(tmp_path):
     wheel(raw / "flock-1.0-py3-none-any.whl", {"e.py": CODE + "# e\n"})
     manifest = clean_source("github", [raw], tmp_path / "out", executor=Executor(workers=1))
     assert set(kept(tmp_path / "out")) == {"herd/src/a.py", "flock-1.0/e.py"}
-    assert manifest["counts"]["dropped: licence not permitted"] >= 3
+    assert manifest.counts["dropped: licence not permitted"] >= 3
 
 
 def export(path: Path, records: list[dict]) -> Path:
@@ -572,12 +572,12 @@ def forks(tmp_path) -> Path:
 
 def test_a_content_is_kept_once_whatever_the_order_and_the_shards(forks, tmp_path, monkeypatch):
     manifest = clean_source("github", [forks], tmp_path / "one", executor=Executor(workers=1))
-    assert manifest["counts"]["kept"] == 7 and manifest["counts"]["dropped: duplicate"] == 11
+    assert manifest.counts["kept"] == 7 and manifest.counts["dropped: duplicate"] == 11
     monkeypatch.setattr("puna.stages.stage.plan_shards.__defaults__", (1,))
     files = sorted(forks.iterdir(), reverse=True)
     again = clean_source("github", files, tmp_path / "many", executor=Executor(workers=2))
     assert len(list((tmp_path / "many").glob("0*.parquet"))) == 7
-    assert kept(tmp_path / "one") == kept(tmp_path / "many") and again["counts"] == manifest["counts"]
+    assert kept(tmp_path / "one") == kept(tmp_path / "many") and again.counts == manifest.counts
     ids = set(kept(tmp_path / "one"))
     assert {f"herd-{number}/own{number}.py" for number in range(6)} < ids and "gpl-1/only.py" not in ids
 
@@ -588,7 +588,7 @@ def test_the_digest_is_of_the_original_and_not_of_the_cleaned(tmp_path):
     manifest = clean_source(
         "github", [tmp_path / "herd-1.0.tar.gz"], tmp_path / "out", executor=Executor(workers=1)
     )
-    assert manifest["counts"]["kept"] == 2 and manifest["counts"]["dropped: duplicate"] == 1
+    assert manifest.counts["kept"] == 2 and manifest.counts["dropped: duplicate"] == 1
     whole = clean_source(
         "github",
         [tmp_path / "herd-1.0.tar.gz"],
@@ -596,14 +596,14 @@ def test_the_digest_is_of_the_original_and_not_of_the_cleaned(tmp_path):
         Options(deduplicate=False),
         Executor(workers=1),
     )
-    assert whole["counts"]["kept"] == 3
+    assert whole.counts["kept"] == 3
 
 
 def test_damage_is_counted_once_though_files_are_read_twice(forks, tmp_path):
     path = forks / "herd-3.tar.gz"
     path.write_bytes(path.read_bytes()[:-12])
     manifest = clean_source("github", [forks], tmp_path / "out", executor=Executor(workers=1, max_bad=0.5))
-    assert manifest["bad"] == 1
+    assert manifest.damaged == 1
 
 
 @pytest.mark.parametrize("step", ["duplicates", "."])

@@ -42,7 +42,7 @@ def write_site(folder: Path, rows: list[str], site: str = "tea.stackexchange.com
 
 
 def documents(out: Path, manifest: dict) -> list[Document]:
-    return [document for output in manifest["outputs"] for document in read_documents(out / output["path"])]
+    return [document for output in manifest.outputs for document in read_documents(out / output.path)]
 
 
 def post(number: int, score: int = 0, body: str = "<p>x</p>", title: str = "") -> Post:
@@ -221,7 +221,7 @@ def test_questions_and_answers_meet_wherever_they_stand_in_the_dump(tmp_path, mo
     ]
     assert found[8].text == "Q: Title 320001\n\nQuestion 8?\n\nA: First 8\n\nA: Second 8"
     assert found[4].text.endswith("A: Second 4\n\nA: First 4")
-    assert manifest["counts"] == {
+    assert manifest.counts == {
         "characters": sum(len(document.text) for document in found),
         "dropped: answer without its question": 1,
         "dropped: deleted": 1,
@@ -237,8 +237,8 @@ def test_the_largest_sites_are_kept_and_the_others_named(tmp_path):
     manifest = clean_source(
         "stackexchange", [tmp_path / "in"], tmp_path / "out", Options(sites=2), Executor(workers=1)
     )
-    assert manifest["sites"] == {"b.com": 15, "c.com": 9}
-    assert manifest["sites_left_out"] == {"a.com": 6, "d.com": 9}
+    assert manifest.details["sites"] == {"b.com": 15, "c.com": 9}
+    assert manifest.details["sites_left_out"] == {"a.com": 6, "d.com": 9}
     assert {document.meta["site"] for document in documents(tmp_path / "out", manifest)} == {"b.com", "c.com"}
 
 
@@ -251,7 +251,7 @@ def test_a_site_is_named_by_its_folder_or_its_archive(tmp_path):
 
 
 def digests(manifest: dict) -> list[str]:
-    return [output["sha256"] for output in manifest["outputs"]]
+    return [output.sha256 for output in manifest.outputs]
 
 
 def test_killed_in_the_middle_a_second_run_with_other_workers_ends_with_the_same_bytes(tmp_path):
@@ -273,13 +273,13 @@ def test_killed_in_the_middle_a_second_run_with_other_workers_ends_with_the_same
         process.wait()
         assert not (out / "manifest.json").exists()
     again = clean_source("stackexchange", [tmp_path / "in"], out, executor=Executor(workers=2))
-    assert digests(again) == digests(whole) and again["fingerprint"] == whole["fingerprint"]
+    assert digests(again) == digests(whole) and again.fingerprint == whole.fingerprint
 
 
 def test_a_real_site_is_read_whole(realdata, tmp_path):
     manifest = clean_source("stackexchange", [realdata / "stackexchange"], tmp_path / "out")
-    assert manifest["counts"]["kept"] == 225 and manifest["bad"] == 0
-    assert manifest["counts"]["dropped: not a question or an answer"] == 40
+    assert manifest.counts["kept"] == 225 and manifest.damaged == 0
+    assert manifest.counts["dropped: not a question or an answer"] == 40
     found = documents(tmp_path / "out", manifest)
     assert sum(document.text.count("\n\nA: ") for document in found) == 327
     for document in found:

@@ -173,7 +173,7 @@ def test_shards_can_be_made_with_a_foreign_vocabulary(make, byte_level, tmp_path
     docs = make.documents(tmp_path / "docs", "books", [make.prose(seed, 50) for seed in range(9)])
     manifest = write_shards([docs], byte_level, tmp_path / "out", workers=1)
     copied = Tokenizer(tmp_path / "out")
-    assert manifest["tokenizer"]["fingerprint"] == copied.fingerprint == Tokenizer(byte_level).fingerprint
+    assert manifest.inputs[-1].fingerprint == copied.fingerprint == Tokenizer(byte_level).fingerprint
 
 
 def test_a_vocabulary_of_65536_pieces_or_more_makes_shards_of_32_bits_that_train(make, byte_level, tmp_path):
@@ -185,7 +185,7 @@ def test_a_vocabulary_of_65536_pieces_or_more_makes_shards_of_32_bits_that_train
     )
     docs = make.documents(tmp_path / "docs", "books", ["one llama", "two llamas"])
     manifest = write_shards([docs], path, tmp_path / "out", workers=1)
-    assert (manifest["dtype"], manifest["vocab_size"]) == ("uint32", 70_002)
+    assert (manifest.details["dtype"], manifest.details["vocab_size"]) == ("uint32", 70_002)
     batch = Mixture([tmp_path / "out"], {}, seed=1, context=64, batch_sequences=1).batch(0)
     assert batch.inputs[0, 0] == 70_000 and 70_001 in batch.targets
 
