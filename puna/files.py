@@ -248,16 +248,19 @@ def read_json(path: Path, fix: str = "delete it and run its stage again") -> Any
         raise ValueError(f"{path} is not valid JSON ({one_line(error)}); {fix}") from error
 
 
-def read_object(path: Path, fix: str = "get the file again") -> dict[str, Any]:
-    """Read a JSON file that holds an object; empty when there is no such file.
+def read_object(path: Path, optional: bool = False) -> dict[str, Any]:
+    """Read another program's JSON file that holds an object; empty when an `optional` file is missing.
 
     Raises:
-        ValueError: naming the file, and how to fix it, when it is not JSON or holds something else.
+        ValueError: naming the file, when it is missing, not JSON, or holds something else.
     """
+    fix = "get the file again"
     try:
         value = read_json(path, fix)
-    except FileNotFoundError:
-        return {}
+    except FileNotFoundError as error:
+        if optional:
+            return {}
+        raise ValueError(f"{path} is missing; it belongs beside the weights") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a {type(value).__name__}, expected a JSON object; {fix}")
     return value
