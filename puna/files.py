@@ -1,11 +1,11 @@
-"""Files that are whole or absent: atomic writes, digests, manifests.
+"""Files that are whole or absent: atomic writes, digests, JSON, object storage.
 
 Every stage reads a directory and writes a directory. What it wrote counts only once `manifest.json`
 is there, and that is written last, in one step:
 
     runs/demo/documents/wikipedia/
         00000-enwiki.parquet        written under a temporary name, then renamed
-        00000-enwiki.parquet.json   the shard's record: digest, counts, what was bad
+        00000-enwiki.parquet.json   the shard's record: digest, counts, damaged records
         manifest.json               stage, fingerprint, inputs, configuration, code version, counts
 """
 
@@ -38,7 +38,7 @@ _DECIDING = {
 
 
 def fingerprint(value: object) -> str:
-    """A 16-digit hexadecimal name for any JSON value: equal values, equal names."""
+    """16 hexadecimal digits that name a JSON value: equal values have equal fingerprints."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 
 def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal, read in pieces."""
+    """The SHA-256 of a file's bytes, in hexadecimal, read in blocks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_READ_BYTES):
@@ -56,7 +56,7 @@ def sha256_file(path: Path) -> str:
 
 
 def to_path(location: str | Path) -> Path:
-    """A path here, or with `://` one in object storage, which does what a Path does (s3://, gs://, memory://)."""
+    """A local path, or for a URL (s3://, gs://, …) one in object storage with the methods of a Path."""
     if "://" not in str(location):
         return Path(location)
     from upath import UPath  # fsspec's file systems behind pathlib's interface
@@ -142,7 +142,7 @@ def code_version(*wings: str) -> str:
 
 
 def cache_dir() -> Path:
-    """Where downloads and compiled kernels are kept: $PUNA_CACHE, or `puna` in the cache folder."""
+    """The folder of downloads and compiled kernels: $PUNA_CACHE, or `puna` in the user's cache folder."""
     if chosen := os.environ.get("PUNA_CACHE"):
         return Path(chosen).expanduser()
     if chosen := os.environ.get("XDG_CACHE_HOME"):
@@ -164,15 +164,15 @@ def _sync_directory(path: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    # Unlike any other's: process numbers repeat on the machines that share a disk.
+    # Random, because process numbers repeat on machines that share a disk.
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it becomes `path`, on any error it is gone.
+    """Yield a temporary path beside `path`; on success it is renamed to `path`, on any error deleted.
 
-    In object storage, where a write is whole or absent of itself, the temporary file is on this machine.
+    In object storage, where writes are atomic, the temporary file is on this machine.
 
     Raises:
         OSError: naming `path`, for example when the disk is full.
@@ -197,7 +197,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary directory beside `path`; on success it becomes `path`, on any error it is gone."""
+    """Yield a temporary directory beside `path`; on success it is renamed to `path`, on any error deleted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -218,9 +218,9 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def remove_partials(directory: Path, name: str = "") -> None:
-    """Delete the temporary files of names that begin with `name`, which a killed run left in `directory`."""
+    """Delete temporary files that a killed process left in `directory`, of names that begin with `name`."""
     if is_remote(directory):
-        return  # temporary files are never there
+        return  # it never holds temporary files
     for partial in directory.glob(f".{name}*.partial"):
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)

@@ -73,10 +73,10 @@ def read_lineage(run: Path, manifest: Manifest | None, data: Iterable[str]) -> S
     root.inputs = [_follow(entry, run, seen) for entry in named]
     # One tokenizer serves all shards: it is listed once, after them, not again under each.
     for shards in list(root.inputs):
-        for tokenizer in [stage for stage in shards.inputs if stage.kind == "tokenizer"]:
-            shards.inputs.remove(tokenizer)
-            if tokenizer.state != AS_ABOVE:
-                root.inputs.append(tokenizer)
+        for entry in shards.manifest.inputs if shards.manifest else ():
+            if entry.stage == "tokenizer":
+                tokenizer = _follow(entry, run, seen)
+                root.inputs += [tokenizer] if tokenizer.state != AS_ABOVE else []
     return root
 
 
@@ -97,7 +97,8 @@ def _follow(entry: Input, base: Path, seen: set[tuple[str, str]]) -> Stage:
         return Stage(entry.stage, entry.path, mark, CHANGED if found else NOT_FOUND)
     stage = _stage(entry.stage, entry.path, manifest)
     stage.files = [_file(one, directory) for one in manifest.inputs if not one.fingerprint]
-    stage.inputs = [_follow(one, directory, seen) for one in manifest.inputs if one.fingerprint]
+    stages = [one for one in manifest.inputs if one.fingerprint and one.stage != "tokenizer"]
+    stage.inputs = [_follow(one, directory, seen) for one in stages]
     return stage
 
 

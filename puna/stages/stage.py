@@ -3,9 +3,9 @@
     inputs ─> shards ─┬─ work(shard) -> 00000.parquet -> 00000.json ─┬─> manifest.json
     (32 MB or more)   └─ work(shard) -> 00001.parquet -> 00001.json ─┘
 
-A shard's record (`00000.json`), written after its data, is the claim that the shard is done. Killed and
-started again, a stage does only the rest; processes, Ray tasks and the parts of an array job can take shards
-of one stage in any mixture, and all end with the same bytes.
+A shard's record (`00000.json`) is written after its data and marks the shard as done. A stage that was killed
+and is started again processes the remaining shards only; local processes, Ray tasks and the jobs of an array
+can share the shards of one stage in any combination, and the output is bitwise identical.
 """
 
 import json
@@ -39,7 +39,7 @@ _POLL_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Shard:
-    """The unit of work: some input files, and the name that its output files begin with."""
+    """The unit of work: input files, and the prefix of the names of its output files."""
 
     name: str
     inputs: tuple[Path, ...]
@@ -49,8 +49,8 @@ class Shard:
         return sum(path.stat().st_size for path in self.inputs)
 
 
-# Writes its files into the directory and returns {"outputs": [path, ...], "counts": {...}, "bad": int}, and
-# whatever else the shard's record is to hold.
+# Writes its files into the directory and returns the shard's record: {"outputs": [path, ...],
+# "counts": {...}, "bad": int}, and other entries of its own.
 Work = Callable[[Shard, Path], dict[str, Any]]
 # Called with all records before the manifest is written. The counts, damaged and seconds that it returns
 # replace those of the records; everything else becomes the manifest's details.
@@ -58,7 +58,7 @@ Finish = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
 class Unfinished(Exception):
-    """This part of an array job is done, and others are not: run it again when they are."""
+    """This job of the array is done and others are not; the command is to be run again when they are."""
 
 
 def plan_shards(inputs: Iterable[Path], shard_bytes: int = SHARD_BYTES) -> list[Shard]:
@@ -98,20 +98,20 @@ class Executor:
     """Also write the dropped documents, each with its reason, to OUT/dropped/."""
 
     def validate(self) -> None:
-        """Raise ValueError naming the option that cannot be."""
+        """Raises ValueError naming the first invalid option."""
         if self.workers is not None and self.workers < 1:
-            raise ValueError(f"workers is {self.workers}; it must be 1 or more")
+            raise ValueError(f"workers is {self.workers}; expected 1 or more")
         if not 0 <= self.max_bad <= 1:
-            raise ValueError(f"max-bad is {self.max_bad:g}; it is a share, between 0 and 1")
+            raise ValueError(f"max-bad is {self.max_bad:g}; expected a share between 0 and 1")
         if self.address and self.engine != "ray":
-            raise ValueError("address is given, but engine is local; add --engine ray")
+            raise ValueError("address is set, but engine is local; add --engine ray")
         self.share()
 
     def share(self) -> tuple[int, int]:
-        """(which part this is, from 0; how many there are)."""
+        """(index of this job from 0, number of jobs)."""
         number, slash, parts = self.part.partition("/")
         if not (slash and number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
-            raise ValueError(f"part is {self.part!r}; it must be I/N with I from 1 to N, for example 3/64")
+            raise ValueError(f"part is {self.part!r}; expected I/N with I from 1 to N, for example 3/64")
         return int(number) - 1, int(parts)
 
     def stage(
@@ -125,7 +125,7 @@ class Executor:
         finish: Finish = lambda records: {},
         made_from: Sequence[Input] = (),
     ) -> Manifest:
-        """Run `work` over the shards that `out` does not hold yet, then write and return the manifest.
+        """Run `work` on the shards that are not done yet, then write and return the manifest.
 
         `work` must be importable (no lambda), and deterministic: the same shard gives the same bytes.
         `config` holds everything else that decides the output. `made_from` are directories of earlier stages
@@ -133,12 +133,12 @@ class Executor:
 
         Raises:
             ValueError: when `out` belongs to another configuration or inputs, or too much input is damaged.
-            Unfinished: when other parts have shards to do yet.
+            Unfinished: when other jobs have not finished their shards.
             ChildProcessError: when a worker process died.
             OSError: when a file cannot be read or written.
         """
         plan = _as_json(
-            {  # as it will be read back: without tuples
+            {
                 "stage": name,
                 "config": config,
                 "code_version": code_version(_wing(work)),
@@ -159,7 +159,7 @@ class Executor:
         pending = [shard for shard in mine if not _is_done(out, shard)]
         for shard in pending:
             remove_partials(out, shard.name)
-        # Shards of a reduce step have no inputs of their own, and are counted themselves.
+        # Shards of a reduce stage have no input files: their progress is counted in shards.
         by_bytes = any(shard.inputs for shard in shards)
         sizes = {shard.name: shard.bytes if by_bytes else 1 for shard in mine}
         done = sum(sizes.values()) - sum(sizes[shard.name] for shard in pending)
@@ -185,8 +185,8 @@ class Executor:
         while missing := sum(not _record_path(out, shard).is_file() for shard in shards):
             if time.monotonic() >= deadline:
                 raise Unfinished(
-                    f"part {self.part} of the step {name} is done; {missing} of {len(shards)} shards are "
-                    "left to other parts: run it again when they are done"
+                    f"part {self.part} of the stage {name} is done; {missing} of {len(shards)} shards "
+                    "belong to other parts: run the same command again when they are done"
                 )
             time.sleep(min(_POLL_SECONDS, self.wait))
 
@@ -216,7 +216,7 @@ def _wing(work: Work) -> str:
 
 
 def _as_json(value: dict[str, Any]) -> dict[str, Any]:
-    """A value as it comes back from a JSON file."""
+    """The value as it is read back from a JSON file: without tuples."""
     read: dict[str, Any] = json.loads(json.dumps(value))
     return read
 
@@ -226,43 +226,44 @@ def _record_path(out: Path, shard: Shard) -> Path:
 
 
 def _claim(out: Path, plan: dict[str, Any]) -> None:
-    """Write down what `out` is being made of, or refuse when it is being made of something else."""
+    """Write the plan of `out`, or raise ValueError when it was begun with another."""
     path = out / PLAN
     if not path.is_file():
         write_json(path, plan)
         return
-    held = read_json(path)
-    # What other code finished is whole, and stays; what it only began must not be mixed with ours.
-    compared = [key for key in {**held, **plan} if key != "code_version" or not (out / MANIFEST).is_file()]
-    if differing := [key for key in compared if held.get(key) != plan.get(key)]:
+    existing = read_json(path)
+    # What another version of the code finished is used; what it began is not mixed with output of this one.
+    finished = (out / MANIFEST).is_file()
+    compared = [key for key in {**existing, **plan} if key != "code_version" or not finished]
+    if differing := [key for key in compared if existing.get(key) != plan.get(key)]:
         raise ValueError(
             f"{out} was begun with another {' and '.join(differing)}; "
-            f"choose another --out, or delete {out} to begin again"
+            f"choose another --out, or delete {out} to start over"
         )
 
 
 def _is_done(out: Path, shard: Shard) -> bool:
-    """Whether the shard's record is there; refuses when an input has been changed since.
+    """Whether the shard's record exists.
 
     Raises:
-        ValueError: naming the input.
+        ValueError: naming an input that has changed since.
     """
     record = _record_path(out, shard)
     if not record.is_file():
         return False
     written = record.stat().st_mtime
-    for path, held in zip(shard.inputs, read_json(record)["inputs"], strict=True):
-        # The plan has compared sizes. Contents are only read again where the clock says that they may differ.
-        if path.stat().st_mtime > written and sha256_file(path) != held["sha256"]:
+    for path, recorded in zip(shard.inputs, read_json(record)["inputs"], strict=True):
+        # Sizes were compared with the plan; contents are read again only if newer than the record.
+        if path.stat().st_mtime > written and sha256_file(path) != recorded["sha256"]:
             raise ValueError(
                 f"{path} has changed since its shard was made; choose another --out, "
-                f"or delete {out} to begin again"
+                f"or delete {out} to start over"
             )
     return True
 
 
 def run_shard(work: Work, out: Path, shard: Shard) -> Shard:
-    """Do one shard's work and write its record: the function that every executor calls."""
+    """Process one shard and write its record; the function that every executor calls."""
     started = time.monotonic()
     result = work(shard, out)
     outputs = [

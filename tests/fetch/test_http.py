@@ -183,7 +183,7 @@ def test_who_is_never_well_is_given_up(publisher, fetcher, tmp_path):
 
 
 def test_a_name_that_is_not_there_is_not_asked_for_again(publisher, fetcher, tmp_path):
-    with pytest.raises(FetchError, match=r"nothing answers HTTP 404; check its name"):
+    with pytest.raises(FetchError, match=r"nothing returned HTTP 404; check its name"):
         fetcher.download(Item(f"{publisher.url}/nothing", "nothing"), tmp_path)
     assert len(publisher.requests) == 1
 
@@ -346,5 +346,5 @@ def test_a_dump_that_cannot_be_named_so_is_refused_before_the_network(fetcher):
 def test_names_are_those_of_files_and_lead_nowhere_else(publisher, fetcher):
     listed = [{"name": "a/../../evil.7z", "size": "1", "sha1": "x"}]
     publisher.files["/metadata/stackexchange"] = json.dumps({"files": listed}).encode()
-    with pytest.raises(FetchError, match="which is no file's name"):
+    with pytest.raises(FetchError, match="which is not a valid file name"):
         publishers.stackexchange(fetcher, ["a/../../evil"], publisher.url)

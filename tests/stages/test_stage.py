@@ -37,7 +37,7 @@ def plain(inputs, tmp_path) -> dict[str, object]:
 def test_the_parts_of_an_array_job_make_what_one_run_makes(inputs, plain, tmp_path):
     out = tmp_path / "out"
     for part in ("3/3", "1/3"):
-        with pytest.raises(Unfinished, match=rf"part {part} of the step copies is done; \d of 7"):
+        with pytest.raises(Unfinished, match=rf"part {part} of the stage copies is done; \d of 7"):
             works.copy_with(inputs, out, Executor(workers=1, part=part))
         assert not (out / MANIFEST).exists()
     works.copy_with(inputs, out, Executor(workers=1, part="2/3"))
@@ -75,7 +75,7 @@ def test_a_part_takes_nothing_from_the_temporary_files_of_another(inputs, tmp_pa
 
 @pytest.mark.parametrize("part", ["0/3", "4/3", "3", "a/b", "1/0", ""])
 def test_a_part_that_cannot_be_is_refused(part):
-    with pytest.raises(ValueError, match="it must be I/N with I from 1 to N"):
+    with pytest.raises(ValueError, match="expected I/N with I from 1 to N"):
         Executor(part=part).validate()
 
 
