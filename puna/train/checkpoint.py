@@ -24,6 +24,7 @@ from puna import rundir
 from puna.devices import copy_to_cpu
 from puna.files import atomic_directory, read_json, remove_partials, write_json
 from puna.model.llama import Llama
+from puna.model.weights import split_fused
 from puna.rundir import OPTIMIZER, STATE, WEIGHTS
 
 
@@ -134,7 +135,7 @@ def load_optimizer(checkpoint: Path, model: Llama, optimizer: torch.optim.Optimi
         ValueError: when the file is corrupt.
     """
     try:
-        tensors = load_file(checkpoint / OPTIMIZER)
+        tensors = split_fused(load_file(checkpoint / OPTIMIZER), model.config)
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{checkpoint / OPTIMIZER} cannot be read ({error}); delete {checkpoint} to use the one before"
