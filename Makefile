@@ -11,8 +11,8 @@ BIN    := $(VENV)/bin
 demo: $(VENV)/.installed          ## raw dumps -> a model that answers
 	$(BIN)/puna demo
 
-test: check                       ## lint, types, and the test suite with its coverage
-	$(BIN)/python -m pytest --cov --cov-report=term
+test: check                       ## lint, types, and the test suite (with coverage from Python 3.12 on)
+	$(BIN)/python -m pytest $$($(BIN)/python -c 'import sys; print("--cov" * (sys.version_info >= (3, 12)))')
 
 check: $(VENV)/.installed-dev     ## ruff (lint, format), mypy, spelling; the code's size beside its budgets
 	$(BIN)/ruff check .
