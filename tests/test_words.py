@@ -22,7 +22,10 @@ COUNTED = (
 WORDS = {
     r"\bmend(s|ed|ing)?\b": "fix",
     r"\b(the|this|same|whole) road\b": "pipeline",
-    r"\bdear to\b": "expensive to compute",
+    r"\bdear(er)?\b": "expensive to compute",
+    r"\bcomputed again\b": "recomputed",
+    r"\b(frees?|takes?|holds?|kept|a free) (a|its|his|their|the) place\b": "slot",
+    r"\bwho leaves\b|\ba word to\b": "a client disconnects",
     r"\bwho(ever)? (may come|comes) in\b|\bstrangers?\b": "authentication, API key, allowed origins",
     r"\bwhoever\b": "name the client or the caller",
     r"\b(that|which|what|option|field|value) cannot be(?=[.,;:\"')]|$)": "invalid, not supported",
