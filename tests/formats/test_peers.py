@@ -18,6 +18,7 @@ from puna.fetch.package_index import fetch_sample
 from puna.formats.convert import convert
 from puna.model.llama import Llama
 from tests.formats.models import CONFIGS, PLAIN, load, write_native_model
+from tests.generate.conftest import generated
 
 CONTINUE = """
 import json, sys
