@@ -316,9 +316,9 @@ def test_running_requests_share_the_blocks_of_a_common_beginning(engine):
 def test_old_texts_give_way_when_memory_is_wanted(model, tokenizer):
     engine = Engine(PlainRunner(model, 6), tokenizer)
     answer(engine, ask(1, 200))
-    assert engine.stats()["kept_blocks"] == 3
+    assert engine.stats()["cached_blocks"] == 3
     answer(engine, ask(2, 370))
-    assert engine.stats()["kept_blocks"] == 5
+    assert engine.stats()["cached_blocks"] == 5
     found = engine.stats()["prefix_tokens"]
     answer(engine, ask(1, 200))
     assert engine.stats()["prefix_tokens"] == found
