@@ -151,7 +151,7 @@ class Engine:
     # ---- one step
 
     def step(self) -> list[tuple[int, Chunk]]:
-        """Admit requests, prefill at most one chunk, decode one token of each running answer; the new chunks."""
+        """Admit requests, prefill one chunk, decode one token of each running answer; returns the new chunks."""
         self._admit()
         decoding = [sequence for sequence in self._running.values() if sequence.is_decoding]
         chunks = [*self._prefill(), *self._decode(decoding)]
@@ -181,8 +181,8 @@ class Engine:
     def _share_granularity(self) -> int:
         """Number of blocks that are shared together.
 
-        Any block, if a token's bits do not depend on the call that computes it. Else whole chunks of a prompt:
-        only those are computed in a call that is the same for every request.
+        Any block, if a token's bits do not depend on the call that computes it. Else whole chunks of a
+        prompt: only those are computed in a call that is the same for every request.
         """
         return 1 if self.runner.prefill_is_decode else CHUNK // BLOCK
 
@@ -271,7 +271,7 @@ class Engine:
         return sequence.drafts.draft(min(sequence.request.lookup, most)) if sequence.drafts else []
 
     def _verify(self, sequence: _Sequence, draft: list[int]) -> Chunk:
-        """Compute draft tokens after the last token; accept the model's tokens up to the first that differs."""
+        """Compute draft tokens after the last token; accept them up to the first that the model disagrees with."""
         run = [sequence.tokens[-1], *draft]
         rows = self.runner.prefill(run, sequence.n_computed, sequence.table, all_logits=True)[
             :, : self._vocab_size
@@ -293,7 +293,7 @@ class Engine:
         best: int | None = None,
         draft: Sequence[int] = (),
     ) -> Chunk:
-        """Sample a token from each row while the tokens equal the draft; `best` is the token if it is known."""
+        """Sample a token from each row while the tokens equal the draft; `best`: the token, if known."""
         request, text, tokens = sequence.request, "", []
         for index, logits_V in enumerate(rows):
             id = self._draw(sequence, logits_V) if best is None else best
@@ -324,11 +324,9 @@ class Engine:
         return Chunk(text, tuple(tokens), prompt, sequence.finish)
 
     def _draw(self, sequence: _Sequence, logits_V: Tensor) -> int:
-        distinct = (
-            None
-            if sequence.distinct is None
-            else torch.tensor(list(sequence.distinct), device=logits_V.device)
-        )
+        distinct = None
+        if sequence.distinct is not None:
+            distinct = torch.tensor(list(sequence.distinct), device=logits_V.device)
         if sequence.counts is not None:
             request = sequence.request
             penalties = request.presence_penalty, request.frequency_penalty

@@ -21,7 +21,7 @@ _ROOT = b""
 
 
 def block_hashes(tokens: Sequence[int], count: int, parent: bytes = _ROOT) -> list[bytes]:
-    """The hashes of the first `count` full blocks of tokens; `parent` is the hash of the block before them."""
+    """The hashes of the first `count` full blocks of tokens; `parent` is the hash of the block before."""
     hashes = []
     for start, end in pairwise(range(0, (count + 1) * BLOCK, BLOCK)):
         data = np.array(tokens[start:end], np.int64).tobytes()
@@ -66,7 +66,7 @@ class BlockPool:
         return found
 
     def acquire(self, shared: Sequence[int], count: int) -> list[int] | None:
-        """Share matched blocks and allocate `count` more; returns the block table, None if there are too few."""
+        """Share matched blocks and allocate `count` more; the block table, or None if there are too few."""
         n_unused = sum(block in self._unused for block in shared)
         if count > self.available - n_unused:
             return None

@@ -79,7 +79,7 @@ class Request:
         if needed > limits.cache_positions:
             raise ValueError(
                 f"the prompt of {size} tokens and max-tokens {self.max_tokens} need {needed} KV-cache "
-                f"positions, and the cache has {limits.cache_positions}; lower max-tokens, or raise cache-tokens"
+                f"positions, and the cache has {limits.cache_positions}; lower one, or raise cache-tokens"
             )
         if not all(self.stop):
             raise ValueError("stop holds an empty string; leave it out")

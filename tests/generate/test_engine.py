@@ -129,7 +129,7 @@ def test_a_request_that_can_never_run_is_refused(engine, options, message):
 def test_a_request_larger_than_the_cache_is_refused(model, tokenizer):
     engine = Engine(PlainRunner(model, 2), tokenizer)
     engine.check(ask(1, 100, max_tokens=29))
-    with pytest.raises(ValueError, match="need 129 places in a cache of 128"):
+    with pytest.raises(ValueError, match="need 129 KV-cache positions, and the cache has 128"):
         engine.check(ask(1, 100, max_tokens=30))
 
 
