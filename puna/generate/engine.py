@@ -151,7 +151,7 @@ class Engine:
     # ---- one step
 
     def step(self) -> list[tuple[int, Chunk]]:
-        """Admit requests, prefill one chunk, decode one token of each running answer; returns the new chunks."""
+        """Admit requests, prefill one chunk, decode one token of each running answer; the new chunks."""
         self._admit()
         decoding = [sequence for sequence in self._running.values() if sequence.is_decoding]
         chunks = [*self._prefill(), *self._decode(decoding)]
@@ -271,7 +271,7 @@ class Engine:
         return sequence.drafts.draft(min(sequence.request.lookup, most)) if sequence.drafts else []
 
     def _verify(self, sequence: _Sequence, draft: list[int]) -> Chunk:
-        """Compute draft tokens after the last token; accept them up to the first that the model disagrees with."""
+        """Compute draft tokens after the last token; accept them as far as the model agrees."""
         run = [sequence.tokens[-1], *draft]
         rows = self.runner.prefill(run, sequence.n_computed, sequence.table, all_logits=True)[
             :, : self._vocab_size
