@@ -86,12 +86,13 @@ def _load_tokenizer(path: Path, kind: Format, source: Source) -> Tokenizer:
         raise ValueError(f"{path} holds no tokenizer; put the model's own tokenizer beside its weights")
     if kind == "gguf":
         return Tokenizer(path)
-    if all(isinstance(file, Path) for file in source.tokenizer.values()):
-        return Tokenizer(path)
-    with TemporaryDirectory() as folder:  # some files are only in memory, completed from other files
+    folders = {file.parent if isinstance(file, Path) else None for file in source.tokenizer.values()}
+    if len(folders) == 1 and (folder := folders.pop()):
+        return Tokenizer(folder)
+    with TemporaryDirectory() as together:  # in two folders, or completed from other files in memory
         for name, file in source.tokenizer.items():
-            (Path(folder) / name).write_bytes(file if isinstance(file, bytes) else file.read_bytes())
-        tokenizer = Tokenizer(folder)
+            (Path(together) / name).write_bytes(file if isinstance(file, bytes) else file.read_bytes())
+        tokenizer = Tokenizer(together)
         _ = tokenizer.settings  # read while the files exist
     return tokenizer
 
