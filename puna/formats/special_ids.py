@@ -1,4 +1,4 @@
-"""The special tokens of a model's tokenizer: BOS, EOS and the other tokens that end an answer, as its files say."""
+"""The special tokens of a model, as its tokenizer's files say: BOS, EOS and what else ends an answer."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ def end_ids(values: dict[str, Any], file: Path) -> list[int]:
     return ids
 
 
-def readread_beside(tokenizer: dict[str, Path | bytes], name: str) -> dict[str, Any]:
+def read_beside(tokenizer: dict[str, Path | bytes], name: str) -> dict[str, Any]:
     """What one of a tokenizer's JSON files says; nothing where it is missing."""
     file = tokenizer.get(name)
     if file is None:
