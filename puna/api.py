@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 from puna.config import RunConfig, Sampling, from_dict, to_dict
 from puna.devices import DeviceName
 from puna.files import to_path
+from puna.rundir import TOKENIZER
 
 if TYPE_CHECKING:
     from puna.formats.convert import Format, Precision
     from puna.generate.language_model import LanguageModel
     from puna.generate.runners.base import CacheDtype, Weights
-    from puna.stages.stage import Runs
+    from puna.manifest import Manifest
+    from puna.stages.stage import Executor
     from puna.train.loop import Outcome
 
 AnyPath = str | Path
@@ -30,12 +32,12 @@ Paths = AnyPath | Sequence[AnyPath]
 
 
 def clean(
-    source: str, inputs: Paths, out: AnyPath, options: Any = None, runs: "Runs | None" = None
-) -> dict[str, Any]:
+    source: str, inputs: Paths, out: AnyPath, options: Any = None, executor: "Executor | None" = None
+) -> "Manifest":
     """Clean the raw files of a source into documents (Parquet).
 
     >>> manifest = puna.clean("books", "raw/books", "documents/books")
-    >>> manifest["counts"]["kept"]
+    >>> manifest.counts["kept"]
     2
 
     Args:
@@ -43,7 +45,7 @@ def clean(
         inputs: files, or folders that are searched for the source's files; local, or URLs.
         out: directory to write.
         options: the source's own Options; its defaults when None.
-        runs: number of workers, Ray cluster, limits; the defaults when None.
+        executor: number of workers, Ray cluster, limits; the defaults when None.
 
     Returns:
         The manifest: counts of documents kept and dropped by reason, inputs, outputs, bytes, seconds.
@@ -54,7 +56,7 @@ def clean(
     """
     from puna.corpus.clean import clean_source
 
-    return clean_source(source, _paths(inputs), to_path(out), options, runs)
+    return clean_source(source, _paths(inputs), to_path(out), options, executor)
 
 
 def train_tokenizer(
@@ -64,11 +66,11 @@ def train_tokenizer(
     sample_bytes: int = 100_000_000,
     weights: Mapping[str, float] | None = None,
     seed: int = 1,
-) -> dict[str, Any]:
+) -> "Manifest":
     """Train a SentencePiece BPE tokenizer on documents.
 
     >>> manifest = puna.train_tokenizer("documents/books", "tokenizer", vocab_size=300)
-    >>> manifest["config"]["vocab_size"]
+    >>> manifest.config["vocab_size"]
     300
 
     Args:
@@ -96,11 +98,11 @@ def write_shards(
     out: AnyPath,
     validation_share: float = 0.01,
     workers: int | None = None,
-) -> dict[str, Any]:
+) -> "Manifest":
     """Encode documents into token shards; a share of the documents is held out for validation.
 
     >>> manifest = puna.write_shards("documents/books", "tokenizer", "shards", workers=1)
-    >>> sorted(manifest["sources"])
+    >>> sorted(manifest.details["sources"])
     ['books']
 
     Args:
@@ -165,7 +167,7 @@ def train(
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section}
     out = Path(out)
-    sample = sampler(out / "tokenizer.model", prompts, Sampling())
+    sample = sampler(out / TOKENIZER, prompts, Sampling())
     return work(from_dict(RunConfig, values), out, sample, device=device)
 
 
@@ -230,11 +232,11 @@ def convert(
     dtype: "Precision | None" = None,
     n_parts: int = 1,
     context: int | None = None,
-) -> dict[str, Any]:
+) -> "Manifest":
     """Convert weights between puna, Hugging Face, Meta and GGUF, one tensor at a time.
 
-    >>> result = puna.convert("runs/first", "first-hf", to="hf")
-    >>> result["counts"]["parameters"] > 0
+    >>> manifest = puna.convert("runs/first", "first-hf", to="hf")
+    >>> manifest.counts["parameters"] > 0
     True
 
     Args:
@@ -256,7 +258,7 @@ def convert(
     from puna.tokens.tokenizer import Tokenizer
 
     target = Path(dst)
-    result = work(Path(src), target, to, dtype, n_parts, context)
+    manifest = work(Path(src), target, to, dtype, n_parts, context)
     if to == "puna":
         try:
             Tokenizer(target)
@@ -264,7 +266,7 @@ def convert(
             shutil.rmtree(target)
             message = str(error).partition("; make one with")[0]
             raise ValueError(f"{message}; put the model's own tokenizer beside its weights") from error
-    return result
+    return manifest
 
 
 def report(run: AnyPath) -> Path:

@@ -198,11 +198,10 @@ def _fetch(
         pause = target.pause
     with Fetcher(pause) as fetcher:
         items = listed(fetcher)[: target.limit]
-        result = fetch_items(source, items, target.out, fetcher, lambda text: print(text, file=sys.stderr))
-    size = sum(entry["bytes"] for entry in result["files"])
+        manifest = fetch_items(source, items, target.out, fetcher, lambda text: print(text, file=sys.stderr))
     lines = [
-        f"{target.out}: {len(result['files']):,} files, {human_bytes(size)}",
+        f"{target.out}: {len(manifest.outputs):,} files, {human_bytes(manifest.bytes)}",
         f"next: puna corpus {source} {target.out} --out documents/{source}",
     ]
-    print_result(result, json, lines)
+    print_result(manifest.to_json(), json, lines)
     return 0

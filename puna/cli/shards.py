@@ -36,12 +36,12 @@ def shards(
     manifest = write_shards(documents, tokenizer, out, validation_share, workers)
     lines = [
         f"{source:>16}  {counts['train_tokens']:>14,} training tokens, {counts['val_tokens']:,} held out"
-        for source, counts in manifest["sources"].items()
+        for source, counts in manifest.details["sources"].items()
     ]
     lines += [
-        f"{out}: {human_bytes(manifest['bytes'])} in {human_seconds(manifest['seconds'])} of work",
-        f"next: puna train --recipe 15m --model.vocab-size {manifest['vocab_size']} "
+        f"{out}: {human_bytes(manifest.bytes)} in {human_seconds(manifest.seconds)} of work",
+        f"next: puna train --recipe 15m --model.vocab-size {manifest.details['vocab_size']} "
         f"--data {out} --out runs/first",
     ]
-    print_result(manifest, json, lines)
+    print_result(manifest.to_json(), json, lines)
     return 0

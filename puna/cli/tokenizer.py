@@ -40,13 +40,13 @@ def train(
     manifest = train_tokenizer(documents, out, vocab_size=vocab_size, sample_bytes=sample_bytes)
     lines = [
         f"{source:>16}  {human_bytes(sample['bytes'])} in {sample['documents']:,} documents"
-        for source, sample in manifest["sample"].items()
+        for source, sample in manifest.details["sample"].items()
     ]
     lines += [
-        f"{out}/tokenizer.model: {vocab_size:,} tokens in {human_seconds(manifest['seconds'])}",
+        f"{out}/tokenizer.model: {vocab_size:,} tokens in {human_seconds(manifest.seconds)}",
         f"next: puna shards {' '.join(map(str, documents))} --tokenizer {out}/tokenizer.model --out shards",
     ]
-    print_result(manifest, json, lines)
+    print_result(manifest.to_json(), json, lines)
     return 0
 
 

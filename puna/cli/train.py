@@ -10,6 +10,7 @@ from puna.cli.common import STOPPED, Json, Many, print_result
 from puna.config import RunConfig, Sampling, read_config, to_dict
 from puna.devices import DeviceName
 from puna.recipes import recipe
+from puna.rundir import TOKENIZER
 
 
 def _defaults(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -71,7 +72,7 @@ def train(
     from puna.generate.samples import sampler
     from puna.train.loop import train as train_run
 
-    sample = sampler(out / "tokenizer.model", prompts, Sampling())
+    sample = sampler(out / TOKENIZER, prompts, Sampling())
     outcome = train_run(config, out, sample, device=device)
     result = {"step": outcome.state.step, "finished": outcome.finished, "validation": outcome.validation}
     if not outcome.finished:

@@ -12,22 +12,26 @@ file there. Nothing is fetched twice, and no more than one request at a time is 
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TypeVar
 
 import httpx2
 
 from puna import __version__
-from puna.files import MANIFEST, human_bytes, read_json, sha256_file, to_path, write_json
+from puna.files import MANIFEST, code_version, fingerprint, human_bytes, to_path
+from puna.manifest import Input, Manifest, Output, load_manifest, write_manifest
 from puna.progress import Bar
+from puna.retry import TryAgain, one_line, retry
 
 _WAITS = (1.0, 4.0, 15.0, 60.0, 120.0)  # seconds between attempts that bring nothing
-_LONGEST_WAIT = 600.0
 _AGAIN = frozenset({403, 408, 429, 500, 502, 503, 504})  # publishers answer 403 to who comes too often
 _BLOCK_BYTES = 1 << 18
 _SAMPLED = 8  # files asked for their size, where there are too many to ask for each
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Item:
 
 
 class FetchError(ValueError):
-    """A file that could not be had, or is not what was published."""
+    """A download failed, or is not what was published."""
 
 
 class Fetcher:
@@ -74,7 +78,7 @@ class Fetcher:
             self._be_polite()
             return _checked(self._client.get(url)).content
 
-        return self._persist(url, attempt, lambda: False)
+        return self._persist(url, attempt)
 
     def size(self, url: str) -> int | None:
         """Bytes of a file as the server says them; None when it does not."""
@@ -84,7 +88,7 @@ class Fetcher:
             length = _checked(self._client.head(url)).headers.get("Content-Length")
             return int(length) if length else None
 
-        return self._persist(url, attempt, lambda: False)
+        return self._persist(url, attempt)
 
     def download(self, item: Item, folder: Path, advance: Callable[[int], None] = lambda count: None) -> Path:
         """The whole file in `folder`.
@@ -103,11 +107,11 @@ class Fetcher:
         def attempt() -> None:
             self._get_rest(item, partial, advance)
 
-        def has_gained() -> bool:
+        def has_progressed() -> bool:
             before, held[0] = held[0], partial.stat().st_size if partial.is_file() else 0
             return held[0] > before
 
-        self._persist(item.url, attempt, has_gained)
+        self._persist(item.url, attempt, has_progressed)
         _check_digest(item, partial)
         partial.replace(target)
         return target
@@ -131,7 +135,7 @@ class Fetcher:
         with self._client.stream("GET", item.url, headers=headers) as response:
             if response.status_code == 416:  # what is held is longer than what is there
                 partial.unlink()
-                raise _TryAgain("the file there is shorter than what was begun of it")
+                raise TryAgain("the file there is shorter than what was begun of it")
             _checked(response)
             continues = response.status_code == 206
             if not continues and begun:
@@ -150,9 +154,9 @@ class Fetcher:
                     advance(len(block))
         size = partial.stat().st_size
         if expected is not None and size < expected:
-            raise _TryAgain(f"cut after {size} of {expected} bytes")
+            raise TryAgain(f"cut after {size} of {expected} bytes")
         if item.size is not None and size != item.size:
-            raise _TryAgain(f"{size} bytes came, {item.size} were published")
+            raise TryAgain(f"{size} bytes came, {item.size} were published")
         tag.unlink(missing_ok=True)
 
     def _be_polite(self) -> None:
@@ -161,36 +165,29 @@ class Fetcher:
             time.sleep(wait)
         self._last = time.monotonic()
 
-    def _persist(self, url: str, attempt: Callable[[], Any], has_gained: Callable[[], bool]) -> Any:
-        """Attempt until it succeeds; give up after as many attempts in a row as there are waits, and one."""
-        failures = 0
-        while True:
-            asked = 0.0
+    def _persist(
+        self, url: str, attempt: Callable[[], T], has_progressed: Callable[[], bool] = lambda: False
+    ) -> T:
+        """Attempt until it succeeds; give up after as many failures in a row as there are waits, and one."""
+
+        def request() -> T:
             try:
                 return attempt()
-            except _TryAgain as error:
-                trouble, asked = str(error), error.wait
             except httpx2.TransportError as error:
-                trouble = " ".join(str(error).split()) or type(error).__name__
-            failures = 0 if has_gained() else failures + 1
-            if failures > len(self._waits):
-                raise FetchError(
-                    f"{url} could not be downloaded ({trouble}); the same command goes on from here"
-                )
-            wait = self._waits[max(0, failures - 1)] if self._waits else 0.0
-            time.sleep(min(max(asked, wait), _LONGEST_WAIT))
+                raise TryAgain(one_line(error)) from error
 
-
-class _TryAgain(Exception):
-    def __init__(self, trouble: str, wait: float = 0.0) -> None:
-        super().__init__(trouble)
-        self.wait = wait
+        try:
+            return retry(request, self._waits, has_progressed)
+        except TryAgain as error:
+            raise FetchError(
+                f"{url} could not be downloaded ({error}); run the same command again to resume"
+            ) from error
 
 
 def _checked(response: httpx2.Response) -> httpx2.Response:
     if response.status_code in _AGAIN:
         after = response.headers.get("Retry-After", "")
-        raise _TryAgain(f"HTTP {response.status_code}", float(after) if after.isdecimal() else 0.0)
+        raise TryAgain(f"HTTP {response.status_code}", float(after) if after.isdecimal() else 0.0)
     if response.status_code >= 400:
         raise FetchError(f"{response.url} answers HTTP {response.status_code}; check its name")
     return response
@@ -245,16 +242,15 @@ def fetch_items(
     out: Path,
     fetcher: Fetcher,
     say: Callable[[str], None] = lambda t: None,
-) -> dict[str, Any]:
-    """Download what `out` does not hold whole, then write and return its manifest.
+) -> Manifest:
+    """Download the files that `out` does not hold whole, then return its manifest.
 
     Raises:
-        FetchError: naming the first file that could not be had.
+        FetchError: naming the first file that could not be downloaded.
         OSError: when a file cannot be written.
     """
-    manifest_path = out / MANIFEST
-    held = {entry["name"]: entry for entry in _entries(manifest_path)}
-    missing = [item for item in items if not _is_held(item, out, held)]
+    held = _held(out)
+    missing = [item for item in items if not _is_whole(item, out, held)]
     size, exact = total_size(missing, fetcher)
     amount = "of unknown size" if size is None else f"{'' if exact else 'about '}{human_bytes(size)}"
     say(f"{source}: {len(missing):,} of {len(items):,} files to fetch, {amount}")
@@ -262,35 +258,58 @@ def fetch_items(
     with Bar(f"fetch {source}", size or 0, "bytes", out / "progress.jsonl") as bar:
         for item in missing:
             path = fetcher.download(item, out, bar.advance)
-            held[item.name] = {
-                "name": item.name,
-                "url": item.url,
-                "bytes": path.stat().st_size,
-                "sha256": sha256_file(path),
-                **({item.digest[0]: item.digest[1]} if item.digest else {}),
-            }
+            published = [":".join(item.digest)] if item.digest else []
+            held[item.name] = _Held(item.url, Output.file(path), published)
             # After every file: a fetch of weeks may be stopped at any time.
-            write_json(manifest_path, {"stage": "fetch", "source": source, "files": _in_order(held)})
-    return {"source": source, "out": str(out), "files": _in_order(held)}
+            write_manifest(out, _manifest(source, held))
+    return _manifest(source, held)
 
 
-def _in_order(held: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    return [held[name] for name in sorted(held)]
+@dataclass(frozen=True)
+class _Held:
+    """A downloaded file: its URL, size and SHA-256, and the digest that was published, if any."""
+
+    url: str
+    file: Output
+    published: list[str]
 
 
-def _entries(manifest: Path) -> Iterator[dict[str, Any]]:
-    if manifest.is_file():
-        yield from read_json(manifest)["files"]
+def _manifest(source: str, held: Mapping[str, _Held]) -> Manifest:
+    files = [held[name] for name in sorted(held)]
+    return Manifest(
+        stage="fetch",
+        fingerprint=fingerprint(["fetch", source, [one.file.sha256 for one in files]]),
+        config={"source": source},
+        code_version=code_version("fetch"),
+        counts={"files": len(files)},
+        inputs=tuple(Input(one.url) for one in files),
+        outputs=tuple(one.file for one in files),
+        bytes=sum(one.file.bytes for one in files),
+        details={"published": {one.file.path: one.published for one in files}},
+    )
 
 
-def _is_held(item: Item, out: Path, held: dict[str, dict[str, Any]]) -> bool:
+def _held(out: Path) -> dict[str, _Held]:
+    """The files of the manifest by name; of a manifest before format 1 without what was published."""
+    try:
+        manifest = load_manifest(out / MANIFEST)
+    except FileNotFoundError:
+        return {}
+    published = manifest.details.get("published", {})
+    return {
+        output.path: _Held(origin.path, output, published.get(output.path, []))
+        for origin, output in zip(manifest.inputs, manifest.outputs, strict=True)
+    }
+
+
+def _is_whole(item: Item, out: Path, held: Mapping[str, _Held]) -> bool:
     """Whether a file is there as the manifest says, from the same place, and as now published."""
     entry, path = held.get(item.name), out / item.name
     return (
         entry is not None
-        and entry["url"] == item.url
+        and entry.url == item.url
         and path.is_file()
-        and path.stat().st_size == entry["bytes"]
-        and item.size in (None, entry["bytes"])
-        and (item.digest is None or entry.get(item.digest[0]) == item.digest[1])
+        and path.stat().st_size == entry.file.bytes
+        and item.size in (None, entry.file.bytes)
+        and (item.digest is None or ":".join(item.digest) in entry.published)
     )

@@ -11,7 +11,6 @@ import sentencepiece
 from gguf import GGUFValueType, GGUFWriter, TokenType
 
 from puna.added_tokens import CONFIG
-from puna.formats.fields import one_line
 from puna.formats.special_ids import (
     GENERATION,
     MODEL,
@@ -22,6 +21,7 @@ from puna.formats.special_ids import (
     vocabulary_entries,
 )
 from puna.model.parts import VOCABULARY
+from puna.retry import one_line
 
 _KEY = "tokenizer.ggml."
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from puna.added_tokens import CONFIG, AddedToken, added_tokens
 from puna.extras import require
-from puna.formats.fields import read_object
+from puna.files import read_object
 from puna.model.parts import VOCABULARY
 
 if TYPE_CHECKING:

@@ -28,6 +28,7 @@ from puna.files import (
     sha256_file,
     write_json,
 )
+from puna.manifest import Input, Manifest, Output, load_manifest, write_manifest
 from puna.progress import Bar
 from puna.stages.executors import run_here, run_on_ray
 
@@ -51,7 +52,8 @@ class Shard:
 # Writes its files into the directory and returns {"outputs": [path, ...], "counts": {...}, "bad": int}, and
 # whatever else the shard's record is to hold.
 Work = Callable[[Shard, Path], dict[str, Any]]
-# Given all records before the manifest is written, returns what else the manifest is to hold.
+# Called with all records before the manifest is written. The counts, damaged and seconds that it returns
+# replace those of the records; everything else becomes the manifest's details.
 Finish = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
@@ -76,23 +78,24 @@ def plan_shards(inputs: Iterable[Path], shard_bytes: int = SHARD_BYTES) -> list[
 
 
 @dataclass(frozen=True)
-class Runs:
-    """How stages are run."""
+class Executor:
+    """How a stage's shards are executed: where, by how many workers, and how strictly."""
 
     engine: Literal["local", "ray"] = "local"
-    """Processes of this machine, or tasks of a Ray cluster."""
+    """Where shards are processed: in processes of this machine, or as tasks of a Ray cluster."""
     address: str | None = None
-    """The Ray cluster: auto, or HOST:6379; one on this machine when not given."""
+    """Address of the Ray cluster (auto, or HOST:6379); a local cluster is started when unset."""
     workers: int | None = None
-    """Shards worked on at once; one a core when not given. The output is the same for any number."""
+    """Number of shards processed in parallel; one per core when unset. The output does not depend on it."""
     part: str = "1/1"
-    """This run's share of the shards, I/N, when N runs share them: an array job of any scheduler."""
+    """Share of the shards that this process takes, I/N, when N jobs of an array share a stage."""
     wait: float = 0
-    """Seconds that a part waits for the others at the end of a step; 0: it ends, and is to be run again."""
+    """Seconds to wait for the other jobs of the array at the end of each stage; 0 exits instead, and the same
+    command is run again later."""
     max_bad: float = 0.1
-    """The share of damaged records above which a stage is an error."""
+    """Maximum share of damaged records; a stage with more is an error."""
     keep_dropped: bool = False
-    """Also write what rules left out, with the reason, to OUT/dropped/."""
+    """Also write the dropped documents, each with its reason, to OUT/dropped/."""
 
     def validate(self) -> None:
         """Raise ValueError naming the option that cannot be."""
@@ -120,11 +123,13 @@ class Runs:
         config: dict[str, Any],
         label: str = "",
         finish: Finish = lambda records: {},
-    ) -> dict[str, Any]:
+        made_from: Sequence[Input] = (),
+    ) -> Manifest:
         """Run `work` over the shards that `out` does not hold yet, then write and return the manifest.
 
-        `work` must be importable (no lambda), and write the same bytes whenever it is given the same shard.
-        `config` says what else decides the output.
+        `work` must be importable (no lambda), and deterministic: the same shard gives the same bytes.
+        `config` holds everything else that decides the output. `made_from` are directories of earlier stages
+        that the manifest names beside the shards' own inputs.
 
         Raises:
             ValueError: when `out` belongs to another configuration or inputs, or too much input is damaged.
@@ -136,7 +141,7 @@ class Runs:
             {  # as it will be read back: without tuples
                 "stage": name,
                 "config": config,
-                "code_version": code_version(),
+                "code_version": code_version(_wing(work)),
                 "inputs": [
                     [shard.name, [[path.name, path.stat().st_size] for path in shard.inputs]]
                     for shard in shards
@@ -147,8 +152,7 @@ class Runs:
         out.mkdir(parents=True, exist_ok=True)
         _claim(out, plan)
         if (out / MANIFEST).is_file():
-            manifest: dict[str, Any] = read_json(out / MANIFEST)
-            return manifest
+            return load_manifest(out / MANIFEST)
 
         part, parts = self.share()
         mine = [shard for place, shard in enumerate(shards) if place % parts == part]
@@ -167,7 +171,9 @@ class Runs:
 
         self._await_others(name, out, shards)
         records = [read_json(_record_path(out, shard)) for shard in shards]
-        return _write_manifest(plan, records, out, self.max_bad, finish)
+        manifest = _summary(plan, records, out, self.max_bad, finish, made_from)
+        write_manifest(out, manifest)
+        return manifest
 
     def _execute(self, run_one: Callable[[Shard], Shard], shards: Sequence[Shard]) -> Iterator[Shard]:
         if self.engine == "ray":
@@ -195,9 +201,18 @@ def run_stage(
     max_bad: float = 1.0,
     label: str = "",
     finish: Finish = lambda records: {},
-) -> dict[str, Any]:
-    """`Runs.stage` in `workers` processes of this machine."""
-    return Runs(workers=workers, max_bad=max_bad).stage(stage, work, shards, out, config, label, finish)
+    made_from: Sequence[Input] = (),
+) -> Manifest:
+    """`Executor.stage` in `workers` processes of this machine."""
+    executor = Executor(workers=workers, max_bad=max_bad)
+    return executor.stage(stage, work, shards, out, config, label, finish, made_from)
+
+
+def _wing(work: Work) -> str:
+    """The folder of the package that `work` is from; stages/ for a function of another package."""
+    function = work.func if isinstance(work, partial) else work
+    package, _, module = function.__module__.partition(".")
+    return module.partition(".")[0] if package == "puna" else "stages"
 
 
 def _as_json(value: dict[str, Any]) -> dict[str, Any]:
@@ -264,37 +279,43 @@ def run_shard(work: Work, out: Path, shard: Shard) -> Shard:
     return shard
 
 
-def _write_manifest(
-    plan: dict[str, Any], records: list[dict[str, Any]], out: Path, max_bad: float, finish: Finish
-) -> dict[str, Any]:
+def _summary(
+    plan: dict[str, Any],
+    records: list[dict[str, Any]],
+    out: Path,
+    max_bad: float,
+    finish: Finish,
+    made_from: Sequence[Input],
+) -> Manifest:
+    """The manifest of a stage whose shards are all done.
+
+    Raises:
+        ValueError: when more than `max_bad` of the records are damaged.
+    """
     counts: Counter[str] = Counter()
-    bad = 0
     for record in records:
         counts.update(record["counts"])
-        bad += record.get("bad", 0)
-    seen = bad + sum(count for key, count in counts.items() if key == "kept" or key.startswith("dropped: "))
-    if seen and bad / seen > max_bad:
+    damaged = sum(record.get("bad", 0) for record in records)
+    seen = damaged + sum(n for key, n in counts.items() if key == "kept" or key.startswith("dropped: "))
+    if seen and damaged / seen > max_bad:
         raise ValueError(
-            f"{bad} of {seen} records are damaged, more than --max-bad {max_bad:g}; "
+            f"{damaged} of {seen} records are damaged, more than --max-bad {max_bad:g}; "
             f"they are listed in *.bad.jsonl in {out}"
         )
-    inputs = [item for record in records for item in record["inputs"]]
-    outputs = [item for record in records for item in record["outputs"]]
-    manifest = {
-        "stage": plan["stage"],
-        # Of contents alone: neither paths nor times, so that the same data has the same name anywhere.
-        "fingerprint": fingerprint(
-            [plan["stage"], plan["config"], [item["sha256"] for item in [*inputs, *outputs]]]
-        ),
-        "config": plan["config"],
-        "code_version": code_version(),
-        "counts": dict(sorted(counts.items())),
-        "bad": bad,
-        "bytes": sum(item["bytes"] for item in outputs),
-        "seconds": round(sum(record["seconds"] for record in records), 3),
-        "inputs": inputs,
-        "outputs": outputs,
-        **finish(records),
-    }
-    write_json(out / MANIFEST, manifest)
-    return manifest
+    inputs = [Input(**item) for record in records for item in record["inputs"]]
+    outputs = [Output(**item) for record in records for item in record["outputs"]]
+    digests = [item.sha256 for item in inputs] + [item.sha256 for item in outputs]
+    finished = finish(records)
+    return Manifest(
+        stage=plan["stage"],
+        fingerprint=fingerprint([plan["stage"], plan["config"], digests]),
+        config=plan["config"],
+        code_version=plan["code_version"],
+        counts=finished.pop("counts", dict(sorted(counts.items()))),
+        damaged=finished.pop("damaged", damaged),
+        inputs=(*inputs, *made_from),
+        outputs=tuple(outputs),
+        bytes=sum(item.bytes for item in outputs),
+        seconds=finished.pop("seconds", round(sum(record["seconds"] for record in records), 3)),
+        details=finished,
+    )
