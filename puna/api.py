@@ -32,7 +32,7 @@ Paths = AnyPath | Sequence[AnyPath]
 
 
 def clean(
-    source: str, inputs: Paths, out: AnyPath, options: Any = None, executor: "Executor | None" = None
+    source: str, inputs: Paths, out: AnyPath, executor: "Executor | None" = None, **options: Any
 ) -> "Manifest":
     """Clean the raw files of a source into documents (Parquet).
 
@@ -44,8 +44,8 @@ def clean(
         source: name of the source, as in `puna corpus SOURCE`.
         inputs: files, or folders that are searched for the source's files; local, or URLs.
         out: directory to write.
-        options: the source's own Options; its defaults when None.
         executor: number of workers, Ray cluster, limits; the defaults when None.
+        options: the source's own options, named as the fields of its Options.
 
     Returns:
         The manifest: counts of documents kept and dropped by reason, inputs, outputs, bytes, seconds.
@@ -54,9 +54,10 @@ def clean(
         ValueError: an unknown source, no input, no document kept, too much damaged input.
         MissingExtra: the source needs packages of the extra `corpus`.
     """
-    from puna.corpus.clean import clean_source
+    from puna.corpus.clean import clean_source, source_module
 
-    return clean_source(source, _paths(inputs), to_path(out), options, executor)
+    chosen = source_module(source).Options(**options)
+    return clean_source(source, _paths(inputs), to_path(out), chosen, executor)
 
 
 def train_tokenizer(
