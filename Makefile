@@ -11,13 +11,15 @@ BIN    := $(VENV)/bin
 demo: $(VENV)/.installed          ## raw dumps -> a model that answers
 	$(BIN)/puna demo
 
-test: check                       ## lint, types, and the test suite
-	$(BIN)/python -m pytest
+test: check                       ## lint, types, and the test suite (with coverage from Python 3.12 on)
+	$(BIN)/python -m pytest $$($(BIN)/python -c 'import sys; print("--cov" * (sys.version_info >= (3, 12)))')
 
-check: $(VENV)/.installed-dev     ## ruff (lint, format) and mypy
+check: $(VENV)/.installed-dev     ## ruff (lint, format), mypy, spelling; the code's size beside its budgets
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/python tests/code_size.py
 
 slow: $(VENV)/.installed-dev      ## the tests that take minutes or need the package index
 	$(BIN)/python -m pytest -m "slow or network"

@@ -49,8 +49,11 @@ class _Verb(ModuleType):
 
 
 class _Package(ModuleType):
-    """NOTE: `import puna.train.loop` sets the attribute puna.train to the folder, over `__getattr__`. Such
-    folders become callable, so that puna.train(…) is the same before and after that import."""
+    """The package, whose folders stay callable.
+
+    NOTE: `import puna.train.loop` sets the attribute puna.train to the folder, and `__getattr__` is no longer
+    asked for it. Such folders become callable, so that puna.train(…) is the same before and after that import.
+    """
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in __all__ and type(value) is ModuleType:

@@ -44,7 +44,7 @@ def test_every_answer_and_error_is_described(served):
     described = httpx2.get(f"{served.url}/openapi.json").json()
     for path in ("/v1/completions", "/v1/chat/completions"):
         responses = described["paths"][path]["post"]["responses"]
-        assert set(responses) == {"200", "400", "404", "408", "413", "429", "500", "503"}
+        assert set(responses) == {"200", "400", "404", "408", "413", "429", "500", "503", "default"}
         assert set(responses["200"]["content"]) == {"application/json", "text/event-stream"}
         assert all("Error" in str(responses[code]["content"]) for code in responses if code != "200")
     assert "422" not in str(described["paths"])
