@@ -51,8 +51,8 @@ class _Verb(ModuleType):
 class _Package(ModuleType):
     """The package, whose folders stay callable.
 
-    NOTE: `import puna.train.loop` sets the attribute puna.train to the folder, and `__getattr__` is no longer
-    asked for it. Such folders become callable, so that puna.train(…) is the same before and after that import.
+    NOTE: `import puna.train.loop` sets the attribute puna.train to the folder, so `__getattr__` is no longer
+    called for it. Such folders become callable: puna.train(…) is the same before and after that import.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

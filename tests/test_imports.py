@@ -11,7 +11,7 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 GROUND = {
-    "added_tokens", "config", "devices", "files", "gguf", "manifest", "progress", "recipes", "retry",
+    "added_tokens", "config", "devices", "extras", "files", "gguf", "manifest", "progress", "recipes", "retry",
     "rundir",
 }  # fmt: skip
 # A part of the package -> the parts that it may import, besides the ground and itself.
@@ -32,8 +32,9 @@ ALLOWED = {
     "carbon": set(),
     "report": set(),
     "demo": {"fetch", "corpus", "tokens", "train", "generate", "report"},
-    "cli": {"stages", "fetch", "corpus", "tokens", "model", "formats", "train", "generate", "serve", "report",
-            "demo"},
+    "api": {"stages", "fetch", "corpus", "tokens", "formats", "train", "generate", "report"},
+    "cli": {"api", "stages", "fetch", "corpus", "tokens", "model", "formats", "train", "generate", "serve",
+            "report", "demo"},
 }  # fmt: skip
 
 
