@@ -67,5 +67,5 @@ def quality(path: Path, tokens: Sequence[int], weights: Weights, window: int = 5
 
 
 def _log_probabilities(logits_TV: Tensor) -> Tensor:
-    """Of the tokens that have a successor in the window."""
+    """Log-probabilities at the tokens that have a successor in the window."""
     return logits_TV[:-1].log_softmax(-1)

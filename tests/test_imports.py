@@ -74,7 +74,8 @@ def test_the_ground_imports_only_itself():
 
 
 def test_no_module_imports_in_a_circle():
-    waiting = {module: _imports(path) - {module} for module, path in MODULES.items()}
+    # The package itself imports its API only when a function of it is first used.
+    waiting = {module: _imports(path) - {module} for module, path in MODULES.items() if module != "puna"}
     while ready := {module for module, imported in waiting.items() if not imported & waiting.keys()}:
         waiting = {module: imported for module, imported in waiting.items() if module not in ready}
     assert not waiting, f"these import each other, directly or not: {', '.join(sorted(waiting))}"

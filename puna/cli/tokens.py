@@ -46,7 +46,7 @@ def inspect(
     rows
         Number of sequences to print.
     characters
-        Maximum number of characters to print per sequence; the middle of a longer one is left out. --json
+        Maximum number of characters to print per sequence; the middle of a longer one is omitted. --json
         prints all.
     """
     from puna.tokens.inspect import inspect_batch, shortened
