@@ -11,8 +11,8 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 GROUND = {
-    "added_tokens", "config", "devices", "extras", "files", "gguf", "manifest", "progress", "recipes", "retry",
-    "rundir",
+    "added_tokens", "config", "devices", "extras", "files", "gguf", "manifest", "progress", "recipes",
+    "retry", "rundir",
 }  # fmt: skip
 # A part of the package -> the parts that it may import, besides the ground and itself.
 ALLOWED = {
