@@ -38,7 +38,7 @@ $(VENV)/bin/python:
 # torch first and alone: the other packages then take the build that is there.
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install "torch==2.13.*"
-	$(BIN)/pip install -e .
+	$(BIN)/pip install -e ".[all]"
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed

@@ -211,7 +211,8 @@ def _range(values: list[float]) -> str:
 
 
 def measure_quality(directory: Path, names: list[str], text: Path, tokens: int) -> None:
-    from puna.generate.quality import quality
+    from _quality import quality
+
     from puna.tokens.tokenizer import Tokenizer
 
     tokenizer = next(directory.glob("tokenizer.[gjm]*"))

@@ -59,7 +59,7 @@ WORDS = {
 }
 # Parts of the package that are still being reworded. The list only shrinks.
 NOT_YET = {
-    "added_tokens", "cli", "config", "corpus", "demo", "devices", "fetch", "files", "formats", "generate",
+    "added_tokens", "cli/corpus.py", "config", "corpus", "demo", "devices", "fetch", "files", "formats",
     "gguf", "kernels", "model", "progress", "recipes", "report/lineage.py", "report/run.py", "stages",
     "tokens", "train",
 }  # fmt: skip

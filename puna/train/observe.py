@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from puna.config import RunConfig, to_dict
+from puna.extras import require
 from puna.rundir import TRACE
 
 Tracker = Callable[[dict[str, Any]], None]
@@ -57,17 +58,13 @@ def trackers(out: Path, config: RunConfig) -> Iterator[list[Tracker]]:
     """The trackers that `watch.trackers` names, closed at the end.
 
     Raises:
-        ValueError: when one is not installed.
+        MissingExtra: when one is not installed.
     """
     opened: list[tuple[Tracker, Callable[[], None]]] = []
     try:
         for name in config.watch.trackers:
-            try:
-                opened.append(_tensorboard(out) if name == "tensorboard" else _wandb(out, config))
-            except ImportError as error:
-                raise ValueError(
-                    f"watch.trackers names {name}, which is not installed: pip install {name}"
-                ) from error
+            require(name)
+            opened.append(_tensorboard(out) if name == "tensorboard" else _wandb(out, config))
         yield [track for track, _ in opened]
     finally:
         for _, close in opened:

@@ -229,7 +229,7 @@ def test_metrics_count_what_happened(vocabulary):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--host", "0.0.0.0"], "0.0.0.0 is open to others, and there is no key; give --api-key-file FILE"),
+        (["--host", "0.0.0.0"], "refusing to listen on 0.0.0.0 without an API key; give --api-key-file FILE"),
         (["--api-key", "a b"], "an API key must be printable ASCII without spaces"),
         (["--max-batch", "0"], "max-batch is 0; it must be at least 1"),
         (["--port", "99999"], "cannot listen on 127.0.0.1 port 99999"),

@@ -6,6 +6,7 @@ import openai
 import pytest
 
 from puna.config import Sampling
+from tests.generate.conftest import generated
 from tests.serve.conftest import CONFIG, NAME, live, tiny_engine
 
 GREEDY = Sampling(temperature=0)
@@ -32,7 +33,7 @@ def test_the_model_is_listed_with_its_limits(client):
 
 def test_a_completion_is_what_the_engine_generates(client, reference):
     answer = client.completions.create(model=NAME, prompt="the salt", max_tokens=12, temperature=0)
-    assert answer.choices[0].text == reference.generate("the salt", GREEDY, 12)
+    assert answer.choices[0].text == generated(reference, "the salt", GREEDY, 12)
     assert answer.usage.prompt_tokens == len(reference.encode("the salt"))
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
@@ -50,7 +51,7 @@ def test_a_streamed_completion_joins_to_the_whole(client):
 def test_a_conversation_goes_through_the_models_template(client, reference):
     answer = client.chat.completions.create(model=NAME, messages=MESSAGES, max_tokens=12, temperature=0)
     ids = reference.template.encode(MESSAGES)
-    assert answer.choices[0].message.content == reference.generate(ids, GREEDY, 12)
+    assert answer.choices[0].message.content == generated(reference, ids, GREEDY, 12)
     assert answer.choices[0].message.role == "assistant"
     assert answer.usage.prompt_tokens == len(ids)
 
