@@ -156,7 +156,7 @@ void cross_entropy(T* logits, const int64_t* targets, float* losses, long rows, 
             Floats most[4] = {all(top), all(top), all(top), all(top)};
             sweep(count, [&](long i, auto extent, int lane) {
                 Floats v = load(x + start + i, extent);
-                for (long beyond = extent.count; beyond < WIDTH; beyond++) v[beyond] = v[0];
+                for (long beyond = extent.count; beyond < LANES; beyond++) v[beyond] = v[0];
                 most[lane] = v > most[lane] ? v : most[lane];
             });
             for (int lane = 1; lane < 4; lane++) most[0] = most[lane] > most[0] ? most[lane] : most[0];
@@ -165,7 +165,7 @@ void cross_entropy(T* logits, const int64_t* targets, float* losses, long rows, 
             Sums sums;
             sweep(count, [&](long i, auto extent, int lane) {
                 Floats e = exponential(load(x + start + i, extent) - top);
-                for (long beyond = extent.count; beyond < WIDTH; beyond++) e[beyond] = 0;
+                for (long beyond = extent.count; beyond < LANES; beyond++) e[beyond] = 0;
                 sums[lane] += e;
             });
             sum = (start ? sum * std::exp(before - top) : 0) + sums.total();

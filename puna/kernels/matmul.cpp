@@ -11,7 +11,7 @@
 // A panel of SUMS steps stays in the first-level cache while it meets a block of the left operand, which stays in the
 // second. Each sum is added up in one order, whatever the number of threads.
 
-#include "vectors.h"
+#include "tiles.h"
 
 // Which are faster than PyTorch's: 1 for bf16, 2 for fp32.
 extern "C" int products_run_here() {

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from puna import devices
-from puna.config import CONFIG, RunConfig, read_config
+from puna.config import RunConfig, read_config
 from puna.devices import DeviceName, Machine
 from puna.kernels import build, elementwise
 from puna.model.llama import Llama, initial_weight
+from puna.rundir import CONFIG
 from puna.tokens.mixture import Mixture
 from puna.train import checkpoint
 from puna.train.checkpoint import TrainState

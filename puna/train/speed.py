@@ -1,4 +1,4 @@
-"""Measures how fast this machine trains a configuration: real steps on the run's own data, then forgotten.
+"""Measures how fast this machine trains a configuration: real steps on the run's own data, then discarded.
 
 In:  a RunConfig with its token shards.
 Out: tokens per second of the training step, after warm-up (kernels are compiled in the first step).

@@ -1,4 +1,4 @@
-"""The held-out loss of each source, and their mean weighted as the mixture is."""
+"""The held-out loss of each source, and their mean weighted by the mixture."""
 
 import math
 from dataclasses import replace
@@ -18,14 +18,14 @@ from puna.train.ranks import ALONE, Ranks
 def held_out_loss(
     model: Llama, mixture: Mixture, micro_batch: int, limit: int | None, ranks: Ranks = ALONE
 ) -> dict[str, Any]:
-    """Mean loss in nats a token on held-out documents: by source, and weighted by the mixture.
+    """Mean loss on held-out documents, in nats per token: by source, and weighted by the mixture.
 
     Args:
-        limit: windows a source at most; None takes all.
+        limit: maximum number of windows per source; None takes all.
 
     Returns:
-        {"loss", "loss_by_source", "bits_per_byte_by_source", "windows_by_source"}; sources without held-out
-        documents are left out of the mean, and named by their absence.
+        {"loss", "loss_by_source", "bits_per_byte_by_source", "windows_by_source"}; a source without held-out
+        documents is in none of them. The loss is None if no source has any.
     """
     device = model.embedding.device
     losses: dict[str, float] = {}
@@ -42,7 +42,7 @@ def held_out_loss(
             totals[1] += int(is_target.sum())
             totals[2] += int(is_target.any(1).sum())
         if losses_BT:
-            totals[0] = torch.cat(losses_BT).cpu().sum(dtype=torch.float64)  # the one wait of a source
+            totals[0] = torch.cat(losses_BT).cpu().sum(dtype=torch.float64)  # the only wait
         total, tokens, count = ranks.sum(totals.to(device) if device.type == "cuda" else totals).tolist()
         if tokens:
             losses[source], windows[source] = total / tokens, int(count)

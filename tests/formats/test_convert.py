@@ -33,6 +33,7 @@ from tests.formats.models import (
     weights_of,
     write_native_model,
 )
+from tests.generate.conftest import generated
 
 TARGETS = ["hf", "meta", "gguf"]
 
@@ -619,7 +620,7 @@ def test_a_converted_directory_generates(tmp_path, capsys):
     assert result["counts"]["parameters"] == sum(p.numel() for p in random_model(PLAIN).parameters())
     assert read_config(tmp_path / "puna").compute.precision == "bf16"
     engine = load_engine(tmp_path / "puna")
-    assert engine.generate("the llama", Sampling(temperature=0), 5) is not None
+    assert generated(engine, "the llama", Sampling(temperature=0), 5) is not None
 
 
 def test_a_trained_run_converts_from_its_newest_checkpoint(tmp_path):

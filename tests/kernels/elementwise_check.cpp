@@ -97,6 +97,6 @@ template <class T> void check(double tolerance) {
 int main() {
     check<float>(1e-5);
     check<bf16>(8e-3);
-    printf("%d failures, vectors of %ld\n", failures, WIDTH);
+    printf("%d failures, vectors of %ld\n", failures, LANES);
     return failures != 0;
 }

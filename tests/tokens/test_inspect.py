@@ -67,7 +67,10 @@ def test_a_long_text_keeps_its_ends():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["no-such"], "no-such holds no finished shards"), (["--step", "-1"], "step is -1; the first is 0")],
+    [
+        (["no-such"], "no-such holds no finished shards"),
+        (["--step", "-1"], "step is -1; it must be at least 0"),
+    ],
 )
 def test_what_cannot_be_shown_is_named(shards, capsys, arguments, message):
     given = arguments if arguments[0] == "no-such" else [str(shards), *arguments]

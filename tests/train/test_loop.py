@@ -16,6 +16,7 @@ import torch
 
 from puna.config import RunConfig, read_config
 from puna.files import read_json, read_json_lines, write_json
+from puna.manifest import Input, load_manifest
 from puna.model.llama import Llama
 from puna.model.weights import newest_weights
 from puna.recipes import recipe
@@ -80,14 +81,13 @@ def test_the_model_learns(undisturbed):
 
 
 def test_a_run_tells_what_it_was_made_of(undisturbed, shards):
-    manifest = read_json(undisturbed / "manifest.json")
-    assert manifest["stage"] == "run"
-    assert manifest["inputs"] == [
-        {"path": str(shards), "fingerprint": read_json(shards / "manifest.json")["fingerprint"]}
-    ]
-    assert manifest["counts"]["steps"] == STEPS
-    assert {row["source"] for row in manifest["mixture"]} == {"books", "github"}
-    assert sum(row["tokens"] for row in manifest["mixture"]) == manifest["counts"]["tokens"]
+    manifest = load_manifest(undisturbed / "manifest.json")
+    assert manifest.stage == "run"
+    mark = load_manifest(shards / "manifest.json").fingerprint
+    assert manifest.inputs == (Input(str(shards), stage="shards", fingerprint=mark),)
+    assert manifest.counts["steps"] == STEPS
+    assert {row["source"] for row in manifest.details["mixture"]} == {"books", "github"}
+    assert sum(row["tokens"] for row in manifest.details["mixture"]) == manifest.counts["tokens"]
 
 
 def test_metrics_hold_the_loss_of_each_source(undisturbed):
@@ -187,6 +187,45 @@ def test_ctrl_c_saves_and_the_next_start_goes_on(undisturbed, tmp_path, shards):
     assert curve(run) == curve(undisturbed)
 
 
+def test_a_run_begun_by_version_0_1_resumes_to_the_same_weights(undisturbed, tmp_path, shards):
+    run = tmp_path / "old"
+
+    def interrupt(model):
+        os.kill(os.getpid(), signal.SIGINT)
+        return []
+
+    config = tiny(shards, watch={"sample_every": 7})
+    assert not train(config, run, interrupt).finished
+    write_json(run / "config.json", old_layout(read_json(run / "config.json")))
+    assert read_config(run) == changed(config, compute={"precision": read_config(run).compute.precision})
+    assert train(config, run).finished
+    assert curve(run) == curve(undisturbed)
+    assert final_weights(run) == final_weights(undisturbed)
+    assert "train" not in read_json(run / "config.json")
+
+
+def old_layout(values: dict) -> dict:
+    """A config.json as version 0.1 wrote it: one section `train`, flat RoPE fields."""
+    schedule, compute, save, watch = (values.pop(name) for name in ("schedule", "compute", "save", "watch"))
+    assert values["model"].pop("rope_scaling") is None
+    rope = {"rope_factor": None, "rope_low_freq_factor": 1.0, "rope_high_freq_factor": 4.0}
+    values["model"] |= {**rope, "rope_original_context": 8192}
+    values["train"] = {
+        **schedule,
+        **compute,
+        "seed": values.pop("seed"),
+        "skip_outliers": values["optim"].pop("skip_outliers"),
+        "save_every": save["every"],
+        "keep": save["keep"],
+        "validate_every": watch["validate_every"],
+        "validation_windows": watch["validation_windows"],
+        "sample_every": watch["sample_every"],
+        "track": watch["trackers"],
+        "profile": watch["profile_steps"],
+    }
+    return values
+
+
 def test_a_finished_run_is_not_trained_again(undisturbed):
     before = (undisturbed / "metrics.jsonl").read_bytes()
     outcome = train(read_config(undisturbed), undisturbed)
@@ -236,7 +275,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_valid(shards, tmp_path, monkey
 
     monkeypatch.setattr(checkpoint, "save_file", full_disk)
     with pytest.raises(
-        OSError, match=r"step-000020 could not be written.*No space left.*step-000010 before it is whole"
+        OSError, match=r"step-000020 could not be written.*No space left.*step-000010 before it is complete"
     ):
         train(config, run)
     monkeypatch.undo()

@@ -264,7 +264,7 @@ class PackedRunner:
         tables: Sequence[Sequence[int]],
         want: Sequence[int],
     ) -> Tensor:
-        """One call of packed.cpp, which believes its numbers: so they are checked here."""
+        """One call of packed.cpp, which does not check its arguments: they are checked here."""
         n, longest = len(tokens), max(map(len, tables))
         assert n == len(positions) and 0 <= min(tokens) <= max(tokens) < self.config.vocab_size
         assert 0 <= min(positions) <= max(positions) < self.config.context
