@@ -175,6 +175,7 @@ NEW = {
         "precision": "fp32", "activations": "full", "compile": False, "threads": 1, "deterministic": True,
         "allocator": "system",
     },
+    "parallel": {"tp": 1, "dp_shard": 1, "dp_replicate": 1, "reshard": True, "timeout": 600.0},
     "save": {"every": 20, "keep": 3},
     "watch": {
         "validate_every": 50, "validation_windows": 16, "sample_every": 7, "trackers": ["tensorboard"],

@@ -12,7 +12,7 @@ from puna.formats.native import NativeSource
 from puna.model.llama import Llama
 from puna.model.parts import parts
 from puna.model.weights import load_weights
-from puna.train.checkpoint import Saver, TrainState, load_optimizer
+from puna.train.checkpoint import Saver, TrainState, load
 from puna.train.optim import build_optimizer
 from tests.formats.models import GROUPED, random_model
 
@@ -51,8 +51,7 @@ def test_weights_and_moments_are_read_and_saved_anew(older):
     checkpoint, model, optimizer = older
     loaded = Llama(GROUPED)
     restored = build_optimizer(loaded, OptimConfig())
-    load_weights(checkpoint, loaded)
-    load_optimizer(checkpoint, loaded, restored)
+    load(checkpoint, loaded, restored)
     Saver(checkpoint.parent.parent, keep=1).save(TrainState(step=2), loaded, restored)
     tokens = torch.arange(48)[None] + 7
     for each, its in ((model, optimizer), (loaded, restored)):
