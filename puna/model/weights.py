@@ -94,7 +94,7 @@ def open_tensors(path: Path, config: ModelConfig) -> Iterator[Callable[[str, tup
             def read(name: str, region: tuple[slice, ...]) -> Tensor:
                 held, first = (name, 0) if name in names else fused[name]
                 if not region:
-                    return file.get_tensor(held)
+                    return file.get_tensor(held).clone()  # parameters of one fused tensor share its bytes
                 if any(part.start == part.stop for part in region):
                     return torch.empty([part.stop - part.start for part in region])
                 rows = slice(region[0].start + first, region[0].stop + first)
