@@ -206,7 +206,7 @@ def loader(directories, model, folder):
     rates, tokens, first = [], 0, 0.0
     for step in range(300):
         began = time.process_time()
-        tokens += (given := mixture.batch(step).tokens)
+        tokens += (given := mixture.batch(step).global_tokens)
         if step >= 10:
             rates.append(given / (time.process_time() - began))
         else:

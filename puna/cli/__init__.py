@@ -13,40 +13,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
-from cyclopts.config import Dict
+from cyclopts import App, CycloptsError, Parameter
 
 from puna import __version__
 from puna.cli import corpus, fetch, serve, tokens, training, weights
 from puna.cli.common import STOPPED, Json
-from puna.config import RunConfig, read_config, to_dict
 from puna.devices import cpu_limit
-from puna.recipes import recipe as recipe_of
-
-
-def _start_from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Before `train` reads its fields: what the command line leaves open is the recipe's, or --config's."""
-    if commands != ("train",):
-        return
-    given = {argument.name: argument.tokens[0].value for argument in arguments if argument.tokens}
-    if "--config" in given:
-        base = read_config(Path(given["--config"]))
-    else:
-        base = recipe_of(given.get("--recipe", RunConfig.recipe))
-    # None and empty sections are what a field left out means already.
-    values = {key: value for key, value in to_dict(base).items() if value not in ([], {}, None)}
-    for section in values.values():
-        if isinstance(section, dict):
-            for key in [key for key, value in section.items() if value in (None, {}, [])]:
-                del section[key]
-    Dict({"train": values}, source="recipe")(app, commands, arguments)
-
 
 app = App(
     name="puna",
     help="LLaMA, end to end: raw dumps -> documents -> tokens -> weights -> text and scores.",
     version=__version__,
-    config=_start_from_recipe,
     default_parameter=Parameter(negative=(), show_env_var=False),
     version_flags=["--version"],
     help_format="plaintext",  # docstrings are: to render them as Markdown takes a tenth of a second
@@ -65,7 +42,7 @@ tokens_app = App(name="tokens", help="Look at what a model will see.")
 tokens_app.command(tokens.tokens_inspect, name="inspect")
 app.command(tokens_app)
 
-app.command(training.train)
+app.command(training.train, config=training.fill_from_recipe)
 app.command(weights.generate)
 app.command(weights.chat)
 app.command(serve.serve)

@@ -3,11 +3,38 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import App, ArgumentCollection, Parameter
+from cyclopts.config import Dict
 
 from puna.cli.common import STOPPED, Json, Many, print_result
-from puna.config import RunConfig, Sampling
+from puna.config import RunConfig, Sampling, read_config, to_dict
 from puna.devices import DeviceName
+from puna.recipes import recipe
+from puna.rundir import TOKENIZER
+
+
+def fill_from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Give `train` the fields of the recipe, or of --config, that the command line does not set.
+
+    cyclopts calls it with the options that were read, before it builds the RunConfig from them.
+    """
+    options = {argument.name: argument.tokens[0].value for argument in arguments if argument.tokens}
+    if "--config" in options:
+        defaults = read_config(Path(options["--config"]))
+    else:
+        defaults = recipe(options.get("--recipe", RunConfig.recipe))
+    Dict(_without_empty(to_dict(defaults)), source="recipe", use_commands_as_keys=False)(
+        app, commands, arguments
+    )
+
+
+def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
+    """Without None and empty lists and sections: a field that is not given has that value already."""
+    return {
+        name: _without_empty(value) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if value not in (None, [], {})
+    }
 
 
 def train(
@@ -40,14 +67,14 @@ def train(
     if dry_run:
         return _dry_run(config, device, json)
 
-    if config.train.allocator == "keep":
+    if config.compute.allocator == "keep":
         from puna.train.allocator import keep_freed_memory
 
         keep_freed_memory()
     from puna.generate.samples import sampler
     from puna.train.loop import train as train_run
 
-    sample = sampler(out / "tokenizer.model", prompts, Sampling())
+    sample = sampler(out / TOKENIZER, prompts, Sampling())
     outcome = train_run(config, out, sample, device=device)
     result = {"step": outcome.state.step, "finished": outcome.finished, "validation": outcome.validation}
     if not outcome.finished:

@@ -14,6 +14,7 @@ rope_freqs.weight: by how much each pair is slowed.
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from gguf import dequantize as dequantize_rows
 from gguf import quantize as quantize_rows
 from torch import Tensor
 
-from puna.config import ModelConfig
+from puna.config import ModelConfig, RopeScaling
 from puna.formats.fields import Fields
 from puna.formats.gguf_vocabulary import add_vocabulary
 from puna.gguf import TensorPlace, read_header, vocabulary_only
@@ -175,7 +176,7 @@ class GGUFSource:
             config = ModelConfig(**base)
             config.validate()
             if rope is not None:
-                config = ModelConfig(**base, **self._slowing(config, fields, rope))
+                config = replace(config, rope_scaling=self._slowing(config, fields, rope))
                 config.validate()
         except ValueError as error:
             message = str(error)
@@ -185,19 +186,19 @@ class GGUFSource:
         fields.only(key + "vocab_size", config.vocab_size)
         return config
 
-    def _slowing(self, config: ModelConfig, fields: Fields, place: TensorPlace) -> dict[str, Any]:
-        """ModelConfig's fields for what rope_freqs.weight does, if Llama 3.1's rule can say it."""
+    def _slowing(self, config: ModelConfig, fields: Fields, place: TensorPlace) -> RopeScaling:
+        """What rope_freqs.weight does, as Llama 3.1's rule."""
         held = self._rows(ROPE_FREQS, place).double()
-        scaling: dict[str, Any] = {
-            "rope_factor": _shortest(held.max().item()),
-            "rope_low_freq_factor": _shortest(fields.number(_LOW, 1.0)),
-            "rope_high_freq_factor": _shortest(fields.number(_HIGH, 4.0)),
-            "rope_original_context": fields.whole(_ORIGINAL, 8192),
-        }
-        computed = _slowing(ModelConfig(**(config.__dict__ | scaling)))
+        scaling = RopeScaling(
+            factor=_shortest(held.max().item()),
+            low_freq_factor=_shortest(fields.number(_LOW, 1.0)),
+            high_freq_factor=_shortest(fields.number(_HIGH, 4.0)),
+            original_context=fields.whole(_ORIGINAL, 8192),
+        )
+        computed = _slowing(replace(config, rope_scaling=scaling))
         if held.shape != computed.shape or not torch.allclose(held, computed, rtol=1e-4):
             raise ValueError(
-                f"{ROPE_FREQS} is not Llama 3.1's scaling with factor {scaling['rope_factor']:g}; "
+                f"{ROPE_FREQS} is not Llama 3.1's scaling with factor {scaling.factor:g}; "
                 "puna implements no other"
             )
         return scaling

@@ -411,7 +411,7 @@ def run(shards, tmp_path_factory):
         base,
         data=(str(shards),),
         model=replace(base.model, vocab_size=512),
-        train=replace(base.train, steps=80, compile=False),
+        schedule=replace(base.schedule, steps=80),
     )
     train(config, tmp_path_factory.mktemp("trained") / "run")
     return next(tmp_path_factory.getbasetemp().glob("trained*/run"))

@@ -26,7 +26,7 @@ def run(shards, tmp_path_factory):
     folder.mkdir()
     save_weights(random_model(), folder)
     config = to_dict(RunConfig(model=CONFIG))
-    config["train"]["precision"] = "fp32"
+    config["compute"]["precision"] = "fp32"
     write_json(folder / "config.json", config)
     (folder / "tokenizer.model").write_bytes((shards / "tokenizer.model").read_bytes())
     return folder

@@ -42,7 +42,7 @@ def make_run(root: Path, steps: int = 120, finished: bool = True) -> Path:
         data=tuple(f"runs/demo/shards/{source}" for source in SOURCES),
         model=replace(base.model, vocab_size=VOCAB),
         mixture=MixtureConfig(weights={source: 100 * share for source, share in SOURCES.items()}),
-        train=replace(base.train, steps=800),
+        schedule=replace(base.schedule, steps=800),
     )
     for source in SOURCES:
         _make_corpus(root, source)
@@ -120,9 +120,9 @@ def _write_metrics(run: Path, config: RunConfig, steps: int) -> dict:
             "step": step,
             "loss": mean + noise.gauss(0, 0.13),
             "loss_by_source": {source: mean + noise.gauss(0, 0.2) for source in SOURCES},
-            "lr": 1e-3 * min(step / 100, 0.55 + 0.45 * math.cos(math.pi * step / config.train.steps)),
+            "lr": 1e-3 * min(step / 100, 0.55 + 0.45 * math.cos(math.pi * step / config.schedule.steps)),
             "grad_norm": 0.6 + 4 / (1 + step / 8) + abs(noise.gauss(0, 0.15)),
-            "tokens": step * config.train.batch_tokens,
+            "tokens": step * config.schedule.batch_tokens,
             "tokens_per_second": 6540 + noise.gauss(0, 240),
             "mfu": 0.412 + noise.gauss(0, 0.012),
             "seconds": seconds,
@@ -142,7 +142,7 @@ def _write_metrics(run: Path, config: RunConfig, steps: int) -> dict:
 
 
 def _write_run_manifest(run: Path, config: RunConfig, steps: int, validation: dict) -> None:
-    tokens = steps * config.train.batch_tokens
+    tokens = steps * config.schedule.batch_tokens
     mixture = [
         {
             "source": source,
@@ -349,7 +349,7 @@ def test_inputs_made_anew_since_the_run_are_not_taken_for_its_own(run):
         manifest = run / path / "manifest.json"
         manifest.write_text(manifest.read_text().replace(mark, "another"))
     words = page_of(run).words
-    said = "what lies there now is another, which is not followed"
+    said = "a different artefact is at this path now; not followed"
     assert f"shards runs/demo/shards/books · fingerprint 54a2d5-books · {said}" in words
     assert f"documents runs/demo/documents/github · fingerprint d0c5-github · {said}" in words
 
