@@ -39,7 +39,7 @@ WORDS = {
     r"\bto the bit\b|\bby a bit\b|\bthe very bits\b": "bitwise identical",
     r"\bwhen not given\b|\bif not given\b|\bnot when not\b": "default, optional",
     r"\bleft out\b|\bleaves? out\b": "omitted, skipped, excluded",
-    r"\bdone without\b|\bdoes its work\b": "fallback (slower): reason",
+    r"\bdone without\b|\bPyTorch does its work\b": "fallback (slower): reason",
     rf"\b({COUNTED}) an? (second|token|byte|core|line|step|page|day|prompt|document|piece)\b": "per",
     r"\b(a|one) (token|prompt|record|line|key|text) a (line|token|step|second|document)\b": "one … per …",
     r"\bpatien(t|ce|tly)\b": "timeout, wait",

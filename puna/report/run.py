@@ -1,7 +1,7 @@
 """What a run directory holds, read once and made whole for the page.
 
 RUN/config.json       the configuration          always there
-    metrics.jsonl     a line a step, one a validation; the last may be truncated
+    metrics.jsonl     one line per step and per validation; the last may be truncated
     samples.jsonl     continuations
     manifest.json     once the run is finished; its inputs lead to the stages before it
 """
@@ -43,7 +43,7 @@ class Run:
 
     @property
     def uniform_loss(self) -> float:
-        """The loss in nats a token of guessing every piece alike."""
+        """The loss of a uniform guess, in nats per token."""
         return math.log(self.config.model.vocab_size)
 
     @property
