@@ -59,9 +59,8 @@ WORDS = {
 }
 # Parts of the package that are still being reworded. The list only shrinks.
 NOT_YET = {
-    "added_tokens", "cli/corpus.py", "config", "corpus", "demo", "devices", "fetch", "files", "formats",
-    "gguf", "kernels", "model", "progress", "recipes", "report/lineage.py", "report/run.py", "stages",
-    "tokens", "train",
+    "cli/corpus.py", "config", "corpus", "demo", "devices", "formats", "kernels", "model", "recipes",
+    "tokens/inspect.py", "tokens/mixture.py", "tokens/order.py", "train",
 }  # fmt: skip
 PAGES = [
     path
