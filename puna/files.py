@@ -129,7 +129,7 @@ def local_copy(path: Path, sha256: str) -> Path:
 def code_version(*wings: str) -> str:
     """`0.1.0+1a2b3c4d`: the release, and a digest of the source of these folders of the package.
 
-    A stage names the wing that does its work, so that a change elsewhere does not void what it has begun.
+    A stage names the wing that decides its output: a change elsewhere does not void what it has begun.
     """
     digest = hashlib.sha256()
     package = Path(__file__).parent
