@@ -272,8 +272,11 @@ class Sampling:
     """Random seed of sampling; the same seed gives the same text."""
 
     def validate(self) -> None:
-        """Raises ValueError naming the first invalid option."""
-        check(self)
+        """Raises ValueError naming the first invalid option as it is typed: top-p."""
+        try:
+            check(self)
+        except ValueError as error:
+            raise ValueError(str(error).replace("_", "-")) from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:
