@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# name: dim, layers, heads, ffn, vocabulary, context, sequences a step
+# name: dim, layers, heads, ffn, vocabulary, context, sequences per step
 SIZES = {
     "15m": (288, 6, 6, 768, 4096, 512, 16),
     "110m": (768, 12, 12, 2048, 32_000, 512, 4),

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 from puna.files import read_json
+from puna.rundir import CONFIG
 from puna.validation import (
     Count,
     Fraction,
@@ -27,8 +28,6 @@ from puna.validation import (
     require,
     strict,
 )
-
-CONFIG = "config.json"
 
 Activations = Literal["manual", "selective", "full", "none"]
 

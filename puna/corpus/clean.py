@@ -21,7 +21,8 @@ from typing import Any
 
 from puna.corpus.document import TABLE_1, Bad
 from puna.corpus.parquet import ShardWriter
-from puna.stages.stage import Runs, Shard, plan_shards
+from puna.manifest import Manifest
+from puna.stages.stage import Executor, Shard, plan_shards
 
 SOURCES = tuple(TABLE_1)
 
@@ -65,8 +66,8 @@ def find_inputs(source: str, paths: Iterable[Path]) -> list[Path]:
 
 
 def clean_source(
-    source: str, paths: Iterable[Path], out: Path, options: Any = None, runs: Runs | None = None
-) -> dict[str, Any]:
+    source: str, paths: Iterable[Path], out: Path, options: Any = None, executor: Executor | None = None
+) -> Manifest:
     """Clean a source's raw files into Parquet documents (zstd) in `out`; returns the manifest.
 
     `options` are the source's own (its module's Options), the defaults when None.
@@ -77,24 +78,24 @@ def clean_source(
     """
     module = source_module(source)
     options = module.Options() if options is None else options
-    runs = runs or Runs()
+    executor = executor or Executor()
     options.validate()
-    runs.validate()
+    executor.validate()
     inputs = find_inputs(source, paths)
     pipeline = getattr(module, "pipeline", None)
     if pipeline is not None:
-        manifest: dict[str, Any] = pipeline(inputs, out, options, runs)
+        manifest: Manifest = pipeline(inputs, out, options, executor)
         return manifest
-    return clean_in_one_step(source, plan_shards(inputs), out, options, runs)
+    return clean_in_one_step(source, plan_shards(inputs), out, options, executor)
 
 
 def clean_in_one_step(
-    source: str, shards: Sequence[Shard], out: Path, options: Any, runs: Runs
-) -> dict[str, Any]:
+    source: str, shards: Sequence[Shard], out: Path, options: Any, executor: Executor
+) -> Manifest:
     """Read and clean every shard by itself."""
-    return runs.stage(
+    return executor.stage(
         name="documents",
-        work=partial(clean_shard, source, options, keep_dropped=runs.keep_dropped),
+        work=partial(clean_shard, source, options, keep_dropped=executor.keep_dropped),
         shards=shards,
         out=out,
         config={"source": source, "options": asdict(options)},

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from puna.corpus.clean import require_documents
+from puna.manifest import Manifest
 from puna.stages.stage import Shard
 
 RANGE_BYTES = 64 << 20  # of compressed input to a range: its records then take about as much memory
@@ -55,19 +56,17 @@ def by_size(items: Iterable[T], size_of: Callable[[T], int]) -> Iterator[list[T]
         yield batch
 
 
-def after(steps: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What a step's configuration says of the one before it."""
-    return {"after": steps[-1]["fingerprint"]} if steps else {}
+def after(steps: Sequence[Manifest]) -> dict[str, Any]:
+    """Config entry chaining a step to its predecessor."""
+    return {"after": steps[-1].fingerprint} if steps else {}
 
 
-def finish_with(
-    source: str, steps: Sequence[dict[str, Any]]
-) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+def finish_with(source: str, steps: Sequence[Manifest]) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
     """The last step's `finish`: refuses a corpus without documents, adds what the steps before counted.
 
     The manifest's counts and damaged records are then those of all steps; kept is what the last one kept.
     """
-    return partial(_finish, source, [(step["counts"], step["bad"], step["seconds"]) for step in steps])
+    return partial(_finish, source, [(step.counts, step.damaged, step.seconds) for step in steps])
 
 
 def _finish(
@@ -82,6 +81,6 @@ def _finish(
         counts.update(record["counts"])
     return {
         "counts": dict(sorted(counts.items())),
-        "bad": before["bad"] + sum(record["bad"] for record in records),
+        "damaged": before["bad"] + sum(record["bad"] for record in records),
         "seconds": round(sum(step[2] for step in steps) + sum(record["seconds"] for record in records), 3),
     }

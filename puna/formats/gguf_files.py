@@ -13,7 +13,7 @@ rope_freqs.weight: by how much each pair is slowed.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -92,16 +92,15 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-def _split(path: Path) -> tuple[Path, list[Path]]:
-    """The first file of a model and the others; a model may be split over several.
+def _files(path: Path, values: Mapping[str, Any]) -> list[Path]:
+    """The files of a model, the first first; `values` are the metadata of one of them.
 
     Raises:
         ValueError: naming the part that is missing.
     """
-    values = read_header(path).values
     count = values.get("split.count", 1)
     if not isinstance(count, int) or count <= 1:
-        return path, []
+        return [path]
     found = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name)
     if found is None or int(found[3]) != count:
         raise ValueError(
@@ -112,7 +111,7 @@ def _split(path: Path) -> tuple[Path, list[Path]]:
     for file in files:
         if not file.is_file():
             raise ValueError(f"{file} is missing, one of the {count} files of a split model; get it")
-    return files[0], files[1:]
+    return files
 
 
 class GGUFSource:
@@ -124,9 +123,11 @@ class GGUFSource:
         Raises:
             ValueError: naming what is damaged, or what puna does not implement.
         """
-        path, others = _split(path)
-        self._path = path
         header = read_header(path)
+        first, *others = _files(path, header.values)
+        if first != path:
+            path, header = first, read_header(first)
+        self._path = path
         self._tensors = header.tensors
         self._files = dict.fromkeys(self._tensors, path)
         for other in others:

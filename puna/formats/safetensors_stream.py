@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from puna.formats.fields import one_line
+from puna.retry import one_line
 
 _CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _DTYPES = {code: dtype for dtype, code in _CODES.items()}
@@ -53,6 +53,15 @@ class SafetensorsReader:
     def drop(self, name: str) -> None:
         """Forget a tensor that is not a weight."""
         del self.shapes[name], self._places[name]
+
+    def split(self, name: str, rows: Mapping[str, int]) -> None:
+        """Give the rows of a tensor, in order, names of their own: so many to each."""
+        path, code, offset = self._places[name]
+        columns, itemsize = self.shapes[name][1:], self.dtype(name).itemsize
+        self.drop(name)
+        for part, count in rows.items():
+            self.shapes[part], self._places[part] = (count, *columns), (path, code, offset)
+            offset += count * prod(columns) * itemsize
 
     def path(self, name: str) -> Path:
         """The file that holds a tensor."""

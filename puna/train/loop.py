@@ -21,14 +21,16 @@ from typing import Any
 
 from puna.config import RunConfig
 from puna.devices import DeviceName
-from puna.files import MANIFEST, read_json
+from puna.files import MANIFEST
+from puna.manifest import load_manifest
 from puna.model.llama import Llama
+from puna.rundir import SAMPLES
 from puna.train import checkpoint
 from puna.train.checkpoint import TrainState
-from puna.train.metrics import SAMPLES, JsonLines, open_log
+from puna.train.metrics import JsonLines, open_log
 from puna.train.observe import profiler
 from puna.train.optim import learning_rate
-from puna.train.rundir import write_manifest
+from puna.train.rundir import write_run_manifest
 from puna.train.setup import open_run, prepare
 from puna.train.step import train_step
 from puna.train.validate import held_out_loss
@@ -83,7 +85,8 @@ def train(
     run = open_run(config, out, device)
     config, mixture = run.config, run.mixture
     if (out / MANIFEST).is_file() and (newest := checkpoint.latest(out)) is not None:
-        return Outcome(checkpoint.read_state(newest), True, read_json(out / MANIFEST)["validation"])
+        validation = load_manifest(out / MANIFEST).details["validation"]
+        return Outcome(checkpoint.read_state(newest), True, validation)
 
     trainer = prepare(run, out)
     model, optimizer, guard, state = trainer.model, trainer.optimizer, trainer.guard, trainer.state
@@ -134,7 +137,7 @@ def train(
         return Outcome(state, False, validation)
     if validation is None:  # the last step was done by an earlier start, which ended before the manifest
         validation = held_out_loss(model, mixture, config.schedule.micro_batch, None)
-    write_manifest(out, config, mixture, state, validation, trainer.machine)
+    write_run_manifest(out, config, mixture, state, validation, trainer.machine)
     return Outcome(state, True, validation)
 
 

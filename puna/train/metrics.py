@@ -22,6 +22,7 @@ from puna.devices import Machine, cpu_name
 from puna.files import atomic_file
 from puna.model.sizes import train_flops_per_token
 from puna.progress import Bar
+from puna.rundir import METRICS, PROGRESS
 from puna.train.allocator import is_kept
 from puna.train.checkpoint import TrainState
 from puna.train.observe import trackers
@@ -29,7 +30,6 @@ from puna.train.step import StepResult
 
 Sink = Callable[[dict[str, Any]], None]
 MOST_SKIPPED = 16  # consecutive steps that are not finite: more are no outliers, the run has diverged
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 
 
 class JsonLines:
@@ -149,7 +149,7 @@ def open_log(
     total = steps * config.schedule.batch_tokens
     with (
         trackers(out, config) as tracked,
-        Bar("train", total, "tokens", out / "progress.jsonl", state.tokens) as bar,
+        Bar("train", total, "tokens", out / PROGRESS, state.tokens) as bar,
     ):
         bar.advance(0)
 

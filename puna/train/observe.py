@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from puna.config import RunConfig, to_dict
+from puna.extras import require
+from puna.rundir import TRACE
 
 Tracker = Callable[[dict[str, Any]], None]
 PROFILE_AFTER = 10  # steps: kernels are compiled and caches warm by then
@@ -56,17 +58,13 @@ def trackers(out: Path, config: RunConfig) -> Iterator[list[Tracker]]:
     """The trackers that `watch.trackers` names, closed at the end.
 
     Raises:
-        ValueError: when one is not installed.
+        MissingExtra: when one is not installed.
     """
     opened: list[tuple[Tracker, Callable[[], None]]] = []
     try:
         for name in config.watch.trackers:
-            try:
-                opened.append(_tensorboard(out) if name == "tensorboard" else _wandb(out, config))
-            except ImportError as error:
-                raise ValueError(
-                    f"watch.trackers names {name}, which is not installed: pip install {name}"
-                ) from error
+            require(name)
+            opened.append(_tensorboard(out) if name == "tensorboard" else _wandb(out, config))
         yield [track for track, _ in opened]
     finally:
         for _, close in opened:
@@ -85,6 +83,6 @@ def profiler(out: Path, steps: int) -> Iterator[Callable[[], None]]:
     with torch.profiler.profile(
         activities=activities,
         schedule=torch.profiler.schedule(wait=PROFILE_AFTER - 2, warmup=2, active=steps, repeat=1),
-        on_trace_ready=lambda profile: profile.export_chrome_trace(str(out / "trace.json")),
+        on_trace_ready=lambda profile: profile.export_chrome_trace(str(out / TRACE)),
     ) as profile:
         yield profile.step

@@ -36,7 +36,7 @@ def test_auto_is_resolved_once_and_kept_where_a_run_is_resumed(shards, tmp_path,
     assert f"cpu, {devices.cpu_name()}, 1 thread, fp32 (bf16 is " in errors
     assert "step 2/2: loss " in errors  # one line per step where stderr is not a terminal
     assert "step 2/2: held-out loss " in errors
-    machine = read_json(run / "manifest.json")["machine"]
+    machine = read_json(run / "manifest.json")["details"]["machine"]
     assert (machine["device"], machine["precision"], machine["threads"]) == ("cpu", "fp32", 1)
     assert machine["matrix_gflops"] > 0
 

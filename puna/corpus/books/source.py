@@ -38,7 +38,8 @@ from puna.corpus.document import Bad, Document, Drop
 from puna.corpus.parquet import ShardWriter, read_documents
 from puna.corpus.pipeline import after, finish_with, n_ranges_for, range_shards, step_shards
 from puna.files import atomic_file, read_json, write_json
-from puna.stages.stage import Runs, Shard, plan_shards
+from puna.manifest import Manifest
+from puna.stages.stage import Executor, Shard, plan_shards
 
 PATTERNS: tuple[str, ...] = ("*.txt",)
 
@@ -153,7 +154,7 @@ def clean(book: Book, options: Options = Options()) -> Document | Drop:
 _ROW_BITS = 32
 
 
-def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) -> dict[str, Any]:
+def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Executor) -> Manifest:
     """Run every step; returns the last one's manifest, whose counts are those of all steps."""
     config = {"source": "books", "options": asdict(options)}
     n_ranges = n_ranges_for(inputs)
@@ -161,9 +162,9 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) ->
     folder = out / "steps"
     books = tuple(folder / "books" / shard.name for shard in shards)
     steps = [
-        runs.stage(
+        executor.stage(
             "books",
-            partial(write_books, options, names_of(inputs), n_ranges, runs.keep_dropped),
+            partial(write_books, options, names_of(inputs), n_ranges, executor.keep_dropped),
             shards,
             folder / "books",
             {**config, "ranges": n_ranges},
@@ -174,11 +175,11 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) ->
         ("pairs", partial(write_pairs, books, n_ranges), "compare sketches"),
         ("overlaps", partial(write_overlaps, books, folder / "pairs", n_ranges), "compare books"),
     ):
-        steps.append(runs.stage(name, work, ranges, folder / name, {**config, **after(steps)}, label))
+        steps.append(executor.stage(name, work, ranges, folder / name, {**config, **after(steps)}, label))
     overlaps = tuple(folder / "overlaps" / f"{shard.name}.overlaps.json" for shard in ranges)
-    return runs.stage(
+    return executor.stage(
         "documents",
-        partial(write_kept, options, books, overlaps, runs.keep_dropped),
+        partial(write_kept, options, books, overlaps, executor.keep_dropped),
         step_shards(shards, folder / "books"),
         out,
         {**config, **after(steps)},

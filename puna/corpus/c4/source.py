@@ -46,7 +46,8 @@ from puna.corpus.pipeline import (
 from puna.corpus.web import pages
 from puna.corpus.web.language import language_of
 from puna.corpus.web.pages import Page, page_text
-from puna.stages.stage import Runs, Shard, Work, plan_shards
+from puna.manifest import Manifest
+from puna.stages.stage import Executor, Shard, Work, plan_shards
 
 PATTERNS = pages.PATTERNS
 FIELDS = [("key", "<u8"), ("page", "<u8"), ("order", "<u8")]  # of one key, the smallest page keeps it
@@ -242,16 +243,16 @@ def without_units(text: str, removed: Sequence[int], options: Options) -> str | 
 # ---- the steps -----------------------------------------------------------------------------------
 
 
-def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) -> dict[str, Any]:
+def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Executor) -> Manifest:
     """Run every step; returns the last one's manifest, whose counts are those of all steps."""
     given = options.bad_words
     listed = {"bad_words": bad_words(given).fingerprint} if given is not None else {}
     config: dict[str, Any] = {"source": "c4", "options": {**asdict(options), **listed}}
     shards = plan_shards(inputs)
-    steps: list[dict[str, Any]] = []
+    steps: list[Manifest] = []
     if not options.deduplicate:
-        work: Work = partial(write_pages, options, 0, runs.keep_dropped)
-        return runs.stage("documents", work, shards, out, config, "clean c4", finish_with("c4", steps))
+        work: Work = partial(write_pages, options, 0, executor.keep_dropped)
+        return executor.stage("documents", work, shards, out, config, "clean c4", finish_with("c4", steps))
 
     n_ranges = n_ranges_for(inputs)
     ranges = range_shards(n_ranges)
@@ -259,9 +260,9 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) ->
 
     def step(name: str, work: Work, shards: Sequence[Shard], label: str) -> None:
         described = {**config, "ranges": n_ranges, **after(steps)}
-        steps.append(runs.stage(name, work, shards, folder / name, described, label))
+        steps.append(executor.stage(name, work, shards, folder / name, described, label))
 
-    step("pages", partial(write_pages, options, n_ranges, runs.keep_dropped), shards, "clean pages")
+    step("pages", partial(write_pages, options, n_ranges, executor.keep_dropped), shards, "clean pages")
     urls = tuple(folder / "pages" / f"{shard.name}.ranges" for shard in shards)
     step("urls", partial(write_losers, urls, "URLs seen again"), ranges, "compare URLs")
     gone = tuple(folder / "urls" / f"{shard.name}.npy" for shard in ranges)
@@ -270,9 +271,9 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) ->
     files = tuple(folder / "lines" / f"{shard.name}.ranges" for shard in shards)
     step("repeated", partial(write_losers, files, "lines removed"), ranges, "compare lines")
     repeated = tuple(folder / "repeated" / f"{shard.name}.npy" for shard in ranges)
-    work = partial(write_documents, options, gone, repeated, runs.keep_dropped)
+    work = partial(write_documents, options, gone, repeated, executor.keep_dropped)
     last = {**config, "ranges": n_ranges, **after(steps)}
-    return runs.stage("documents", work, shards, out, last, "remove lines", finish_with("c4", steps))
+    return executor.stage("documents", work, shards, out, last, "remove lines", finish_with("c4", steps))
 
 
 def write_pages(

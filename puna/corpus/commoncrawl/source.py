@@ -36,7 +36,8 @@ from puna.corpus.web import pages
 from puna.corpus.web.language import language_of
 from puna.corpus.web.pages import Page, page_text
 from puna.files import atomic_file, to_path
-from puna.stages.stage import Runs, Shard, plan_shards
+from puna.manifest import Manifest
+from puna.stages.stage import Executor, Shard, plan_shards
 
 PATTERNS = pages.PATTERNS
 BUCKETS = ("head", "middle", "tail")
@@ -138,11 +139,11 @@ def _classifier(directory: str) -> Any:
 # ---- the steps -----------------------------------------------------------------------------------
 
 
-def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) -> dict[str, Any]:
+def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Executor) -> Manifest:
     """Run every step; returns the last one's manifest, whose counts are those of all steps."""
     config = {"source": "commoncrawl", "options": _in_words(options)}
     shards = plan_shards(inputs)
-    steps: list[dict[str, Any]] = []
+    steps: list[Manifest] = []
     places: tuple[Path, ...] = ()
     if options.deduplicate:
         n_ranges = n_ranges_for(inputs)
@@ -152,9 +153,9 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) ->
             "ranges": n_ranges,
         }
         steps.append(
-            runs.stage(
+            executor.stage(
                 "pages",
-                partial(write_pages, options, n_ranges, runs.keep_dropped),
+                partial(write_pages, options, n_ranges, executor.keep_dropped),
                 shards,
                 out / "steps" / "pages",
                 config_of_pages,
@@ -163,7 +164,7 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) ->
         )
         files = tuple(out / "steps" / "pages" / f"{shard.name}.ranges" for shard in shards)
         steps.append(
-            runs.stage(
+            executor.stage(
                 "duplicates",
                 partial(write_duplicates, files, options.keep_first),
                 range_shards(n_ranges),
@@ -175,23 +176,23 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) ->
         places = tuple(out / "steps" / "duplicates" / f"{shard.name}.npy" for shard in range_shards(n_ranges))
         shards = step_shards(shards, out / "steps" / "pages")
     last = not options.language_model
-    scored = runs.stage(
+    scored = executor.stage(
         "documents" if last else "scored",
-        partial(write_scored, options, places, runs.keep_dropped),
+        partial(write_scored, options, places, executor.keep_dropped),
         shards,
         out if last else out / "steps" / "scored",
         {**config, **after(steps)},
         "score pages",
-        **({"finish": finish_with("commoncrawl", steps)} if last else {}),
+        finish=finish_with("commoncrawl", steps) if last else lambda records: {},
     )
     if last:
         return scored
     steps.append(scored)
     directory = out / "steps" / "scored"
     bounds = perplexity_bounds([directory / f"{shard.name}.npy" for shard in shards])
-    return runs.stage(
+    return executor.stage(
         "documents",
-        partial(write_buckets, options.buckets, bounds, runs.keep_dropped),
+        partial(write_buckets, options.buckets, bounds, executor.keep_dropped),
         step_shards(shards, directory),
         out,
         {**config, "perplexity_bounds": list(bounds), **after(steps)},

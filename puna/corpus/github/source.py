@@ -21,7 +21,7 @@ import codecs
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -47,7 +47,8 @@ from puna.corpus.github.projects import (
 )
 from puna.corpus.parquet import ShardWriter
 from puna.corpus.pipeline import after, finish_with, n_ranges_for, range_shards
-from puna.stages.stage import Runs, Shard, plan_shards
+from puna.manifest import Manifest
+from puna.stages.stage import Executor, Shard, plan_shards
 
 _EXPORTS = ("*.json", "*.jsonl", "*.json.gz", "*.jsonl.gz")
 PATTERNS: tuple[str, ...] = (*ARCHIVES, *_EXPORTS)
@@ -202,33 +203,33 @@ _FIELDS = [("key", "<u8"), ("first", "<u8"), ("order", "<u8")]
 _BATCH = 4096
 
 
-def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) -> dict[str, Any]:
+def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Executor) -> Manifest:
     """Run every step; returns the last one's manifest, whose counts are those of all steps."""
     config: dict[str, Any] = {"source": "github", "options": asdict(options)}
     shards, n_ranges = plan_shards(inputs), n_ranges_for(inputs)
     ranges = range_shards(n_ranges)
     folder = out / "steps"
-    steps: list[dict[str, Any]] = []
+    steps: list[Manifest] = []
     repeated: tuple[Path, ...] = ()
     if options.deduplicate:
         work = partial(write_digests, n_ranges)
         held = {"source": "github", "ranges": n_ranges}
-        steps.append(runs.stage("digests", work, shards, folder / "digests", held, "digest files"))
+        steps.append(executor.stage("digests", work, shards, folder / "digests", held, "digest files"))
         files = tuple(folder / "digests" / f"{shard.name}.ranges" for shard in shards)
         compare, place = partial(write_duplicates, files), folder / "duplicates"
         steps.append(
-            runs.stage("duplicates", compare, ranges, place, {**held, **after(steps)}, "compare files")
+            executor.stage("duplicates", compare, ranges, place, {**held, **after(steps)}, "compare files")
         )
         repeated = tuple(folder / "duplicates" / f"{shard.name}.npy" for shard in ranges)
-    return runs.stage(
+    return executor.stage(
         "documents",
-        partial(write_cleaned, options, repeated, runs.keep_dropped),
+        partial(write_cleaned, options, repeated, executor.keep_dropped),
         shards,
         out,
         {**config, **after(steps)},
         "clean github",
         # The files are read in two steps, and their damage is counted once.
-        finish=finish_with("github", [{**step, "bad": 0} for step in steps]),
+        finish=finish_with("github", [replace(step, damaged=0) for step in steps]),
     )
 
 

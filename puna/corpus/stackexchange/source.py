@@ -29,7 +29,8 @@ from puna.corpus.parquet import ShardWriter
 from puna.corpus.stackexchange.html import text_of
 from puna.corpus.stackexchange.posts import ANSWER, QUESTION, Post, read_posts
 from puna.files import atomic_file
-from puna.stages.stage import Runs, Shard
+from puna.manifest import Manifest
+from puna.stages.stage import Executor, Shard
 
 PATTERNS: tuple[str, ...] = ("Posts.xml", "*.7z")
 
@@ -126,7 +127,7 @@ def site_of(path: Path) -> str:
 # ---- the two steps --------------------------------------------------------------------------------
 
 
-def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) -> dict[str, Any]:
+def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Executor) -> Manifest:
     """Posts by range of their question, then documents. Returns the manifest of the documents.
 
     Raises:
@@ -139,7 +140,7 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) ->
         )
     spills = out / "steps" / "posts"
     shards = [Shard(f"{place:05d}", (path,)) for place, path in enumerate(dumps)]
-    spilled = runs.stage(
+    spilled = executor.stage(
         name="posts",
         work=spill_posts,
         shards=shards,
@@ -148,17 +149,17 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) ->
         label="read stackexchange",
         finish=_sites,
     )
-    sites: dict[str, dict[str, Any]] = spilled["sites"]
+    sites: dict[str, dict[str, Any]] = spilled.details["sites"]
     largest = sorted(sites, key=lambda site: (-sites[site]["posts"], site))
     kept, left_out = largest[: options.sites], largest[options.sites :]
     ranges = [Shard(f"{site}-{number:06d}", ()) for site in sorted(kept) for number in sites[site]["ranges"]]
     files = {site: [spills / name for name in sites[site]["files"]] for site in kept}
-    return runs.stage(
+    return executor.stage(
         name="documents",
-        work=partial(join_range, options, files, keep_dropped=runs.keep_dropped),
+        work=partial(join_range, options, files, keep_dropped=executor.keep_dropped),
         shards=ranges,
         out=out,
-        config={"source": "stackexchange", "options": asdict(options), "after": spilled["fingerprint"]},
+        config={"source": "stackexchange", "options": asdict(options), "after": spilled.fingerprint},
         label="clean stackexchange",
         finish=partial(_finish, spilled, left_out),
     )
@@ -175,16 +176,16 @@ def _sites(records: list[dict[str, Any]]) -> dict[str, Any]:
     return {"sites": sites}
 
 
-def _finish(spilled: dict[str, Any], left_out: list[str], records: list[dict[str, Any]]) -> dict[str, Any]:
+def _finish(spilled: Manifest, left_out: list[str], records: list[dict[str, Any]]) -> dict[str, Any]:
     """Refuse a corpus without documents, and add what the first step dropped and found damaged."""
     require_documents("stackexchange", records)
-    posts = {site: found["posts"] for site, found in spilled["sites"].items()}
+    posts = {site: found["posts"] for site, found in spilled.details["sites"].items()}
     counts = sum((Counter(record["counts"]) for record in records), Counter())
-    counts.update({reason: n for reason, n in spilled["counts"].items() if reason.startswith("dropped: ")})
+    counts.update({reason: n for reason, n in spilled.counts.items() if reason.startswith("dropped: ")})
     return {
         "counts": dict(sorted(counts.items())),
-        "bad": spilled["bad"],
-        "posts": spilled["counts"]["posts"],
+        "damaged": spilled.damaged,
+        "posts": spilled.counts["posts"],
         "sites": {site: posts[site] for site in sorted(posts) if site not in left_out},
         "sites_left_out": {site: posts[site] for site in sorted(left_out)},
     }
