@@ -19,7 +19,7 @@ WEIGHTS = "weights.safetensors"
 
 
 def newest_weights(run: Path) -> Path:
-    """The directory with a run's newest weights: a checkpoint, or `run` itself when it was converted.
+    """The directory of a run's newest weights: a checkpoint, or `run` itself for a converted model.
 
     Raises:
         ValueError: when there are none.
