@@ -22,7 +22,7 @@ def main() -> None:
     puna.train_tokenizer("documents/notes", "tokenizer", vocab_size=320)
     puna.write_shards("documents/notes", "tokenizer", "shards")
 
-    # The same command resumes an interrupted run. A real one: recipe="110m", and leave the steps to the recipe.
+    # The same call resumes an interrupted run. A real model: recipe="110m", with the steps of the recipe.
     outcome = puna.train(
         "runs/notes", "shards", recipe="tiny", model={"vocab_size": 320}, train={"steps": 60}
     )
