@@ -1,5 +1,7 @@
 """An engine opens a model in any format, with the tokenizer that the model brings; nothing is written."""
 
+from dataclasses import replace
+
 import pytest
 
 from puna.formats.convert import convert
@@ -10,7 +12,7 @@ from tests.generate.conftest import generated
 
 @pytest.fixture
 def run(tmp_path, shards):
-    folder = write_native_model(tmp_path / "run", PLAIN)
+    folder = write_native_model(tmp_path / "run", replace(PLAIN, vocab_size=512))
     (folder / "tokenizer.model").write_bytes((shards / "tokenizer.model").read_bytes())
     return folder
 
