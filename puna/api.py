@@ -6,7 +6,8 @@
                                                                            └──report──> a page
 
 Paths are strings or Path objects. Each function does what the command of its name does, and resumes as the
-command does; invalid input raises a ValueError whose message says what to do.
+command does; invalid input raises a ValueError whose message says what to do. Stages start processes that
+import the calling script, so it needs the usual `if __name__ == "__main__":`.
 """
 
 import shutil
