@@ -34,11 +34,11 @@ from puna.corpus.books import overlap
 from puna.corpus.books.gutenberg import split, without_illustrations, without_notes
 from puna.corpus.books.overlap import Overlap, Ranking
 from puna.corpus.dedup.hash_ranges import RangeWriter, read_range
-from puna.corpus.document import Bad, Document, Drop
+from puna.corpus.document import DamagedRecord, Document, Drop
 from puna.corpus.parquet import ShardWriter, read_documents
-from puna.corpus.pipeline import after, finish_with, n_ranges_for, range_shards, step_shards
+from puna.corpus.pipeline import Pipeline, number_of
 from puna.files import atomic_file, read_json, write_json
-from puna.stages.stage import Runs, Shard, plan_shards
+from puna.stages.stage import Runs, Shard
 
 PATTERNS: tuple[str, ...] = ("*.txt",)
 
@@ -75,17 +75,17 @@ class Book:
 # ---- reading --------------------------------------------------------------------------------------
 
 
-def read(path: Path, options: Options = Options()) -> Iterator[Book | Bad]:
-    """The book in a file; damaged characters are named in a Bad, and the rest is kept."""
+def read(path: Path, options: Options = Options()) -> Iterator[Book | DamagedRecord]:
+    """The book in a file; damaged characters are named in a DamagedRecord, and the rest is kept."""
     if path.stat().st_size > MAX_BYTES:
-        yield Bad(str(path), 0, f"larger than {MAX_BYTES} bytes: not a book")
+        yield DamagedRecord(str(path), 0, f"larger than {MAX_BYTES} bytes: not a book")
         return
     text, damaged_at = decode(path.read_bytes())
     if "\0" in text:
-        yield Bad(str(path), 0, "not text: it holds NUL characters")
+        yield DamagedRecord(str(path), 0, "not text: it holds NUL characters")
         return
     if damaged_at is not None:
-        yield Bad(str(path), damaged_at, "damaged characters, replaced by U+FFFD")
+        yield DamagedRecord(str(path), damaged_at, "damaged characters, replaced by U+FFFD")
     yield Book(path.stem, text)
 
 
@@ -156,35 +156,17 @@ _ROW_BITS = 32
 def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) -> dict[str, Any]:
     """Run every step; returns the last one's manifest, whose counts are those of all steps."""
     config = {"source": "books", "options": asdict(options)}
-    n_ranges = n_ranges_for(inputs)
-    shards, ranges = plan_shards(inputs), range_shards(n_ranges)
-    folder = out / "steps"
-    books = tuple(folder / "books" / shard.name for shard in shards)
-    steps = [
-        runs.stage(
-            "books",
-            partial(write_books, options, names_of(inputs), n_ranges, runs.keep_dropped),
-            shards,
-            folder / "books",
-            {**config, "ranges": n_ranges},
-            "clean books",
-        )
-    ]
-    for name, work, label in (
-        ("pairs", partial(write_pairs, books, n_ranges), "compare sketches"),
-        ("overlaps", partial(write_overlaps, books, folder / "pairs", n_ranges), "compare books"),
-    ):
-        steps.append(runs.stage(name, work, ranges, folder / name, {**config, **after(steps)}, label))
-    overlaps = tuple(folder / "overlaps" / f"{shard.name}.overlaps.json" for shard in ranges)
-    return runs.stage(
-        "documents",
-        partial(write_kept, options, books, overlaps, runs.keep_dropped),
-        step_shards(shards, folder / "books"),
-        out,
-        {**config, **after(steps)},
-        "remove books within books",
-        finish=finish_with("books", steps),
-    )
+    steps = Pipeline("books", inputs, out, runs)
+    n_ranges = steps.n_ranges
+    clean_books = partial(write_books, options, names_of(inputs), n_ranges, runs.keep_dropped)
+    steps.map("books", "clean books", clean_books, {**config, "ranges": n_ranges})
+    books = steps.files("books", "")
+    steps.reduce("pairs", "compare sketches", partial(write_pairs, books, n_ranges), config)
+    pairs = steps.files("pairs", ".ranges")
+    steps.reduce("overlaps", "compare books", partial(write_overlaps, books, pairs), config)
+    overlaps = steps.files("overlaps", ".overlaps.json")
+    kept = partial(write_kept, options, books, overlaps, runs.keep_dropped)
+    return steps.documents("remove books within books", kept, config, over="books")
 
 
 def names_of(inputs: Sequence[Path]) -> dict[str, str]:
@@ -209,10 +191,7 @@ def write_books(
         writer = stack.enter_context(ShardWriter(out, shard.name, "books", keep_dropped))
         ranges = stack.enter_context(RangeWriter(sketches, overlap.SKETCH, n_ranges))
         for path in shard.inputs:
-            for record in read(path, options):
-                if isinstance(record, Bad):
-                    writer.bad(record)
-                    continue
+            for record in writer.take(read(path, options)):
                 book = replace(record, name=names.get(str(path), record.name))
                 result = clean(book, options)
                 writer.add(result, book)
@@ -229,10 +208,8 @@ def write_books(
 
 def write_pairs(books: tuple[Path, ...], n_ranges: int, shard: Shard, out: Path) -> dict[str, Any]:
     """Pairs of books that share a hash of this range."""
-    number = int(shard.name.removeprefix("range-"))
-    pairs = overlap.pairs_in(
-        read_range([_with_suffix(book, ".ranges") for book in books], number), _ranking(books)
-    )
+    sketches = read_range([_with_suffix(book, ".ranges") for book in books], number_of(shard))
+    pairs = overlap.pairs_in(sketches, _ranking(books))
     path = out / f"{shard.name}.ranges"
     with RangeWriter(path, overlap.PAIR, n_ranges) as writer:
         writer.add(pairs)
@@ -240,13 +217,11 @@ def write_pairs(books: tuple[Path, ...], n_ranges: int, shard: Shard, out: Path)
 
 
 def write_overlaps(
-    books: tuple[Path, ...], pairs: Path, n_ranges: int, shard: Shard, out: Path
+    books: tuple[Path, ...], pairs: tuple[Path, ...], shard: Shard, out: Path
 ) -> dict[str, Any]:
-    """Of this range's candidates, the share of the smaller book that is in the larger, exactly."""
-    number = int(shard.name.removeprefix("range-"))
+    """For each candidate pair of this range, the exact share of the smaller book that is in the larger."""
     ranking = _ranking(books)
-    records = read_range([pairs / f"{other.name}.ranges" for other in range_shards(n_ranges)], number)
-    chosen = overlap.candidates(records, ranking)
+    chosen = overlap.candidates(read_range(pairs, number_of(shard)), ranking)
 
     @lru_cache(maxsize=2)  # two books at a time
     def shingles(rank: int) -> overlap.Shingles:

@@ -22,7 +22,7 @@ from zlib import error as ZlibError
 from py7zr import Py7zIO, SevenZipFile, WriterFactory
 from py7zr.exceptions import ArchiveError
 
-from puna.corpus.document import Bad
+from puna.corpus.document import DamagedRecord
 
 QUESTION, ANSWER = "1", "2"
 MAX_ROW_BYTES = 4 << 20  # a post is at most 30,000 characters; its HTML some times that
@@ -54,8 +54,8 @@ class Post:
     is_deleted: bool
 
 
-def read_posts(path: Path) -> Iterator[Post | Bad]:
-    """Stream the posts of a dump. The offset of a Bad counts bytes of XML, after decompression."""
+def read_posts(path: Path) -> Iterator[Post | DamagedRecord]:
+    """Stream the posts of a dump. The offset of a DamagedRecord counts bytes of XML, after decompression."""
     held = b""
     offset = 0  # of the first byte held
     begun = False
@@ -82,7 +82,9 @@ def read_posts(path: Path) -> Iterator[Post | Bad]:
             if not block:
                 break
             if len(held) > MAX_ROW_BYTES:
-                yield Bad(str(path), offset, f"more than {MAX_ROW_BYTES} bytes without a row; skipped")
+                yield DamagedRecord(
+                    str(path), offset, f"more than {MAX_ROW_BYTES} bytes without a row; skipped"
+                )
                 # Keep what may be the beginning of a mark.
                 offset, held = offset + len(held) - 8, held[-8:]
     if held and (item := _post(held, path, offset)):
@@ -90,7 +92,7 @@ def read_posts(path: Path) -> Iterator[Post | Bad]:
     if not trouble and b"</posts>" not in tail:
         trouble = "the dump has no end" if begun else "not a dump of posts"
     if trouble:
-        yield Bad(str(path), offset + len(held), trouble)
+        yield DamagedRecord(str(path), offset + len(held), trouble)
 
 
 # ---- a row ----------------------------------------------------------------------------------------
@@ -104,13 +106,13 @@ _USUAL = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#xA;": "\n", "&#xD;": "\r"}
 _NAMED = {name: html5[f"{name};"] for name in ("lt", "gt", "amp", "quot", "apos")}
 
 
-def _post(piece: bytes, path: Path, offset: int) -> Post | Bad | None:
+def _post(piece: bytes, path: Path, offset: int) -> Post | DamagedRecord | None:
     """The post in what stands between two `<row`; nothing before the first."""
     if offset == 0:
         return None
     row = _attributes(piece)
     if row is None:
-        return Bad(str(path), offset - len(b"<row "), "a row is not whole, or not valid XML")
+        return DamagedRecord(str(path), offset - len(b"<row "), "a row is not whole, or not valid XML")
     try:
         return Post(
             id=_number(row[b"Id"]),
@@ -124,9 +126,11 @@ def _post(piece: bytes, path: Path, offset: int) -> Post | Bad | None:
             is_deleted=b"DeletionDate" in row,
         )
     except KeyError as error:
-        return Bad(str(path), offset - len(b"<row "), f"a row without {error.args[0].decode()}")
+        return DamagedRecord(str(path), offset - len(b"<row "), f"a row without {error.args[0].decode()}")
     except ValueError as error:  # also what is not UTF-8
-        return Bad(str(path), offset - len(b"<row "), f"a row with a value that cannot be ({error})")
+        return DamagedRecord(
+            str(path), offset - len(b"<row "), f"a row with a value that cannot be ({error})"
+        )
 
 
 def _attributes(piece: bytes) -> dict[bytes, bytes] | None:

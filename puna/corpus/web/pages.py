@@ -1,7 +1,7 @@
 """Web pages, however they are stored.
 
 In:  WARC (`response` records), WET (`conversion` records), or JSON lines with `url` and `text` (C4, CCNet).
-Out: Page(id, url, date, text or html, …) or Bad.
+Out: Page(id, url, date, text or html, …) or DamagedRecord.
 
     response   ─> HTTP: chunks joined, unzipped ─> Page(html=bytes, charset)    text is made by page_text
     conversion ─> UTF-8 ─> Page(text=…)
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from puna.corpus.document import Bad, Drop
+from puna.corpus.document import DamagedRecord, Drop
 from puna.corpus.web.html import encoding_of, html_text
 from puna.corpus.web.warc import LARGEST_RECORD, WarcRecord, parse_headers, read_records
 
@@ -48,13 +48,13 @@ class Page:
     digest: str = ""  # as the archive gives it; of the text where it gives none
 
 
-def read_pages(path: Path) -> Iterator[Page | Bad]:
+def read_pages(path: Path) -> Iterator[Page | DamagedRecord]:
     """The pages of one file, streamed."""
     if path.name.endswith(_JSON):
         yield from _read_json(path)
         return
     for number, record in enumerate(read_records(path)):
-        if isinstance(record, Bad):
+        if isinstance(record, DamagedRecord):
             yield record
             continue
         kind = record.headers.get("warc-type", "")
@@ -64,7 +64,7 @@ def read_pages(path: Path) -> Iterator[Page | Bad]:
             name = f"{path.name}:{number}"
             page = _converted(name, record) if kind == "conversion" else _responded(name, record)
         except ValueError as error:
-            yield Bad(path.name, record.offset, " ".join(str(error).split()))
+            yield DamagedRecord(path.name, record.offset, " ".join(str(error).split()))
             continue
         if page:
             yield page
@@ -132,7 +132,7 @@ def _responded(name: str, record: WarcRecord) -> Page | None:
 # ---- JSON lines ----------------------------------------------------------------------------------
 
 
-def _read_json(path: Path) -> Iterator[Page | Bad]:
+def _read_json(path: Path) -> Iterator[Page | DamagedRecord]:
     """Lines of C4 (`url`, `text`, `timestamp`) or CCNet (`url`, `raw_content`, `date_download`)."""
     with path.open("rb") as raw:
         file = gzip.GzipFile(fileobj=raw) if path.name.endswith(".gz") else raw
@@ -143,7 +143,7 @@ def _read_json(path: Path) -> Iterator[Page | Bad]:
             try:
                 line = next(lines, None)
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                yield Bad(path.name, offset, f"the gzip file is cut off or damaged ({error})")
+                yield DamagedRecord(path.name, offset, f"the gzip file is cut off or damaged ({error})")
                 return
             if line is None:
                 return
@@ -152,7 +152,7 @@ def _read_json(path: Path) -> Iterator[Page | Bad]:
                 try:
                     yield _from_json(f"{path.name}:{number}", line)
                 except ValueError as error:
-                    yield Bad(path.name, offset, " ".join(str(error).split()))
+                    yield DamagedRecord(path.name, offset, " ".join(str(error).split()))
             offset += len(line)
 
 

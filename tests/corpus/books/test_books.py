@@ -7,7 +7,7 @@ import pytest
 
 from puna.corpus.books.source import Book, Options, clean, decode, names_of, read
 from puna.corpus.clean import clean_source
-from puna.corpus.document import Bad, Document, Drop
+from puna.corpus.document import DamagedRecord, Document, Drop
 from puna.corpus.parquet import read_documents
 from puna.stages.stage import Runs
 from tests.corpus.killed import run_killed
@@ -129,7 +129,7 @@ def test_a_broken_character_is_named_and_the_book_is_kept(tmp_path):
     data = f"Ωμέγα {BODY} Ωμέγα".encode()
     path.write_bytes(data[:20] + b"\xff" + data[20:])
     bad, record = read(path)
-    assert isinstance(bad, Bad) and (bad.file, bad.offset) == (str(path), 20)
+    assert isinstance(bad, DamagedRecord) and (bad.file, bad.offset) == (str(path), 20)
     assert isinstance(record, Book) and record.text.replace("\ufffd", "") == data.decode()
     assert record.name == "pg7"
 
@@ -138,7 +138,7 @@ def test_a_binary_file_is_bad_input(tmp_path):
     path = tmp_path / "picture.txt"
     path.write_bytes(b"\x89PNG\0\0\0\rIHDR" * 50)
     (record,) = read(path)
-    assert isinstance(record, Bad)
+    assert isinstance(record, DamagedRecord)
 
 
 def test_real_books_begin_and_end_with_their_own_words(realdata):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from puna.corpus.clean import clean_source
-from puna.corpus.document import Bad, Document, Drop
+from puna.corpus.document import DamagedRecord, Document, Drop
 from puna.corpus.github.licence import is_permitted, licence_of_text
 from puna.corpus.github.licence_texts import TEXTS
 from puna.corpus.github.source import Options, SourceFile, clean, read
@@ -52,11 +52,11 @@ def sdist(path: Path, files: dict[str, str], top: str = "herd-1.0/") -> Path:
     return path
 
 
-def results(path: Path) -> tuple[dict[str, Document], dict[str, str], list[Bad]]:
+def results(path: Path) -> tuple[dict[str, Document], dict[str, str], list[DamagedRecord]]:
     """Documents by path, reasons of drops by path, and what was damaged."""
     documents, drops, bad = {}, {}, []
     for record in read(path):
-        if isinstance(record, Bad):
+        if isinstance(record, DamagedRecord):
             bad.append(record)
             continue
         result = clean(record)
@@ -196,7 +196,7 @@ def test_a_file_that_is_no_archive_is_bad_input_and_not_an_exception(tmp_path):
         for data in (b"", b"not an archive", b"PK\x03\x04" + bytes(100), gzip.compress(b"x" * 2000)):
             path.write_bytes(data)
             records = list(read(path))
-            assert len(records) == 1 and isinstance(records[0], Bad), (name, data[:8], records)
+            assert len(records) == 1 and isinstance(records[0], DamagedRecord), (name, data[:8], records)
 
 
 def test_a_cut_archive_keeps_the_files_before_the_cut(tmp_path):
