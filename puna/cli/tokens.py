@@ -18,6 +18,7 @@ def tokenizer_train(
     out: Path,
     vocab_size: int = 32_000,
     sample_bytes: int = 256 << 20,
+    weights: dict[str, float] | None = None,
     json: Json = False,
 ) -> int:
     """Train a SentencePiece BPE tokenizer on documents.
@@ -32,11 +33,15 @@ def tokenizer_train(
         Pieces, with the 256 bytes and 3 control pieces.
     sample_bytes
         Text to train on at most; bounds memory.
+    weights
+        Share of each source in the sample, as --weights.SOURCE NUMBER; defaults to the paper's Table 1.
     """
     from puna.files import human_bytes, human_seconds
     from puna.tokens.training import train_tokenizer
 
-    manifest = train_tokenizer(documents, out, vocab_size=vocab_size, sample_bytes=sample_bytes)
+    manifest = train_tokenizer(
+        documents, out, vocab_size=vocab_size, weights=weights or {}, sample_bytes=sample_bytes
+    )
     lines = [
         f"{source:>16}  {human_bytes(sample['bytes'])} in {sample['documents']:,} documents"
         for source, sample in manifest["sample"].items()

@@ -142,6 +142,18 @@ def n_ranges_for(inputs: Sequence[Path]) -> int:
     return n_ranges
 
 
+def unique_names(paths: Iterable[Path], named: Callable[[Path], Path] = lambda path: path) -> dict[str, str]:
+    """A name for each path: its last part, with as many folders before it as tell it from the others."""
+    names: dict[str, str] = {}
+    waiting = list(dict.fromkeys(paths))
+    for n_parts in range(1, max((len(path.parts) for path in waiting), default=0) + 1):
+        proposed = {str(path): "/".join(named(path).parts[-n_parts:]) for path in waiting}
+        times = Counter(proposed.values())
+        names |= {path: name for path, name in proposed.items() if times[name] == 1}
+        waiting = [path for path in waiting if times[proposed[str(path)]] > 1]
+    return names
+
+
 def number_of(shard: Shard) -> int:
     """The number of a shard of a map step, or of the range of a shard of a reduce step."""
     return int(shard.name.removeprefix("range-"))

@@ -44,6 +44,8 @@ def in_table_order(sources: Iterable[str]) -> list[str]:
 def shares(present: Iterable[str], weights: Mapping[str, float]) -> dict[str, float]:
     """Each source's share of the tokens, adding up to 1; without weights Table 1's, over those present.
 
+    A single source needs no weight, in Table 1 or not.
+
     Raises:
         ValueError: a weight for a source that is not there, or that is not positive; no weights, and a
             source that Table 1 does not have.
@@ -56,10 +58,12 @@ def shares(present: Iterable[str], weights: Mapping[str, float]) -> dict[str, fl
         raise ValueError(
             f"mixture.weights.{bad[0]} is {weights[bad[0]]}; it must be positive and finite, or left out"
         )
+    if not weights and len(known) == 1:
+        return dict.fromkeys(known, 1.0)
     if not weights and (unlisted := in_table_order(known - TABLE_1.keys())):
         raise ValueError(
             f"Table 1 has no weight for {unlisted[0]!r}; give one for every source wanted of: {names} "
-            f"(--mixture.weights.{unlisted[0]} 1)"
+            f"(train: --mixture.weights.{unlisted[0]} 1; tokenizer train: --weights.{unlisted[0]} 1)"
         )
     chosen = dict(weights) or {source: TABLE_1[source] for source in known}
     total = sum(chosen[source] for source in in_table_order(chosen))

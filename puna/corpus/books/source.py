@@ -19,7 +19,6 @@ Out: one Document a book: the author's words, without the licence before and aft
 
 import codecs
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -36,7 +35,7 @@ from puna.corpus.books.overlap import Overlap, Ranking
 from puna.corpus.dedup.hash_ranges import RangeWriter, read_range
 from puna.corpus.document import DamagedRecord, Document, Drop
 from puna.corpus.parquet import ShardWriter, read_documents
-from puna.corpus.pipeline import Pipeline, number_of
+from puna.corpus.pipeline import Pipeline, number_of, unique_names
 from puna.files import atomic_file, read_json, write_json
 from puna.stages.stage import Runs, Shard
 
@@ -158,7 +157,8 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) ->
     config = {"source": "books", "options": asdict(options)}
     steps = Pipeline("books", inputs, out, runs)
     n_ranges = steps.n_ranges
-    clean_books = partial(write_books, options, names_of(inputs), n_ranges, runs.keep_dropped)
+    names = unique_names(inputs, lambda path: path.with_suffix(""))
+    clean_books = partial(write_books, options, names, n_ranges, runs.keep_dropped)
     steps.map("books", "clean books", clean_books, {**config, "ranges": n_ranges})
     books = steps.files("books", "")
     steps.reduce("pairs", "compare sketches", partial(write_pairs, books, n_ranges), config)
@@ -167,18 +167,6 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) ->
     overlaps = steps.files("overlaps", ".overlaps.json")
     kept = partial(write_kept, options, books, overlaps, runs.keep_dropped)
     return steps.documents("remove books within books", kept, config, over="books")
-
-
-def names_of(inputs: Sequence[Path]) -> dict[str, str]:
-    """Ids for the files whose own names do not tell them apart: with as many folders before as they need."""
-    names: dict[str, str] = {}
-    waiting = list(dict.fromkeys(inputs))
-    for n_parts in range(1, max(len(path.parts) for path in inputs) + 1):
-        proposed = {str(path): "/".join(path.with_suffix("").parts[-n_parts:]) for path in waiting}
-        times = Counter(proposed.values())
-        names |= {path: name for path, name in proposed.items() if times[name] == 1 and n_parts > 1}
-        waiting = [path for path in waiting if times[proposed[str(path)]] > 1]
-    return names
 
 
 def write_books(

@@ -8,14 +8,12 @@ Out: a SourceFile for each file, with its bytes where licence, path and size per
 A folder with a licence of its own that is not permitted gives nothing, whatever its project's licence.
 """
 
-import gzip
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import IO, BinaryIO, cast
+from typing import BinaryIO
 
 from puna.corpus.document import DamagedRecord, Drop
 from puna.corpus.github.archives import DAMAGE, members
@@ -28,9 +26,9 @@ from puna.corpus.github.licence import (
     licence_of_text,
     licence_of_texts,
 )
+from puna.corpus.json_lines import Line, read_json_lines
 
 MAX_FILE_BYTES = 1_000_000
-MAX_RECORD_BYTES = 64 << 20
 
 SUFFIX = re.compile(r"\.(?:whl|zip|tar\.gz|tgz|tar\.bz2|tar\.xz|tar)$")
 EXPORT = re.compile(r".*\.jsonl?(?:\.gz)?")
@@ -184,39 +182,12 @@ def read_export(path: Path) -> Iterator[SourceFile | DamagedRecord]:
     Raises:
         ValueError: naming the fields, when they are not those of the tables.
     """
-    with path.open("rb") as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        file = cast("IO[bytes]", gzip.GzipFile(fileobj=raw) if packed else raw)
-        offset = 0
-        while True:
-            try:
-                line = file.readline(MAX_RECORD_BYTES)
-                size = len(line)
-                while len(line) == MAX_RECORD_BYTES and not line.endswith(b"\n"):
-                    rest = file.readline(MAX_RECORD_BYTES)
-                    size += len(rest)
-                    if len(rest) < MAX_RECORD_BYTES or rest.endswith(b"\n"):
-                        break
-            except DAMAGE as error:
-                yield DamagedRecord(str(path), offset, f"compressed data is damaged or cut ({error})")
-                return
-            if not line:
-                return
-            if size > MAX_RECORD_BYTES:
-                yield DamagedRecord(str(path), offset, f"a record of {size} bytes; skipped")
-            elif line.strip():
-                yield _parse_record(path, offset, line)
-            offset += size
+    for line in read_json_lines(path):
+        yield line if isinstance(line, DamagedRecord) else _parse_record(path, line)
 
 
-def _parse_record(path: Path, offset: int, line: bytes) -> SourceFile | DamagedRecord:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        return DamagedRecord(str(path), offset, f"a line that is not valid JSON ({error})")
-    if not isinstance(record, dict):
-        return DamagedRecord(str(path), offset, "a line that is no JSON object")
+def _parse_record(path: Path, line: Line) -> SourceFile | DamagedRecord:
+    record, offset = line.values, line.offset
     values = {
         field: next((record[name] for name in names if record.get(name) is not None), None)
         for field, names in _NAMES.items()

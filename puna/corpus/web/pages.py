@@ -9,18 +9,15 @@ Out: Page(id, url, date, text or html, …) or DamagedRecord.
     warcinfo, request, metadata (WAT too), revisit, resource: no documents, passed over
 """
 
-import gzip
 import hashlib
-import io
-import json
 import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from puna.corpus.document import DamagedRecord, Drop
+from puna.corpus.json_lines import Line, read_json_lines
 from puna.corpus.web.html import encoding_of, html_text
 from puna.corpus.web.warc import LARGEST_RECORD, WarcRecord, parse_headers, read_records
 
@@ -51,7 +48,8 @@ class Page:
 def read_pages(path: Path) -> Iterator[Page | DamagedRecord]:
     """The pages of one file, streamed."""
     if path.name.endswith(_JSON):
-        yield from _read_json(path)
+        for line in read_json_lines(path, path.name):
+            yield line if isinstance(line, DamagedRecord) else _from_json(path, line)
         return
     for number, record in enumerate(read_records(path)):
         if isinstance(record, DamagedRecord):
@@ -132,41 +130,19 @@ def _responded(name: str, record: WarcRecord) -> Page | None:
 # ---- JSON lines ----------------------------------------------------------------------------------
 
 
-def _read_json(path: Path) -> Iterator[Page | DamagedRecord]:
-    """Lines of C4 (`url`, `text`, `timestamp`) or CCNet (`url`, `raw_content`, `date_download`)."""
-    with path.open("rb") as raw:
-        file = gzip.GzipFile(fileobj=raw) if path.name.endswith(".gz") else raw
-        offset = 0
-        lines = iter(io.BufferedReader(cast(io.RawIOBase, file), 1 << 20))
-        number = 0
-        while True:
-            try:
-                line = next(lines, None)
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                yield DamagedRecord(path.name, offset, f"the gzip file is cut off or damaged ({error})")
-                return
-            if line is None:
-                return
-            number += 1
-            if line.strip():
-                try:
-                    yield _from_json(f"{path.name}:{number}", line)
-                except ValueError as error:
-                    yield DamagedRecord(path.name, offset, " ".join(str(error).split()))
-            offset += len(line)
-
-
-def _from_json(name: str, line: bytes) -> Page:
-    record = json.loads(line)
-    if not isinstance(record, dict):
-        raise ValueError("the line holds no JSON object")
+def _from_json(path: Path, line: Line) -> Page | DamagedRecord:
+    """A line of C4 (`url`, `text`, `timestamp`) or CCNet (`url`, `raw_content`, `date_download`)."""
+    record = line.values
     text = record.get("text", record.get("raw_content"))
     url = record.get("url", record.get("id"))
     date = record.get("timestamp") or record.get("date_download") or record.get("created") or ""
     if not isinstance(text, str) or not isinstance(url, str):
-        raise ValueError("the line has no url and text")
-    text.encode()  # half a surrogate pair, which JSON can hold, is an error here instead of on writing
-    return Page(name, url, str(date), text)
+        return DamagedRecord(path.name, line.offset, "the line has no url and text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return DamagedRecord(path.name, line.offset, "the text holds half a surrogate pair")
+    return Page(f"{path.name}:{line.number}", url, str(date), text)
 
 
 # ---- HTTP responses ------------------------------------------------------------------------------

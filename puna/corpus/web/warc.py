@@ -12,6 +12,7 @@ the first damaged byte, and believe a wrong Content-Length even where it swallow
 An `offset` is in bytes of the file as it lies on disk; in a compressed file it is that of the gzip member.
 """
 
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ _PIECE_BYTES = 1 << 20
 _BLOCK_BYTES = 16 << 10  # small: what is left of a block after a member's end is copied
 _GZIP = b"\x1f\x8b\x08"
 _RECORD = b"WARC/1."
+_PLAIN = re.compile(rb"WARC/1\.\d\r?\n[\w-]+:")  # the start of a file that is not compressed
 
 
 class WarcRecord(NamedTuple):
@@ -38,8 +40,8 @@ class WarcRecord(NamedTuple):
 def read_records(path: Path) -> Iterator[WarcRecord | DamagedRecord]:
     """The records of a WARC or WET file, streamed; memory is bounded by the largest record."""
     with path.open("rb") as file:
-        first = file.read(len(_RECORD))
-        zipped = first.startswith(_GZIP) or (path.name.endswith(".gz") and first != _RECORD)
+        first = file.read(64)
+        zipped = first.startswith(_GZIP) or (path.name.endswith(".gz") and not _PLAIN.match(first))
         file.seek(0)
         splitter = Splitter(path.name, zipped)
         for piece in _unzipped(file) if zipped else _plain(file):

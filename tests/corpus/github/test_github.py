@@ -532,7 +532,7 @@ def test_damaged_lines_and_cuts_of_an_export_are_named(tmp_path):
 
 
 def test_a_line_of_any_length_is_never_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("puna.corpus.github.projects.MAX_RECORD_BYTES", 1 << 16)
+    monkeypatch.setattr("puna.corpus.json_lines.MAX_LINE_BYTES", 1 << 16)
     record = {"repo_name": "a/b", "path": "c.py", "license": "mit", "content": CODE}
     path = tmp_path / "x.json"
     path.write_text(

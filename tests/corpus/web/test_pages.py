@@ -197,7 +197,7 @@ def test_damaged_json_lines_are_named_and_the_others_kept(tmp_path):
     cut = gzip.compress(good * 500)[:-20]
     *kept, last = pages(tmp_path, cut, name="x.jsonl.gz")
     assert all(isinstance(item, Page) for item in kept)
-    assert isinstance(last, DamagedRecord) and last.reason.startswith("the gzip file is cut off")
+    assert isinstance(last, DamagedRecord) and "cut off" in last.reason
 
 
 @real

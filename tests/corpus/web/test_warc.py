@@ -164,6 +164,18 @@ def test_a_file_with_lf_line_ends_is_cut_at_its_headers(tmp_path):
     assert found == texts[:1] and "cut off" in bad[0].reason
 
 
+@pytest.mark.parametrize("written", [b"WARC/1.", b"WARC/1.0\r\n", b"\0", b"\x1f\x8b"])
+def test_damage_at_the_start_of_a_compressed_file_costs_one_record(tmp_path, written):
+    data = b"".join(zipped(pages()))
+    for removed in (0, len(written)):
+        texts, bad = read(tmp_path / "x.warc.gz", written + data[removed:])
+        assert texts[-3:] == TEXTS[1:] and len(bad) == 1
+
+
+def test_a_file_that_is_not_compressed_is_read_whatever_its_name(tmp_path):
+    assert read(tmp_path / "x.warc.gz", b"".join(pages())) == (TEXTS, [])
+
+
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_one_place_of_damage_costs_two_records_at_most_and_invents_none(tmp_path_factory, data):
