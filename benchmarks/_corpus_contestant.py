@@ -40,10 +40,10 @@ def datatrove(folder, out, model, bad_words, fast):
 def puna(folder, out, bad_words):
     from puna.corpus.c4.source import Options
     from puna.corpus.clean import clean_source
-    from puna.stages.stage import Runs
+    from puna.stages.stage import Executor
 
     options = Options(deduplicate=False, bad_words=str(bad_words))
-    clean_source("c4", [folder], out, options, Runs(workers=1))
+    clean_source("c4", [folder], out, options, Executor(workers=1))
 
 
 def lines(folder, out):
@@ -103,11 +103,11 @@ def road(folder, out, workers):
     """The whole road of CommonCrawl but for the models, in processes. Returns the seconds of work in them."""
     from puna.corpus.clean import clean_source
     from puna.corpus.commoncrawl import source as commoncrawl
-    from puna.stages.stage import Runs, plan_shards
+    from puna.stages.stage import Executor, plan_shards
 
     # A shard a file, as of real dumps, whose files are larger than these.
     commoncrawl.plan_shards = partial(plan_shards, shard_bytes=1)
-    return clean_source("commoncrawl", [folder], out, runs=Runs(workers=workers))["seconds"]
+    return clean_source("commoncrawl", [folder], out, executor=Executor(workers=workers))["seconds"]
 
 
 def main(name, folder, out, model, bad_words):

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from puna.files import read_json
-
-CONFIG = "config.json"
+from puna.rundir import CONFIG
 
 
 def _require(condition: bool, message: str) -> None:

@@ -21,13 +21,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from puna.config import CONFIG, ModelConfig, RunConfig, Sampling, read_config
+from puna.config import ModelConfig, RunConfig, Sampling, read_config
 from puna.corpus.clean import clean_source
 from puna.fetch.package_index import SAMPLES, fetch_sample
-from puna.files import MANIFEST, human_bytes, human_seconds, read_json, read_json_lines
+from puna.files import MANIFEST, human_bytes, human_seconds, read_json_lines
 from puna.generate.samples import sampler
+from puna.manifest import load_manifest
 from puna.recipes import recipe
 from puna.report.page import build_report
+from puna.rundir import CONFIG, TOKENIZER
+from puna.rundir import SAMPLES as CONTINUATIONS
 from puna.tokens.shards import write_shards
 from puna.tokens.training import train_tokenizer
 from puna.train.loop import Outcome, train
@@ -112,18 +115,18 @@ def run_demo(out: Path, json: bool = False) -> int:
     for source, directory in documents.items():
         with _stage(source, json) as facts:
             manifest = clean_source(source, [fetch_sample(source)], directory)
-            counts = manifest["counts"]
+            counts = manifest.counts
             dropped = sum(count for key, count in counts.items() if key.startswith("dropped: "))
             facts += [
                 f"{counts['kept']:,} documents, {counts['characters'] / 1e6:.1f} million characters",
-                f"{dropped:,} dropped, {manifest['bad']} damaged",
+                f"{dropped:,} dropped, {manifest.damaged} damaged",
             ]
     with _stage("tokenizer", json) as facts:
         train_tokenizer(list(documents.values()), out / "tokenizer", vocab_size=VOCAB_SIZE)
         facts.append(f"{VOCAB_SIZE:,} pieces of SentencePiece BPE")
     with _stage("shards", json) as facts:
         manifest = write_shards(list(documents.values()), out / "tokenizer", out / "shards")
-        sources = manifest["sources"].values()
+        sources = manifest.details["sources"].values()
         train_tokens = sum(source["train_tokens"] for source in sources)
         facts.append(f"{train_tokens:,} tokens to train on")
         facts.append(f"{sum(source['val_tokens'] for source in sources):,} held out")
@@ -167,7 +170,7 @@ def run_demo(out: Path, json: bool = False) -> int:
 
 
 def _train(config: RunConfig, out: Path) -> Outcome:
-    return train(config, out, sampler(out / "tokenizer.model", PROMPTS, Sampling()))
+    return train(config, out, sampler(out / TOKENIZER, PROMPTS, Sampling()))
 
 
 def _share(validation: dict[str, Any] | None, config: RunConfig) -> float | None:
@@ -179,21 +182,21 @@ def _share(validation: dict[str, Any] | None, config: RunConfig) -> float | None
 
 def _reached(out: Path, outcome: Outcome, config: RunConfig) -> str:
     """One line: what the training reached, and on what."""
-    manifest = read_json(out / MANIFEST)
-    machine = manifest["machine"]
+    manifest = load_manifest(out / MANIFEST)
+    machine = manifest.details["machine"]
     share = _share(outcome.validation, config)
     loss = "held-out loss not measured"
     if outcome.validation is not None and share is not None:
         loss = f"held-out loss {outcome.validation['loss']:.3f}, {share:.0%} of ln {config.model.vocab_size}"
     return (
-        f"reached: {loss}, with {manifest['counts']['parameters'] / 1e6:.1f} million parameters and "
+        f"reached: {loss}, with {manifest.counts['parameters'] / 1e6:.1f} million parameters and "
         f"{outcome.state.tokens:,} tokens in {human_seconds(outcome.state.seconds)} of training, "
         f"{machine['precision']} on {machine.get('device_name', machine['cpu'])}"
     )
 
 
 def _show_samples(out: Path) -> None:
-    for sample in read_json_lines(out / "samples.jsonl")[-len(PROMPTS) :]:
+    for sample in read_json_lines(out / CONTINUATIONS)[-len(PROMPTS) :]:
         text = " ".join((sample["prompt"] + sample["text"]).split())
         print(f"\n  {text[:300]}")
 

@@ -7,7 +7,8 @@ import pytest
 
 from puna.corpus.document import Document
 from puna.corpus.parquet import write_documents
-from puna.files import fingerprint, sha256_file, write_json
+from puna.files import fingerprint
+from puna.manifest import Manifest, Output, write_manifest
 from puna.tokens.shards import write_shards
 from puna.tokens.training import train_tokenizer
 
@@ -38,21 +39,17 @@ def write_corpus(directory: Path, source: str, texts: list[str]) -> Path:
     """A finished documents directory, as `puna corpus` would leave it."""
     path = directory / "00000.parquet"
     write_documents((Document(f"{source}-{i}", source, text) for i, text in enumerate(texts)), path)
-    output = {"path": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-    write_json(
-        directory / "manifest.json",
-        {
-            "stage": "documents",
-            "fingerprint": fingerprint([source, output["sha256"]]),
-            "config": {"source": source},
-            "counts": {"kept": len(texts), "characters": sum(map(len, texts))},
-            "bad": 0,
-            "bytes": output["bytes"],
-            "seconds": 0.1,
-            "inputs": [],
-            "outputs": [output],
-        },
+    output = Output.file(path)
+    manifest = Manifest(
+        stage="documents",
+        fingerprint=fingerprint([source, output.sha256]),
+        config={"source": source},
+        code_version="",
+        counts={"kept": len(texts), "characters": sum(map(len, texts))},
+        outputs=(output,),
+        bytes=output.bytes,
     )
+    write_manifest(directory, manifest)
     return directory
 
 

@@ -100,7 +100,7 @@ def test_the_verbs_lead_from_documents_to_a_model_that_answers(tmp_path, capsys,
     decoded = result("tokenizer", "decode", *map(str, ids), "--tokenizer", "tokenizer/tokenizer.model")
     assert decoded["text"] == "The llama, 12."
     manifest = result("shards", *documents, "--tokenizer", "tokenizer", "--out", "shards", "--workers", "1")
-    assert manifest["vocab_size"] == 512
+    assert manifest["details"]["vocab_size"] == 512
     settings = ["--recipe", "tiny", "--model.vocab-size", "512", "--train.steps", "12"]
     run = result("train", *settings, "--data", "shards", "--out", "run", "--mixture.weights.books", "1")
     assert run["finished"]

@@ -115,7 +115,7 @@ def test_every_stage_leaves_a_manifest_and_a_report(undisturbed):
 
 
 def test_the_mixture_as_run_is_near_the_intended(undisturbed):
-    for row in json.loads((undisturbed / "manifest.json").read_text())["mixture"]:
+    for row in json.loads((undisturbed / "manifest.json").read_text())["details"]["mixture"]:
         assert row["intended"] == pytest.approx(1 / 3)
         assert row["realised"] == pytest.approx(1 / 3, abs=0.01)
 

@@ -10,7 +10,10 @@ MODULES = {
     ".".join(("puna", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-GROUND = {"added_tokens", "config", "devices", "files", "gguf", "progress", "recipes"}
+GROUND = {
+    "added_tokens", "config", "devices", "files", "gguf", "manifest", "progress", "recipes", "retry",
+    "rundir",
+}  # fmt: skip
 # A part of the package -> the parts that it may import, besides the ground and itself.
 ALLOWED = {
     **{name: set() for name in GROUND},

@@ -230,13 +230,12 @@ def _fetch(
         raise ValueError(f"limit is {limit}; it must be 1 or more")
     with Fetcher(pause) as fetcher:
         items = listed(fetcher)[:limit]
-        result = fetch_items(source, items, out, fetcher, lambda text: print(text, file=sys.stderr))
-    size = sum(entry["bytes"] for entry in result["files"])
+        manifest = fetch_items(source, items, out, fetcher, lambda text: print(text, file=sys.stderr))
     print_result(
-        result,
+        manifest.to_json(),
         json,
         [
-            f"{out}: {len(result['files']):,} files, {human_bytes(size)}",
+            f"{out}: {len(manifest.outputs):,} files, {human_bytes(manifest.bytes)}",
             f"next: puna corpus {source} {out} --out documents/{source}",
         ],
     )

@@ -17,7 +17,7 @@ def tokenizer_train(
     *,
     out: Path,
     vocab_size: int = 32_000,
-    sample_bytes: int = 256 << 20,
+    sample_bytes: int | None = None,
     weights: dict[str, float] | None = None,
     json: Json = False,
 ) -> int:
@@ -32,25 +32,23 @@ def tokenizer_train(
     vocab_size
         Pieces, with the 256 bytes and 3 control pieces.
     sample_bytes
-        Text to train on at most; bounds memory.
+        Maximum bytes of text to train on; defaults to 100 MB, for which SentencePiece needs 1.3 GB of memory.
     weights
         Share of each source in the sample, as --weights.SOURCE NUMBER; defaults to the paper's Table 1.
     """
     from puna.files import human_bytes, human_seconds
-    from puna.tokens.training import train_tokenizer
+    from puna.tokens.training import SAMPLE_BYTES, train_tokenizer
 
-    manifest = train_tokenizer(
-        documents, out, vocab_size=vocab_size, weights=weights or {}, sample_bytes=sample_bytes
-    )
+    manifest = train_tokenizer(documents, out, vocab_size, sample_bytes or SAMPLE_BYTES, weights)
     lines = [
         f"{source:>16}  {human_bytes(sample['bytes'])} in {sample['documents']:,} documents"
-        for source, sample in manifest["sample"].items()
+        for source, sample in manifest.details["sample"].items()
     ]
     lines += [
-        f"{out}/tokenizer.model: {vocab_size:,} pieces in {human_seconds(manifest['seconds'])}",
+        f"{out}/tokenizer.model: {vocab_size:,} pieces in {human_seconds(manifest.seconds)}",
         f"next: puna shards {' '.join(map(str, documents))} --tokenizer {out}/tokenizer.model --out shards",
     ]
-    print_result(manifest, json, lines)
+    print_result(manifest.to_json(), json, lines)
     return 0
 
 
@@ -122,14 +120,14 @@ def shards(
     manifest = write_shards(documents, tokenizer, out, validation_share, workers)
     lines = [
         f"{source:>16}  {held['train_tokens']:>14,} tokens to train on, {held['val_tokens']:,} held out"
-        for source, held in manifest["sources"].items()
+        for source, held in manifest.details["sources"].items()
     ]
     lines += [
-        f"{out}: {human_bytes(manifest['bytes'])} in {human_seconds(manifest['seconds'])} of work",
-        f"next: puna train --recipe 15m --model.vocab-size {manifest['vocab_size']} "
+        f"{out}: {human_bytes(manifest.bytes)} in {human_seconds(manifest.seconds)} of work",
+        f"next: puna train --recipe 15m --model.vocab-size {manifest.details['vocab_size']} "
         f"--data {out} --out runs/first",
     ]
-    print_result(manifest, json, lines)
+    print_result(manifest.to_json(), json, lines)
     return 0
 
 

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from puna.cli.common import STOPPED, Json, Many, print_result
 from puna.config import RunConfig, Sampling
 from puna.devices import DeviceName
+from puna.rundir import TOKENIZER
 
 
 def train(
@@ -47,7 +48,7 @@ def train(
     from puna.generate.samples import sampler
     from puna.train.loop import train as train_run
 
-    sample = sampler(out / "tokenizer.model", prompts, Sampling())
+    sample = sampler(out / TOKENIZER, prompts, Sampling())
     outcome = train_run(config, out, sample, device=device)
     result = {"step": outcome.state.step, "finished": outcome.finished, "validation": outcome.validation}
     if not outcome.finished:

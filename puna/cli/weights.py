@@ -275,13 +275,13 @@ def convert(
     from puna.files import human_bytes, human_seconds
     from puna.formats.convert import convert as convert_weights
 
-    result = convert_weights(src, dst, to, dtype, parts, context)
+    manifest = convert_weights(src, dst, to, dtype, parts, context)
     if to == "puna":
         require_tokenizer(dst)
     lines = [
-        f"{dst}: {result['counts']['parameters']:,} parameters, {human_bytes(result['bytes'])} "
-        f"in {human_seconds(result['seconds'])}",
+        f"{dst}: {manifest.counts['parameters']:,} parameters, {human_bytes(manifest.bytes)} "
+        f"in {human_seconds(manifest.seconds)}",
     ]
     lines += [f'next: puna generate --model {dst} "Once upon a time"'] if to == "puna" else []
-    print_result(result, json, lines)
+    print_result(manifest.to_json(), json, lines)
     return 0

@@ -19,7 +19,8 @@ from typing import Any
 
 from puna.corpus.parquet import ShardWriter
 from puna.corpus.registry import load_source
-from puna.stages.stage import Runs, Shard, plan_shards
+from puna.manifest import Manifest
+from puna.stages.stage import Executor, Shard, plan_shards
 
 
 def find_inputs(source: str, paths: Iterable[Path]) -> list[Path]:
@@ -50,8 +51,8 @@ def find_inputs(source: str, paths: Iterable[Path]) -> list[Path]:
 
 
 def clean_source(
-    source: str, paths: Iterable[Path], out: Path, options: Any = None, runs: Runs | None = None
-) -> dict[str, Any]:
+    source: str, paths: Iterable[Path], out: Path, options: Any = None, executor: Executor | None = None
+) -> Manifest:
     """Clean a source's raw files into Parquet documents (zstd) in `out`; returns the manifest.
 
     `options` are an instance of the source's own Options, the defaults when None.
@@ -62,24 +63,24 @@ def clean_source(
     """
     module = load_source(source)
     options = module.Options() if options is None else options
-    runs = runs or Runs()
+    executor = executor or Executor()
     if hasattr(options, "validate"):
         options.validate()
-    runs.validate()
+    executor.validate()
     inputs = find_inputs(source, paths)
     if hasattr(module, "pipeline"):
-        manifest: dict[str, Any] = module.pipeline(inputs, out, options, runs)
+        manifest: Manifest = module.pipeline(inputs, out, options, executor)
         return manifest
-    return clean_in_one_step(source, plan_shards(inputs), out, options, runs)
+    return clean_in_one_step(source, plan_shards(inputs), out, options, executor)
 
 
 def clean_in_one_step(
-    source: str, shards: Sequence[Shard], out: Path, options: Any, runs: Runs
-) -> dict[str, Any]:
+    source: str, shards: Sequence[Shard], out: Path, options: Any, executor: Executor
+) -> Manifest:
     """Read and clean every shard by itself."""
-    return runs.stage(
+    return executor.stage(
         name="documents",
-        work=partial(clean_shard, source, options, keep_dropped=runs.keep_dropped),
+        work=partial(clean_shard, source, options, keep_dropped=executor.keep_dropped),
         shards=shards,
         out=out,
         config={"source": source, "options": asdict(options)},

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from puna.corpus.clean import require_documents
-from puna.stages.stage import Finish, Runs, Shard, Work, plan_shards
+from puna.manifest import Manifest
+from puna.stages.stage import Executor, Finish, Shard, Work, plan_shards
 
 RANGE_BYTES = 64 << 20  # compressed input per range: its records then take about as much memory
 _MOST_RANGES = 1 << 14
@@ -27,23 +28,23 @@ T = TypeVar("T")
 class Pipeline:
     """The steps of one source, run in the order of the calls.
 
-        steps = Pipeline("c4", inputs, out, runs)
+        steps = Pipeline("c4", inputs, out, executor)
         steps.map("pages", "clean pages", write_pages, config)
         find = partial(write_losers, steps.files("pages", ".ranges"))
         steps.reduce("urls", "compare URLs", find, config)
         write = partial(write_documents, steps.files("urls", ".npy"))
         return steps.documents("remove pages", write, config, over="pages")
 
-    `work` is what `Runs.stage` calls on each shard. `over` names the step whose Parquet files are the inputs;
+    `Executor.stage` calls `work` on each shard. `over` names the step whose Parquet files are the inputs;
     None: the source's own inputs.
     """
 
-    def __init__(self, source: str, inputs: Sequence[Path], out: Path, runs: Runs) -> None:
+    def __init__(self, source: str, inputs: Sequence[Path], out: Path, executor: Executor) -> None:
         self.n_ranges = n_ranges_for(inputs)
-        self._source, self._out, self._runs = source, out, runs
+        self._source, self._out, self._executor = source, out, executor
         self._inputs = plan_shards(inputs)
         self._shards: dict[str, Sequence[Shard]] = {}
-        self._manifests: list[dict[str, Any]] = []
+        self._manifests: list[Manifest] = []
 
     def map(
         self,
@@ -54,12 +55,12 @@ class Pipeline:
         over: str | None = None,
         shards: Sequence[Shard] | None = None,
         finish: Finish = lambda records: {},
-    ) -> dict[str, Any]:
+    ) -> Manifest:
         """A step with a shard for each group of inputs, or with these `shards`. Returns its manifest."""
         shards = self._over(over) if shards is None else shards
         return self._step(name, label, work, config, shards, self._folder(name), finish)
 
-    def reduce(self, name: str, label: str, work: Work, config: dict[str, Any]) -> dict[str, Any]:
+    def reduce(self, name: str, label: str, work: Work, config: dict[str, Any]) -> Manifest:
         """A step with a shard for each range of hashes. Returns its manifest."""
         shards = [Shard(f"range-{number:05d}", ()) for number in range(self.n_ranges)]
         return self._step(name, label, work, config, shards, self._folder(name))
@@ -72,7 +73,7 @@ class Pipeline:
         over: str | None = None,
         shards: Sequence[Shard] | None = None,
         finish: Finish | None = None,
-    ) -> dict[str, Any]:
+    ) -> Manifest:
         """The last step. Returns its manifest.
 
         Its counts and damaged records are those of all steps, but `kept` and `characters` its own, unless
@@ -82,8 +83,8 @@ class Pipeline:
             ValueError: when no document was kept.
         """
         shards = self._over(over) if shards is None else shards
-        damage = sum(step["bad"] for step in self._manifests)
-        before = [(step["counts"], step["seconds"]) for step in self._manifests]
+        damage = sum(step.damaged for step in self._manifests)
+        before = [(step.counts, step.seconds) for step in self._manifests]
         finish = finish or partial(_finish, self._source, before, damage)
         return self._step("documents", label, work, config, shards, self._out, finish)
 
@@ -109,10 +110,10 @@ class Pipeline:
         shards: Sequence[Shard],
         folder: Path,
         finish: Finish = lambda records: {},
-    ) -> dict[str, Any]:
-        after = {"after": self._manifests[-1]["fingerprint"]} if self._manifests else {}
+    ) -> Manifest:
+        after = {"after": self._manifests[-1].fingerprint} if self._manifests else {}
         self._shards[name] = shards
-        manifest = self._runs.stage(name, work, shards, folder, {**config, **after}, label, finish)
+        manifest = self._executor.stage(name, work, shards, folder, {**config, **after}, label, finish)
         self._manifests.append(manifest)
         return manifest
 
@@ -128,7 +129,7 @@ def _finish(
         counts.update(record["counts"])
     return {
         "counts": dict(sorted(counts.items())),
-        "bad": damage + sum(record["bad"] for record in records),
+        "damaged": damage + sum(record["bad"] for record in records),
         "seconds": round(sum(item[1] for item in before) + sum(item["seconds"] for item in records), 3),
     }
 

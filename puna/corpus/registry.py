@@ -7,7 +7,7 @@ Out: the source, a module or any other object with these attributes:
     Options     a frozen dataclass: its fields become the options of `puna corpus NAME`
     read        (path, options) -> records, with a DamagedRecord in the place of each damaged one
     clean       (record, options) -> Document | Drop
-    pipeline    (inputs, out, options, runs) -> manifest; instead of read and clean, for several steps
+    pipeline    (inputs, out, options, executor) -> manifest; instead of read and clean, for several steps
     find        (folder) -> input files; optional, for sources whose unit is not a file
 
 A package registers a source by an entry point in its pyproject.toml:

@@ -4,36 +4,12 @@ Fields(params.json, {"dim": 4096, "n_heads": "32"}).whole("n_heads")
 ─> ValueError: params.json: n_heads is '32'; it must be a whole number
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 _REQUIRED: Any = object()
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's message as one line of sensible length."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:200] + "..."
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
-
-    Raises:
-        ValueError: naming the file, when it is missing, not JSON, or holds something else.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing; it lies beside the weights") from error
-    except (ValueError, RecursionError) as error:  # malformed JSON or UTF-8; nested without end
-        raise ValueError(f"{path} is not valid JSON ({one_line(error)}); get the file again") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}; it must be an object of fields")
-    return values
 
 
 class Fields:

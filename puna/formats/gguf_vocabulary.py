@@ -13,9 +13,10 @@ import sentencepiece
 from gguf import GGUFValueType, GGUFWriter, TokenType
 
 from puna.added_tokens import CONFIG, AddedToken, added_tokens
-from puna.formats.fields import one_line, read_object
+from puna.files import read_object
 from puna.gguf import Entry, read_header
 from puna.model.parts import VOCABULARY
+from puna.retry import one_line
 
 MODEL, GENERATION = "tokenizer.model", "generation_config.json"
 _KEY = "tokenizer.ggml."

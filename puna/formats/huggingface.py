@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from puna.config import ModelConfig
-from puna.files import write_json
-from puna.formats.fields import Fields, read_object
+from puna.files import read_object, write_json
+from puna.formats.fields import Fields
 from puna.formats.gguf_vocabulary import GENERATION, end_ids, special_ids
 from puna.formats.safetensors_stream import SafetensorsReader, SafetensorsWriter
 from puna.model.parts import Part, Source, cast, check_shapes, parts, tokenizer_beside

@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 
 from puna.config import ModelConfig
-from puna.files import write_json
-from puna.formats.fields import Fields, one_line, read_object
+from puna.files import read_object, write_json
+from puna.formats.fields import Fields
 from puna.formats.torch_zip import TorchZipWriter
 from puna.model.parts import (
     FLOATS,
@@ -44,6 +44,7 @@ from puna.model.parts import (
     to_pairs,
     tokenizer_beside,
 )
+from puna.retry import one_line
 
 PARAMS = "params.json"
 PARTS = (1, 2, 4, 8)

@@ -16,12 +16,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from puna.config import CONFIG, ModelConfig, RunConfig, TrainConfig, from_dict, to_dict
-from puna.files import write_json
-from puna.formats.fields import read_object
+from puna.config import ModelConfig, RunConfig, TrainConfig, from_dict, to_dict
+from puna.files import read_object, write_json
 from puna.formats.safetensors_stream import SafetensorsReader, SafetensorsWriter
 from puna.model.parts import Part, Source, cast, check_shapes, parts, tokenizer_beside
-from puna.model.weights import WEIGHTS, newest_weights
+from puna.rundir import CONFIG, WEIGHTS, newest_weights
 
 
 class NativeSource:

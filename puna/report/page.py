@@ -17,14 +17,14 @@ from typing import Any
 
 import jinja2
 
-from puna.config import CONFIG, RunConfig, to_dict
+from puna.config import RunConfig, to_dict
 from puna.files import atomic_file, human_bytes, human_seconds
 from puna.recipes import recipe
 from puna.report.charts import BINS, Chart, Level, Point, Series, draw, smooth
-from puna.report.lineage import AS_ABOVE, DROPPED, Stage, counts_of
+from puna.report.lineage import AS_ABOVE, DROPPED, Stage
 from puna.report.run import Record, Run, number, read_run
+from puna.rundir import CONFIG, REPORT
 
-REPORT = "report.html"
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 # A sample may hold any character. Controls (but tab and line ends) become their pictures, and what UTF-8
@@ -183,7 +183,7 @@ def _course(points: Iterable[Point], name: str) -> str:
 
 def _sources(run: Run) -> list[str]:
     """The sources in the mixture's order, then any that only a validation names."""
-    names = [str(row.get("source")) for row in run.manifest.get("mixture", [])]
+    names = [str(row.get("source")) for row in run.details.get("mixture", [])]
     names += run.config.mixture.weights
     for record in [*run.validations, run.validation]:
         names += record.get("loss_by_source", {})
@@ -193,7 +193,7 @@ def _sources(run: Run) -> list[str]:
 def _mixture(run: Run) -> list[Record]:
     """The rows of the mixture's table; of an unfinished run only what its configuration intends."""
     if run.manifest:
-        return list(run.manifest.get("mixture", []))
+        return list(run.details.get("mixture", []))
     weights = run.config.mixture.weights
     total = sum(weights.values())
     return [{"source": source, "intended": weight / total} for source, weight in weights.items()]
@@ -205,13 +205,13 @@ def _documents(lineage: Stage) -> list[Record]:
     for stage in lineage.walk():
         if stage.kind != "documents" or stage.state == AS_ABOVE:
             continue
-        counts = counts_of(stage.manifest)
+        counts = stage.manifest.counts if stage.manifest else {}
         dropped = sorted(
             (name for name in counts if name.startswith(DROPPED)), key=lambda name: -counts[name]
         )
         rows = [(name, counts[name]) for name in ["kept", *dropped] if name in counts]
-        if bad := stage.manifest.get("bad"):
-            rows.append(("damaged input, set aside", bad))
+        if stage.manifest and stage.manifest.damaged:
+            rows.append(("damaged input, set aside", stage.manifest.damaged))
         tables[stage.path] = {
             "source": dict(stage.facts).get("source", stage.path),
             "outcomes": rows,
@@ -260,12 +260,12 @@ _MACHINE = {
 }
 
 
-def _machine(manifest: Record) -> list[tuple[str, str]]:
+def _machine(run: Run) -> list[tuple[str, str]]:
     rows = []
-    for key, value in manifest.get("machine", {}).items():
+    for key, value in run.details.get("machine", {}).items():
         label, form = _MACHINE.get(key, (key, "{}"))
         rows.append((label, form.format(value) if isinstance(value, int | float) else str(value)))
-    return rows + ([("puna", str(manifest["code_version"]))] if manifest.get("code_version") else [])
+    return rows + ([("puna", run.manifest.code_version)] if run.manifest else [])
 
 
 def _median(run: Run, key: str) -> float | None:
@@ -332,9 +332,9 @@ def _render(run: Run) -> str:
         run=run,
         name=shown.name,
         config=run.config,
-        counts=counts_of(run.manifest),
+        counts=run.manifest.counts if run.manifest else {},
         tokens=run.train[-1]["tokens"] if run.train else None,
-        seconds=run.train[-1].get("seconds") if run.train else run.manifest.get("seconds"),
+        seconds=run.train[-1].get("seconds") if run.train else None,
         speed=_median(run, "tokens_per_second"),
         mfu=_median(run, "mfu"),
         validation=run.validation,
@@ -348,7 +348,7 @@ def _render(run: Run) -> str:
         samples=[sample for sample in run.samples if sample["step"] == last_step],
         earlier_samples=[sample for sample in run.samples if sample["step"] != last_step],
         settings=_settings(run.config),
-        machine=_machine(run.manifest),
+        machine=_machine(run),
         command=f"puna train --config {shlex.quote(str(shown / CONFIG))} "
         f"--out {shlex.quote(f'{shown}-again')}",
     )

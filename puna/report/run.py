@@ -14,22 +14,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from puna.config import CONFIG, RunConfig, read_config
-from puna.files import MANIFEST, read_json
+from puna.config import RunConfig, read_config
+from puna.files import MANIFEST
+from puna.manifest import Manifest, load_manifest
 from puna.report.charts import Point
 from puna.report.lineage import Stage, read_lineage
+from puna.rundir import CONFIG, METRICS, SAMPLES
 
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Run:
-    """All that the page is made of. `manifest` is empty while the run is unfinished."""
+    """Everything that the page shows. `manifest` is None while the run is unfinished."""
 
     path: Path
     config: RunConfig
-    manifest: Record
+    manifest: Manifest | None
     train: list[Record]
     validations: list[Record]
     samples: list[Record]
@@ -48,7 +49,12 @@ class Run:
     @property
     def validation(self) -> Record:
         """The final validation, or the newest there is."""
-        return self.manifest.get("validation") or (self.validations[-1] if self.validations else {})
+        return self.details.get("validation") or (self.validations[-1] if self.validations else {})
+
+    @property
+    def details(self) -> Record:
+        """The mixture, validation and machine of a finished run's manifest; empty while it is unfinished."""
+        return self.manifest.details if self.manifest else {}
 
     def series(self, key: str) -> list[Point]:
         """(tokens, value) of each step; a value that is missing is not a number."""
@@ -76,8 +82,8 @@ def read_run(run: Path) -> Run:
             "give the --out of puna train, or make one with: puna train --recipe 15m --data DIR --out RUN"
         )
     config = read_config(run)
-    manifest = read_json(run / MANIFEST) if (run / MANIFEST).is_file() else {}
-    if not isinstance(manifest, dict) or manifest.get("stage", "run") != "run":
+    manifest = load_manifest(run / MANIFEST) if (run / MANIFEST).is_file() else None
+    if manifest and manifest.stage != "run":
         raise ValueError(f"{run / MANIFEST} is not a run's; delete it and run puna train again")
     records = _read_lines(run / METRICS, ("step",))
     train = _by_step(record for record in records if record.get("kind") == "train")

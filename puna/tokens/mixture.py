@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from puna.files import fingerprint
 from puna.tokens.order import ORDER, Schedule, digest64, in_table_order, permute, quotas, shares
-from puna.tokens.storage import COMMAND, Shard, Store, open_store
+from puna.tokens.storage import COMMAND, Shard, Store
 
 IGNORED = -100  # the target of padding: cross-entropy leaves it out
 
@@ -117,8 +117,8 @@ class Mixture:
         self.seed, self.context, self.batch_sequences, self.split = seed, context, batch_sequences, split
         self._stores = _stores(self.directories)
         self.manifests = [store.manifest for store in self._stores]
-        self.vocab_size: int = self.manifests[0]["vocab_size"]
-        present = in_table_order({source for manifest in self.manifests for source in manifest["sources"]})
+        self.vocab_size: int = self._stores[0].vocab_size
+        present = in_table_order({source for store in self._stores for source in store.sources})
         self.shares = shares(present, weights)
         self.sources = tuple(self.shares)
         self._streams = {source: self._open(source, split) for source in self.sources}
@@ -139,7 +139,7 @@ class Mixture:
     def _open(self, source: str, split: str) -> Stream:
         arrays = []
         for store in self._stores:
-            entry = store.manifest["sources"].get(source)
+            entry = store.sources.get(source)
             if entry is None:
                 continue
             found = [store.open(name) for name in entry[split]]
@@ -157,7 +157,7 @@ class Mixture:
         return fingerprint(
             {
                 "order": ORDER,
-                "shards": [manifest["fingerprint"] for manifest in self.manifests],
+                "shards": [manifest.fingerprint for manifest in self.manifests],
                 "quotas": self._quotas,
                 "seed": self.seed,
                 "context": self.context,
@@ -261,18 +261,17 @@ class Mixture:
         return held_out if self.split == "val" else self._total(source, key) - held_out
 
     def _total(self, source: str, key: str) -> int:
-        return sum(manifest["sources"].get(source, {}).get(key, 0) for manifest in self.manifests)
+        return sum(store.sources.get(source, {}).get(key, 0) for store in self._stores)
 
 
 def _stores(directories: Sequence[Path | str]) -> list[Store]:
     """The directories, whose manifests must agree on the tokenizer."""
     if not directories:
         raise ValueError(f"data names no directory; give token shards with --data DIR, made by: {COMMAND}")
-    stores = [open_store(directory) for directory in directories]
+    stores = [Store(directory) for directory in directories]
     seen: dict[str, Store] = {}
     made_with = [
-        {key: store.manifest[key] for key in ("vocab_size", "dtype")}
-        | {"tokenizer": store.manifest["tokenizer"]["fingerprint"]}
+        {"vocab_size": store.vocab_size, "dtype": store.dtype, "tokenizer": store.tokenizer_fingerprint}
         for store in stores
     ]
     for store, made in zip(stores, made_with, strict=True):
@@ -282,6 +281,6 @@ def _stores(directories: Sequence[Path | str]) -> list[Store]:
                 f"{store.name} was made with {key} {made[key]}, {stores[0].name} with {made_with[0][key]}; "
                 f"make both with one tokenizer: {COMMAND}"
             )
-        if (other := seen.setdefault(store.manifest["fingerprint"], store)) is not store:
+        if (other := seen.setdefault(store.manifest.fingerprint, store)) is not store:
             raise ValueError(f"{store.name} holds the same shards as {other.name}; name it once")
     return stores

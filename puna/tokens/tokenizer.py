@@ -27,7 +27,6 @@ from puna.tokens.training import MODEL
 from puna.tokens.vocabularies.sentencepiece import SPACE, UNKNOWN, PieceModel, extended
 from puna.tokens.vocabularies.settings import (
     Settings,
-    gguf_settings,
     is_tiktoken,
     puts_bos,
     puts_space_behind_control,
@@ -59,8 +58,10 @@ class Tokenizer:
     def __init__(self, path: Path | str, fast: bool | None = None) -> None:
         self.path = _find(Path(path))
         try:
-            self._model = _read(self.path)
+            self._model, self._own_settings = _read(self.path)
         except ValueError as error:
+            if str(error).startswith(str(self.path)):
+                raise
             raise ValueError(f"{self.path} {error}") from error
         self.fingerprint = hashlib.sha256(self._model.data).hexdigest()
         self.vocab_size: int = self._model.vocab_size
@@ -76,8 +77,8 @@ class Tokenizer:
     def settings(self) -> Settings:
         """What the vocabulary's makers say of its use."""
         model = self._model
-        if _begins(self.path) == b"GGUF":
-            return gguf_settings(self.path)
+        if self._own_settings is not None:
+            return self._own_settings
         if isinstance(model, PieceModel):
             return settings_beside(self.path, adds_bos=True)
         # A vocabulary that we wrote is one that we trained with, and there every document began with BOS.
@@ -298,14 +299,10 @@ def _find(path: Path) -> Path:
     return found
 
 
-def _begins(file: Path) -> bytes:
+def _read(file: Path) -> "tuple[PieceModel | HubModel, Settings | None]":
+    """The model in a file, by what it begins with, and the settings where the file itself holds them."""
     with file.open("rb") as stream:
-        return stream.read(4)
-
-
-def _read(file: Path) -> "PieceModel | HubModel":
-    """The model in a file, by what it begins with."""
-    begins = _begins(file)
+        begins = stream.read(4)
     # Imported here, for most vocabularies need neither.
     if begins == b"GGUF":
         from puna.tokens.vocabularies.gguf import read_gguf
@@ -314,9 +311,9 @@ def _read(file: Path) -> "PieceModel | HubModel":
     if begins.lstrip()[:1] == b"{":
         from puna.tokens.vocabularies.tokenizer_json import read_hub
 
-        return read_hub(file)
+        return read_hub(file), None
     if is_tiktoken(file):
         from puna.tokens.vocabularies.tiktoken import read_tiktoken
 
-        return read_tiktoken(file)
-    return PieceModel(extended(file), puts_space_behind_control(file.parent))
+        return read_tiktoken(file), None
+    return PieceModel(extended(file), puts_space_behind_control(file.parent)), None

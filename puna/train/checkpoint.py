@@ -20,12 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from puna import rundir
 from puna.devices import copy_to_cpu
 from puna.files import atomic_directory, read_json, remove_partials, write_json
 from puna.model.llama import Llama
-from puna.model.weights import WEIGHTS, checkpoint_directories
-
-OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+from puna.rundir import OPTIMIZER, STATE, WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class TrainState:
 
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run, by their step, oldest first."""
-    return [path for path in checkpoint_directories(run) if (path / STATE).is_file()]
+    return [path for path in rundir.checkpoints(run) if (path / STATE).is_file()]
 
 
 def latest(run: Path) -> Path | None:
@@ -105,7 +104,7 @@ class Saver:
             raise error
 
     def _write(self, state: TrainState, weights: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
-        path = self.run / "checkpoints" / f"step-{state.step:06d}"
+        path = rundir.checkpoint(self.run, state.step)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_partials(path.parent)

@@ -22,16 +22,18 @@ from typing import Any
 
 from puna.config import RunConfig
 from puna.devices import DeviceName
-from puna.files import MANIFEST, read_json
+from puna.files import MANIFEST
+from puna.manifest import load_manifest
 from puna.model.llama import Llama
 from puna.model.sizes import train_flops_per_token
 from puna.progress import Bar
+from puna.rundir import METRICS, PROGRESS, SAMPLES
 from puna.train import checkpoint
 from puna.train.checkpoint import TrainState
-from puna.train.metrics import METRICS, SAMPLES, JsonLines, StepLog
+from puna.train.metrics import JsonLines, StepLog
 from puna.train.observe import profiler, trackers
 from puna.train.optim import learning_rate
-from puna.train.rundir import write_manifest
+from puna.train.rundir import write_run_manifest
 from puna.train.setup import open_run, prepare
 from puna.train.step import train_step
 from puna.train.validate import held_out_loss
@@ -74,7 +76,8 @@ def train(
     run = open_run(config, out, device)
     config, mixture, settings = run.config, run.mixture, run.config.train
     if (out / MANIFEST).is_file() and (newest := checkpoint.latest(out)) is not None:
-        return Outcome(checkpoint.read_state(newest), True, read_json(out / MANIFEST)["validation"])
+        validation = load_manifest(out / MANIFEST).details["validation"]
+        return Outcome(checkpoint.read_state(newest), True, validation)
 
     trainer = prepare(run, out)
     model, optimizer, guard, state = trainer.model, trainer.optimizer, trainer.guard, trainer.state
@@ -89,7 +92,7 @@ def train(
         _stop_signals() as stop,
         trackers(out, config) as tracked,
         profiler(out, settings.profile) as profile_step,
-        Bar("train", total_tokens, "tokens", out / "progress.jsonl", state.tokens) as bar,
+        Bar("train", total_tokens, "tokens", out / PROGRESS, state.tokens) as bar,
     ):
 
         def show(record: dict[str, Any]) -> None:
@@ -138,7 +141,7 @@ def train(
 
     if validation is None:  # every step was already done, but the manifest was not written
         validation = held_out_loss(model, mixture, settings.micro_batch, None)
-    write_manifest(out, config, mixture, state, validation, trainer.machine)
+    write_run_manifest(out, config, mixture, state, validation, trainer.machine)
     return Outcome(state, True, validation)
 
 

@@ -23,7 +23,6 @@ from puna.train.step import StepResult
 
 Sink = Callable[[dict[str, Any]], None]
 MOST_SKIPPED = 16  # steps in a row that are not finite: no outliers any more
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 
 
 class JsonLines:

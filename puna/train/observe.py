@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from puna.config import RunConfig, to_dict
+from puna.rundir import TRACE
 
 Tracker = Callable[[dict[str, Any]], None]
 PROFILE_AFTER = 10  # steps: kernels are compiled and caches warm by then
@@ -85,6 +86,6 @@ def profiler(out: Path, steps: int) -> Iterator[Callable[[], None]]:
     with torch.profiler.profile(
         activities=activities,
         schedule=torch.profiler.schedule(wait=PROFILE_AFTER - 2, warmup=2, active=steps, repeat=1),
-        on_trace_ready=lambda profile: profile.export_chrome_trace(str(out / "trace.json")),
+        on_trace_ready=lambda profile: profile.export_chrome_trace(str(out / TRACE)),
     ) as profile:
         yield profile.step

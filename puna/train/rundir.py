@@ -1,4 +1,4 @@
-"""A run directory's own papers: whose run it is, written first; what it was made of, written last."""
+"""Run metadata: config and tokenizer written first, manifest written last."""
 
 import logging
 import shutil
@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from puna.config import CONFIG, RunConfig, from_dict, to_dict
+from puna.config import RunConfig, from_dict, to_dict
 from puna.devices import Machine
-from puna.files import MANIFEST, code_version, fingerprint, read_json, write_json
+from puna.files import code_version, fingerprint, read_json, write_json
+from puna.manifest import Input, Manifest, write_manifest
 from puna.model.sizes import parameters
+from puna.rundir import CONFIG, TOKENIZER
 from puna.tokens.mixture import Mixture
 from puna.train.checkpoint import TrainState, latest, read_state
 from puna.train.metrics import machine_record
@@ -77,7 +79,7 @@ def claim(out: Path, config: RunConfig, mixture: Mixture) -> None:
                 f"the data in {', '.join(config.data)} is not what {newest} was trained on "
                 f"({mixture.fingerprint}, not {data}); restore it, or choose another --out"
             )
-    shutil.copyfile(mixture.tokenizer, out / "tokenizer.model")
+    shutil.copyfile(mixture.tokenizer, out / TOKENIZER)
     if not path.is_file() or read_json(path) != to_dict(config):
         write_json(path, to_dict(config))
 
@@ -92,7 +94,7 @@ def _first_difference(held: dict[str, Any], wanted: dict[str, Any], path: str = 
     return f"{path}{extra} is {held[extra]!r} there"
 
 
-def write_manifest(
+def write_run_manifest(
     out: Path,
     config: RunConfig,
     mixture: Mixture,
@@ -100,25 +102,27 @@ def write_manifest(
     validation: dict[str, Any],
     machine: Machine,
 ) -> None:
-    """Say that the run is finished, and what came of it."""
+    """Write the manifest of a finished run: its data, its result, its machine."""
     newest = latest(out)
     assert newest is not None
-    write_json(
-        out / MANIFEST,
-        {
-            "stage": "run",
-            "fingerprint": fingerprint([decisive(config), mixture.fingerprint]),
-            "config": to_dict(config),
-            "code_version": code_version(),
-            "machine": machine_record(machine),
-            "counts": {"parameters": parameters(config.model), "steps": state.step, "tokens": state.tokens},
-            "mixture": mixture.report(state.step),
-            "validation": validation,
-            "inputs": [
-                {"path": str(path), "fingerprint": manifest["fingerprint"]}
+    write_manifest(
+        out,
+        Manifest(
+            stage="run",
+            fingerprint=fingerprint([decisive(config), mixture.fingerprint]),
+            config=to_dict(config),
+            code_version=code_version("train"),
+            counts={"parameters": parameters(config.model), "steps": state.step, "tokens": state.tokens},
+            inputs=tuple(
+                Input(str(path), stage="shards", fingerprint=manifest.fingerprint)
                 for path, manifest in zip(mixture.directories, mixture.manifests, strict=True)
-            ],
-            "seconds": round(state.seconds, 3),
-            "checkpoint": str(newest.relative_to(out)),
-        },
+            ),
+            seconds=round(state.seconds, 3),
+            details={
+                "machine": machine_record(machine),
+                "mixture": mixture.report(state.step),
+                "validation": validation,
+                "checkpoint": str(newest.relative_to(out)),
+            },
+        ),
     )

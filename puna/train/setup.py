@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 
 from puna import devices
-from puna.config import CONFIG, RunConfig, read_config
+from puna.config import RunConfig, read_config
 from puna.devices import DeviceName, Machine
 from puna.kernels import build, elementwise
 from puna.model.llama import Llama
 from puna.model.weights import load_weights
+from puna.rundir import CONFIG
 from puna.tokens.mixture import Mixture
 from puna.train import checkpoint
 from puna.train.checkpoint import TrainState

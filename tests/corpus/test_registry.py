@@ -11,7 +11,7 @@ from puna.cli import main
 from puna.corpus import registry
 from puna.corpus.clean import clean_source
 from puna.corpus.parquet import read_documents
-from puna.stages.stage import Runs
+from puna.stages.stage import Executor
 
 MODULE = '''
 """Recipes: a line per recipe."""
@@ -70,8 +70,10 @@ def recipes(tmp_path) -> Path:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_registered_source_is_cleaned_like_puna_s_own(installed, recipes, tmp_path, workers, monkeypatch):
     monkeypatch.setattr("puna.stages.stage.SHARD_BYTES", 1)
-    manifest = clean_source("recipes", [recipes], tmp_path / "out", runs=Runs(workers=workers, max_bad=1))
-    assert (manifest["counts"]["kept"], manifest["counts"]["dropped: too short"], manifest["bad"]) == (
+    manifest = clean_source(
+        "recipes", [recipes], tmp_path / "out", executor=Executor(workers=workers, max_bad=1)
+    )
+    assert (manifest.counts["kept"], manifest.counts["dropped: too short"], manifest.damaged) == (
         2,
         2,
         2,

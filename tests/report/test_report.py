@@ -349,7 +349,7 @@ def test_inputs_made_anew_since_the_run_are_not_taken_for_its_own(run):
         manifest = run / path / "manifest.json"
         manifest.write_text(manifest.read_text().replace(mark, "another"))
     words = page_of(run).words
-    said = "what lies there now is another, which is not followed"
+    said = "a different artefact is at this path now; not followed"
     assert f"shards runs/demo/shards/books · fingerprint 54a2d5-books · {said}" in words
     assert f"documents runs/demo/documents/github · fingerprint d0c5-github · {said}" in words
 

@@ -129,7 +129,7 @@ def test_targets_are_the_inputs_one_place_on_and_stay_in_their_source(mixture):
 @pytest.mark.parametrize("source", ["books", "c4", "wikipedia"])
 def test_every_token_is_seen_once_before_any_is_seen_twice(directory, source):
     mixture = Mixture([directory], {source: 1}, seed=3, context=16, batch_sequences=1)
-    tokens = mixture.manifests[0]["sources"][source]["train_tokens"]
+    tokens = mixture.manifests[0].details["sources"][source]["train_tokens"]
     windows = -(-(tokens - 1) // 16)
     first = {"books": 0, "c4": 10_000, "wikipedia": 20_000}[source]
     orders = []

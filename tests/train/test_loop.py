@@ -16,6 +16,7 @@ import torch
 
 from puna.config import RunConfig, read_config
 from puna.files import read_json, read_json_lines, write_json
+from puna.manifest import Input, load_manifest
 from puna.model.llama import Llama
 from puna.model.weights import newest_weights
 from puna.recipes import recipe
@@ -79,14 +80,13 @@ def test_the_model_learns(undisturbed):
 
 
 def test_a_run_tells_what_it_was_made_of(undisturbed, shards):
-    manifest = read_json(undisturbed / "manifest.json")
-    assert manifest["stage"] == "run"
-    assert manifest["inputs"] == [
-        {"path": str(shards), "fingerprint": read_json(shards / "manifest.json")["fingerprint"]}
-    ]
-    assert manifest["counts"]["steps"] == STEPS
-    assert {row["source"] for row in manifest["mixture"]} == {"books", "github"}
-    assert sum(row["tokens"] for row in manifest["mixture"]) == manifest["counts"]["tokens"]
+    manifest = load_manifest(undisturbed / "manifest.json")
+    assert manifest.stage == "run"
+    mark = load_manifest(shards / "manifest.json").fingerprint
+    assert manifest.inputs == (Input(str(shards), stage="shards", fingerprint=mark),)
+    assert manifest.counts["steps"] == STEPS
+    assert {row["source"] for row in manifest.details["mixture"]} == {"books", "github"}
+    assert sum(row["tokens"] for row in manifest.details["mixture"]) == manifest.counts["tokens"]
 
 
 def test_metrics_hold_the_loss_of_each_source(undisturbed):

@@ -31,7 +31,7 @@ def test_auto_is_resolved_once_and_kept_where_a_run_is_resumed(shards, tmp_path,
     assert train(tiny(shards), run).finished
     assert read_json(run / "config.json")["train"]["precision"] == "fp32"
     assert f"cpu, {devices.cpu_name()}, 1 thread, fp32 (bf16 is " in capsys.readouterr().err
-    machine = read_json(run / "manifest.json")["machine"]
+    machine = read_json(run / "manifest.json")["details"]["machine"]
     assert (machine["device"], machine["precision"], machine["threads"]) == ("cpu", "fp32", 1)
     assert machine["matrix_gflops"] > 0
 

@@ -37,7 +37,8 @@ from puna.corpus.document import DamagedRecord, Document, Drop
 from puna.corpus.parquet import ShardWriter, read_documents
 from puna.corpus.pipeline import Pipeline, number_of, unique_names
 from puna.files import atomic_file, read_json, write_json
-from puna.stages.stage import Runs, Shard
+from puna.manifest import Manifest
+from puna.stages.stage import Executor, Shard
 
 PATTERNS: tuple[str, ...] = ("*.txt",)
 
@@ -152,20 +153,20 @@ def clean(book: Book, options: Options = Options()) -> Document | Drop:
 _ROW_BITS = 32
 
 
-def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) -> dict[str, Any]:
+def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Executor) -> Manifest:
     """Run every step; returns the last one's manifest, whose counts are those of all steps."""
     config = {"source": "books", "options": asdict(options)}
-    steps = Pipeline("books", inputs, out, runs)
+    steps = Pipeline("books", inputs, out, executor)
     n_ranges = steps.n_ranges
     names = unique_names(inputs, lambda path: path.with_suffix(""))
-    clean_books = partial(write_books, options, names, n_ranges, runs.keep_dropped)
+    clean_books = partial(write_books, options, names, n_ranges, executor.keep_dropped)
     steps.map("books", "clean books", clean_books, {**config, "ranges": n_ranges})
     books = steps.files("books", "")
     steps.reduce("pairs", "compare sketches", partial(write_pairs, books, n_ranges), config)
     pairs = steps.files("pairs", ".ranges")
     steps.reduce("overlaps", "compare books", partial(write_overlaps, books, pairs), config)
     overlaps = steps.files("overlaps", ".overlaps.json")
-    kept = partial(write_kept, options, books, overlaps, runs.keep_dropped)
+    kept = partial(write_kept, options, books, overlaps, executor.keep_dropped)
     return steps.documents("remove books within books", kept, config, over="books")
 
 

@@ -39,7 +39,8 @@ from puna.corpus.pipeline import Pipeline, by_size, number_of
 from puna.corpus.web import pages
 from puna.corpus.web.language import language_of
 from puna.corpus.web.pages import Page, page_text
-from puna.stages.stage import Runs, Shard
+from puna.manifest import Manifest
+from puna.stages.stage import Executor, Shard
 
 PATTERNS = pages.PATTERNS
 FIELDS = [("key", "<u8"), ("page", "<u8"), ("order", "<u8")]  # of one key, the smallest page keeps it
@@ -235,12 +236,12 @@ def without_units(text: str, removed: Sequence[int], options: Options) -> str | 
 # ---- the steps -----------------------------------------------------------------------------------
 
 
-def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) -> dict[str, Any]:
+def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Executor) -> Manifest:
     """Run every step; returns the last one's manifest, whose counts are those of all steps."""
     path = options.bad_words
     words = {"bad_words": bad_words(path).fingerprint} if path is not None else {}
     config: dict[str, Any] = {"source": "c4", "options": {**asdict(options), **words}}
-    steps, keep = Pipeline("c4", inputs, out, runs), runs.keep_dropped
+    steps, keep = Pipeline("c4", inputs, out, executor), executor.keep_dropped
     if not options.deduplicate:
         return steps.documents("clean c4", partial(write_pages, options, 0, keep), config)
 

@@ -14,7 +14,6 @@ No piece crosses a space, so each word is cut into pieces by itself, and a word 
 import io
 import math
 import re
-import shutil
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -27,21 +26,18 @@ import numpy as np
 import sentencepiece
 from numpy.typing import ArrayLike
 
-from puna.corpus.finished import Finished, as_inputs, find_finished, trained_before
+from puna.corpus.finished import Finished, as_inputs, find_finished
 from puna.corpus.ngram.counts import SPECIALS
 from puna.corpus.ngram.kneser_ney import FALLBACK, train_kneser_ney
 from puna.files import (
     MANIFEST,
     atomic_file,
-    cache_dir,
     code_version,
     fingerprint,
-    is_remote,
-    read_manifest,
+    local_copy,
     remove_partials,
-    sha256_file,
-    write_json,
 )
+from puna.manifest import Manifest, Output, read_manifest, trained_before, write_manifest
 from puna.progress import Bar
 
 PIECES, ARPA = "sentencepiece.model", "model.arpa"
@@ -106,7 +102,7 @@ def train_language_model(
     whole: bool = False,
     discount_fallback: bool = False,
     memory: int = 1 << 30,
-) -> dict[str, Any]:
+) -> Manifest:
     """Train a language model on the documents' opening texts, write it into `out`, return the manifest.
 
     The first `max_documents` are taken, in the order of the directories and their files. A text that cannot
@@ -147,26 +143,21 @@ def train_language_model(
     finally:
         lines.unlink(missing_ok=True)
 
-    outputs: list[dict[str, Any]] = [
-        {"path": name, "bytes": (out / name).stat().st_size, "sha256": sha256_file(out / name)}
-        for name in (PIECES, ARPA)
-    ]
-    inputs = as_inputs(found)
-    digests = [item["sha256"] for item in outputs]
-    manifest = {
-        "stage": _STAGE,
-        "fingerprint": fingerprint([_STAGE, config, [item["fingerprint"] for item in inputs], digests]),
-        "config": config,
-        "code_version": code_version(),
-        "counts": {**counts, "pieces": len(pieces.names), "tokens": model["tokens"]},
-        "ngrams": model["ngrams"],
-        "discounts": model["discounts"],
-        "bytes": sum(item["bytes"] for item in outputs),
-        "seconds": round(time.monotonic() - started, 3),
-        "inputs": inputs,
-        "outputs": outputs,
-    }
-    write_json(out / MANIFEST, manifest)
+    outputs = tuple(Output.file(out / name) for name in (PIECES, ARPA))
+    digests = [item.sha256 for item in outputs]
+    manifest = Manifest(
+        stage=_STAGE,
+        fingerprint=fingerprint([_STAGE, config, [item.fingerprint for item in inputs], digests]),
+        config=config,
+        code_version=code_version("corpus"),
+        counts={**counts, "pieces": len(pieces.names), "tokens": model["tokens"]},
+        inputs=inputs,
+        outputs=outputs,
+        bytes=sum(item.bytes for item in outputs),
+        seconds=round(time.monotonic() - started, 3),
+        details={"ngrams": model["ngrams"], "discounts": model["discounts"]},
+    )
+    write_manifest(out, manifest)
     return manifest
 
 
@@ -323,28 +314,12 @@ def load_language_model(directory: Path) -> LanguageModel:
         ValueError: no finished language model, or a file that cannot be read.
     """
     manifest = read_manifest(directory, _STAGE, _COMMAND)
-    if is_remote(directory):
-        directory = _copied(directory, manifest)
+    digests = {item.path: item.sha256 for item in manifest.outputs}
     try:
-        return LanguageModel(directory / PIECES, directory / ARPA, manifest["fingerprint"])
+        pieces, arpa = (local_copy(directory / name, digests[name]) for name in (PIECES, ARPA))
+        return LanguageModel(pieces, arpa, manifest.fingerprint)
     except OSError as error:
         raise ValueError(f"{directory} cannot be read ({error}); make it again with: {_COMMAND}") from error
-
-
-def _copied(directory: Path, manifest: dict[str, Any]) -> Path:
-    """The model's files from object storage in this machine's cache, under their fingerprint."""
-    here = cache_dir() / "language-models" / manifest["fingerprint"]
-    for item in manifest["outputs"]:
-        path = here / item["path"]
-        if path.is_file() and path.stat().st_size == item["bytes"]:
-            continue
-        with (
-            atomic_file(path) as temporary,
-            (directory / item["path"]).open("rb") as source,
-            temporary.open("wb") as copy,
-        ):
-            shutil.copyfileobj(source, copy)
-    return here
 
 
 def bucket_bounds(perplexities: ArrayLike) -> tuple[float, float]:

@@ -29,7 +29,8 @@ from puna.corpus.web import pages
 from puna.corpus.web.language import language_of
 from puna.corpus.web.pages import Page, page_text
 from puna.files import atomic_file, to_path
-from puna.stages.stage import Runs, Shard
+from puna.manifest import Manifest
+from puna.stages.stage import Executor, Shard
 
 PATTERNS = pages.PATTERNS
 BUCKETS = ("head", "middle", "tail")
@@ -131,10 +132,10 @@ def _classifier(directory: str) -> Any:
 # ---- the steps -----------------------------------------------------------------------------------
 
 
-def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) -> dict[str, Any]:
+def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Executor) -> Manifest:
     """Run every step; returns the last one's manifest, whose counts are those of all steps."""
     config = {"source": "commoncrawl", "options": _in_words(options)}
-    steps, keep = Pipeline("commoncrawl", inputs, out, runs), runs.keep_dropped
+    steps, keep = Pipeline("commoncrawl", inputs, out, executor), executor.keep_dropped
     n_ranges, over = steps.n_ranges, None
     places: tuple[Path, ...] = ()
     if options.deduplicate:

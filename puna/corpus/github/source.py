@@ -47,7 +47,8 @@ from puna.corpus.github.projects import (
 )
 from puna.corpus.parquet import ShardWriter
 from puna.corpus.pipeline import Pipeline, number_of
-from puna.stages.stage import Runs, Shard
+from puna.manifest import Manifest
+from puna.stages.stage import Executor, Shard
 
 _EXPORTS = ("*.json", "*.jsonl", "*.json.gz", "*.jsonl.gz")
 PATTERNS: tuple[str, ...] = (*ARCHIVES, *_EXPORTS)
@@ -202,10 +203,10 @@ _FIELDS = [("key", "<u8"), ("first", "<u8"), ("order", "<u8")]
 _BATCH = 4096
 
 
-def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) -> dict[str, Any]:
+def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Executor) -> Manifest:
     """Run every step; returns the last one's manifest, whose counts are those of all steps."""
     config: dict[str, Any] = {"source": "github", "options": asdict(options)}
-    steps = Pipeline("github", inputs, out, runs)
+    steps = Pipeline("github", inputs, out, executor)
     repeated: tuple[Path, ...] = ()
     if options.deduplicate:
         held = {"source": "github", "ranges": steps.n_ranges}
@@ -213,7 +214,7 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) ->
         digests = steps.files("digests", ".ranges")
         steps.reduce("duplicates", "compare files", partial(write_duplicates, digests), held)
         repeated = steps.files("duplicates", ".npy")
-    write = partial(write_cleaned, options, repeated, runs.keep_dropped)
+    write = partial(write_cleaned, options, repeated, executor.keep_dropped)
     return steps.documents("clean github", write, config)
 
 

@@ -32,7 +32,8 @@ from puna.corpus.document import DamagedRecord, Document, Drop
 from puna.corpus.json_lines import Line, read_json_lines
 from puna.corpus.parquet import ShardWriter
 from puna.corpus.pipeline import Pipeline, by_size, number_of, unique_names
-from puna.stages.stage import Runs, Shard
+from puna.manifest import Manifest
+from puna.stages.stage import Executor, Shard
 
 _PACKED = ("", ".gz", ".bz2", ".zst")
 PATTERNS: tuple[str, ...] = (
@@ -143,10 +144,10 @@ def clean(row: Row, options: Options = Options()) -> Document | Drop:
 # ---- the steps ------------------------------------------------------------------------------------
 
 
-def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) -> dict[str, Any]:
+def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Executor) -> Manifest:
     """Run every step; returns the last one's manifest."""
     config = {"source": options.source, "options": asdict(options)}
-    steps = Pipeline(options.source, inputs, out, runs)
+    steps = Pipeline(options.source, inputs, out, executor)
     repeated: tuple[Path, ...] = ()
     if options.id_field:
         steps.map("ids", "read ids", partial(write_ids, options, steps.n_ranges), config)
@@ -154,7 +155,7 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) ->
         steps.reduce("repeated", "compare ids", partial(write_losers, ids), config)
         repeated = steps.files("repeated", ".npy")
     names = unique_names(inputs)
-    write = partial(write_documents, options, names, repeated, runs.keep_dropped)
+    write = partial(write_documents, options, names, repeated, executor.keep_dropped)
     return steps.documents(f"write {options.source}", write, config)
 
 

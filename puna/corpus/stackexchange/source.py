@@ -30,7 +30,8 @@ from puna.corpus.pipeline import Pipeline
 from puna.corpus.stackexchange.html import text_of
 from puna.corpus.stackexchange.posts import ANSWER, QUESTION, Post, read_posts
 from puna.files import atomic_file
-from puna.stages.stage import Runs, Shard
+from puna.manifest import Manifest
+from puna.stages.stage import Executor, Shard
 
 PATTERNS: tuple[str, ...] = ("Posts.xml", "*.7z")
 
@@ -127,7 +128,7 @@ def site_of(path: Path) -> str:
 # ---- the two steps --------------------------------------------------------------------------------
 
 
-def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) -> dict[str, Any]:
+def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Executor) -> Manifest:
     """Posts by range of their question, then documents. Returns the manifest of the documents.
 
     Raises:
@@ -138,18 +139,18 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) ->
         raise ValueError(
             "only archives of other tables were given; StackExchange needs Posts.xml or -Posts.7z"
         )
-    steps = Pipeline("stackexchange", dumps, out, runs)
+    steps = Pipeline("stackexchange", dumps, out, executor)
     held = {"source": "stackexchange", "ids_per_range": IDS_PER_RANGE}
     shards = [Shard(f"{place:05d}", (path,)) for place, path in enumerate(dumps)]
     spilled = steps.map("posts", "read stackexchange", spill_posts, held, shards=shards, finish=_sites)
     spills = out / "steps" / "posts"
-    sites: dict[str, dict[str, Any]] = spilled["sites"]
+    sites: dict[str, dict[str, Any]] = spilled.details["sites"]
     largest = sorted(sites, key=lambda site: (-sites[site]["posts"], site))
     kept, left_out = largest[: options.sites], largest[options.sites :]
     ranges = [Shard(f"{site}-{number:06d}", ()) for site in sorted(kept) for number in sites[site]["ranges"]]
     files = {site: [spills / name for name in sites[site]["files"]] for site in kept}
     config = {"source": "stackexchange", "options": asdict(options)}
-    join = partial(join_range, options, files, keep_dropped=runs.keep_dropped)
+    join = partial(join_range, options, files, keep_dropped=executor.keep_dropped)
     finish = partial(_finish, spilled, left_out)
     return steps.documents("clean stackexchange", join, config, shards=ranges, finish=finish)
 
@@ -165,16 +166,16 @@ def _sites(records: list[dict[str, Any]]) -> dict[str, Any]:
     return {"sites": sites}
 
 
-def _finish(spilled: dict[str, Any], left_out: list[str], records: list[dict[str, Any]]) -> dict[str, Any]:
+def _finish(spilled: Manifest, left_out: list[str], records: list[dict[str, Any]]) -> dict[str, Any]:
     """Refuse a corpus without documents, and add what the first step dropped and found damaged."""
     require_documents("stackexchange", records)
-    posts = {site: found["posts"] for site, found in spilled["sites"].items()}
+    posts = {site: found["posts"] for site, found in spilled.details["sites"].items()}
     counts = sum((Counter(record["counts"]) for record in records), Counter())
-    counts.update({reason: n for reason, n in spilled["counts"].items() if reason.startswith("dropped: ")})
+    counts.update({reason: n for reason, n in spilled.counts.items() if reason.startswith("dropped: ")})
     return {
         "counts": dict(sorted(counts.items())),
-        "bad": spilled["bad"],
-        "posts": spilled["counts"]["posts"],
+        "damaged": spilled.damaged,
+        "posts": spilled.counts["posts"],
         "sites": {site: posts[site] for site in sorted(posts) if site not in left_out},
         "sites_left_out": {site: posts[site] for site in sorted(left_out)},
     }

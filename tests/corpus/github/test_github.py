@@ -17,7 +17,7 @@ from puna.corpus.github.licence_texts import TEXTS
 from puna.corpus.github.source import Options, SourceFile, clean, read
 from puna.corpus.parquet import read_documents
 from puna.fetch.package_index import Package, fetch_packages
-from puna.stages.stage import Runs
+from puna.stages.stage import Executor
 from tests.corpus.killed import run_killed
 
 CODE = '"""Counts llamas."""\n\n\ndef count(herd):\n    return len(herd)\n'
@@ -461,9 +461,9 @@ def test_unpacked_projects_are_read_as_their_archives_are(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     wheel(raw / "flock-1.0-py3-none-any.whl", {"e.py": CODE + "# e\n"})
-    manifest = clean_source("github", [raw], tmp_path / "out", runs=Runs(workers=1))
+    manifest = clean_source("github", [raw], tmp_path / "out", executor=Executor(workers=1))
     assert set(kept(tmp_path / "out")) == {"herd/src/a.py", "flock-1.0/e.py"}
-    assert manifest["counts"]["dropped: licence not permitted"] >= 3
+    assert manifest.counts["dropped: licence not permitted"] >= 3
 
 
 def export(path: Path, records: list[dict]) -> Path:
@@ -571,13 +571,13 @@ def forks(tmp_path) -> Path:
 
 
 def test_a_content_is_kept_once_whatever_the_order_and_the_shards(forks, tmp_path, monkeypatch):
-    manifest = clean_source("github", [forks], tmp_path / "one", runs=Runs(workers=1))
-    assert manifest["counts"]["kept"] == 7 and manifest["counts"]["dropped: duplicate"] == 11
+    manifest = clean_source("github", [forks], tmp_path / "one", executor=Executor(workers=1))
+    assert manifest.counts["kept"] == 7 and manifest.counts["dropped: duplicate"] == 11
     monkeypatch.setattr("puna.stages.stage.plan_shards.__defaults__", (1,))
     files = sorted(forks.iterdir(), reverse=True)
-    again = clean_source("github", files, tmp_path / "many", runs=Runs(workers=2))
+    again = clean_source("github", files, tmp_path / "many", executor=Executor(workers=2))
     assert len(list((tmp_path / "many").glob("0*.parquet"))) == 7
-    assert kept(tmp_path / "one") == kept(tmp_path / "many") and again["counts"] == manifest["counts"]
+    assert kept(tmp_path / "one") == kept(tmp_path / "many") and again.counts == manifest.counts
     ids = set(kept(tmp_path / "one"))
     assert {f"herd-{number}/own{number}.py" for number in range(6)} < ids and "gpl-1/only.py" not in ids
 
@@ -585,31 +585,33 @@ def test_a_content_is_kept_once_whatever_the_order_and_the_shards(forks, tmp_pat
 def test_the_digest_is_of_the_original_and_not_of_the_cleaned(tmp_path):
     files = {"LICENSE": MIT, "a.py": HEADER + CODE, "b.py": CODE, "c.py": HEADER + CODE}
     sdist(tmp_path / "herd-1.0.tar.gz", files)
-    manifest = clean_source("github", [tmp_path / "herd-1.0.tar.gz"], tmp_path / "out", runs=Runs(workers=1))
-    assert manifest["counts"]["kept"] == 2 and manifest["counts"]["dropped: duplicate"] == 1
+    manifest = clean_source(
+        "github", [tmp_path / "herd-1.0.tar.gz"], tmp_path / "out", executor=Executor(workers=1)
+    )
+    assert manifest.counts["kept"] == 2 and manifest.counts["dropped: duplicate"] == 1
     whole = clean_source(
         "github",
         [tmp_path / "herd-1.0.tar.gz"],
         tmp_path / "all",
         Options(deduplicate=False),
-        Runs(workers=1),
+        Executor(workers=1),
     )
-    assert whole["counts"]["kept"] == 3
+    assert whole.counts["kept"] == 3
 
 
 def test_damage_is_counted_once_though_files_are_read_twice(forks, tmp_path):
     path = forks / "herd-3.tar.gz"
     path.write_bytes(path.read_bytes()[:-12])
-    manifest = clean_source("github", [forks], tmp_path / "out", runs=Runs(workers=1, max_bad=0.5))
-    assert manifest["bad"] == 1
+    manifest = clean_source("github", [forks], tmp_path / "out", executor=Executor(workers=1, max_bad=0.5))
+    assert manifest.damaged == 1
 
 
 @pytest.mark.parametrize("step", ["duplicates", "."])
 def test_a_run_that_is_killed_in_any_step_ends_with_the_same_documents(forks, tmp_path, step):
     out = tmp_path / "out"
     run_killed("github", forks, out, step)
-    clean_source("github", [forks], out, runs=Runs(workers=1))
-    clean_source("github", [forks], tmp_path / "undisturbed", runs=Runs(workers=1))
+    clean_source("github", [forks], out, executor=Executor(workers=1))
+    clean_source("github", [forks], tmp_path / "undisturbed", executor=Executor(workers=1))
     assert (out / "00000.parquet").read_bytes() == (tmp_path / "undisturbed" / "00000.parquet").read_bytes()
 
 

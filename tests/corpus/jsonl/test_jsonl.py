@@ -15,11 +15,11 @@ from puna.corpus.clean import clean_source
 from puna.corpus.document import DamagedRecord
 from puna.corpus.jsonl.source import Options, read
 from puna.corpus.parquet import read_documents
-from puna.stages.stage import Runs
+from puna.stages.stage import Executor
 from puna.tokens.mixture import Mixture
 from tests.conftest import sentences
 
-ONE = Runs(workers=1, max_bad=1.0)
+ONE = Executor(workers=1, max_bad=1.0)
 PACKERS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".zst": pa.Codec("zstd").compress}
 
 
@@ -42,7 +42,7 @@ def test_each_line_is_a_document_however_the_file_is_compressed(tmp_path, suffix
     path.write_bytes(PACKERS[suffix](b'{"text": "Llamas hum."}\n\n{"text": "Salt n\xc3\xa9e."}'))
     manifest = clean_source("jsonl", [tmp_path], tmp_path / "out", Options(source="notes"), ONE)
     assert kept(tmp_path / "out") == {f"{path.name}:1": "Llamas hum.", f"{path.name}:3": "Salt née."}
-    assert manifest["config"]["source"] == "notes" and manifest["bad"] == 0
+    assert manifest.config["source"] == "notes" and manifest.damaged == 0
 
 
 def test_each_damaged_line_is_named_with_its_file_line_and_reason(tmp_path):
@@ -61,7 +61,7 @@ def test_each_damaged_line_is_named_with_its_file_line_and_reason(tmp_path):
     path = tmp_path / "notes.jsonl"
     path.write_bytes(b"\n".join(line for line, _ in lines))
     manifest = clean_source("jsonl", [path], tmp_path / "out", Options(id_field="id"), ONE)
-    assert (manifest["bad"], manifest["counts"]["kept"], manifest["counts"]["dropped: empty"]) == (8, 1, 1)
+    assert (manifest.damaged, manifest.counts["kept"], manifest.counts["dropped: empty"]) == (8, 1, 1)
     listed = (tmp_path / "out" / "00000.bad.jsonl").read_text(encoding="utf-8").splitlines()
     wanted = [(number, reason) for number, (_, reason) in enumerate(lines, 1) if reason]
     for found, (number, reason) in zip(map(json.loads, listed), wanted, strict=True):
@@ -87,7 +87,7 @@ def test_parquet_with_a_text_column(tmp_path):
     manifest = clean_source(
         "jsonl", [path], tmp_path / "out", Options(text_field="body", id_field="number"), ONE
     )
-    assert kept(tmp_path / "out") == {"7": "one", "9": "three"} and manifest["bad"] == 1
+    assert kept(tmp_path / "out") == {"7": "one", "9": "three"} and manifest.damaged == 1
     (bad,) = read(path)
     assert isinstance(bad, DamagedRecord) and "no column 'text'; it has body, number" in bad.reason
     path.write_bytes(path.read_bytes()[:-9])
@@ -111,7 +111,7 @@ def test_ids_are_unique_over_the_corpus_whatever_the_files_say(tmp_path, workers
         records = [{"text": f"{folder}{number}", "id": number // 2} for number in range(4)]
         write_lines(tmp_path / folder / "x.jsonl", [*records, {"text": f"{folder} without"}])
     out = tmp_path / "out"
-    clean_source("jsonl", [tmp_path], out, Options(id_field="id"), Runs(workers=workers))
+    clean_source("jsonl", [tmp_path], out, Options(id_field="id"), Executor(workers=workers))
     assert kept(out) == {
         **{"0": "a0", "a/x.jsonl:2": "a1", "1": "a2", "a/x.jsonl:4": "a3", "a/x.jsonl:5": "a without"},
         **{f"b/x.jsonl:{line}": text for line, text in enumerate(["b0", "b1", "b2", "b3", "b without"], 1)},
