@@ -395,31 +395,15 @@ def test_metadata_permits_only_what_all_of_it_permits(tmp_path, metadata, permit
 # ---- other archives, exports, folders
 
 
-class Pipe(io.BytesIO):
-    """Written from beginning to end, as a zip on its way through a pipe is."""
-
-    def tell(self) -> int:
-        raise OSError
-
-    def seekable(self) -> bool:
-        return False
-
-
-def test_a_zip_without_its_directory_gives_what_is_whole(tmp_path):
+def test_a_zip_without_its_directory_is_damaged_as_a_whole(tmp_path):
     path = tmp_path / "herd-1.0.zip"
-    files = {"LICENSE": MIT, "a.py": CODE, "b.py": CODE * 900, "c.py": CODE + "# c\n"}
-    for target in io.BytesIO(), Pipe():  # with sizes before the data; and after it, where one cannot go back
-        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, text in files.items():
-                archive.writestr(f"herd-1.0/{name}", text)
-        whole = target.getvalue()
-        path.write_bytes(whole[: whole.index(b"PK\x01\x02") + 10])
-        documents, _, bad = results(path)
-        assert set(documents) == {"a.py", "b.py", "c.py"} and len(bad) == 1
-        assert documents["b.py"].text == CODE * 900
-        path.write_bytes(whole[: whole.index(b"herd-1.0/c.py") + 30])
-        documents, _, bad = results(path)
-        assert set(documents) == {"a.py", "b.py"} and len(bad) == 1
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in {"LICENSE": MIT, "a.py": CODE}.items():
+            archive.writestr(f"herd-1.0/{name}", text)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"PK\x01\x02") + 10])
+    documents, _, (bad,) = results(path)
+    assert not documents and bad.file == str(path) and "damaged" in bad.reason
 
 
 def test_a_folder_with_another_licence_gives_nothing(tmp_path):
