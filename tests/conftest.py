@@ -1,10 +1,13 @@
 """A small corpus of our own, cleaned, tokenized and sharded once for all tests that train on it."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from puna.config import RunConfig
 from puna.corpus.document import Document
 from puna.corpus.parquet import write_documents
 from puna.files import fingerprint
@@ -51,6 +54,13 @@ def write_corpus(directory: Path, source: str, texts: list[str]) -> Path:
     )
     write_manifest(directory, manifest)
     return directory
+
+
+def changed(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
+    """A configuration with some fields changed: changed(config, schedule={"steps": 3}, save={"keep": 1})."""
+    return replace(
+        config, **{name: replace(getattr(config, name), **fields) for name, fields in sections.items()}
+    )
 
 
 @pytest.fixture(scope="session")

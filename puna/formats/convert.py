@@ -15,18 +15,21 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Literal, get_args
 
 import torch
 
+from puna.extras import require
 from puna.files import atomic_directory, atomic_file, code_version, fingerprint, sha256_file
-from puna.formats import gguf_files, huggingface, meta, native
+from puna.formats import huggingface, meta, native
 from puna.manifest import Input, Manifest, Output, write_manifest
 from puna.model.parts import Part, Source, parts
 from puna.progress import Bar
 from puna.rundir import WEIGHTS
 
 Format = Literal["puna", "hf", "meta", "gguf"]
+Quantised = Literal["q8_0", "q4_0"]
 Precision = Literal["fp32", "bf16", "fp16", "q8_0", "q4_0"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -42,7 +45,7 @@ def format_of(path: Path) -> Format:
     if path.is_file():
         if path.suffix == ".gguf":
             return "gguf"
-        raise ValueError(f"{path} is a file, but not a .gguf; of the other formats give the directory")
+        raise ValueError(f"{path} is not a .gguf file; for other formats pass the directory")
     if (path / meta.PARAMS).is_file():
         return "meta"
     if native.is_native(path):
@@ -60,15 +63,25 @@ def open_source(path: Path) -> tuple[Format, Source]:
 
     Raises:
         ValueError: naming the file and what is wrong with it.
+        MissingExtra: a GGUF file needs the extra `convert`.
     """
     kind = format_of(path)
+    if kind == "gguf":
+        return kind, _gguf_files().GGUFSource(path)
     openers: dict[Format, Callable[[Path], Source]] = {
         "puna": native.NativeSource,
         "hf": huggingface.HuggingFaceSource,
         "meta": meta.MetaSource,
-        "gguf": gguf_files.GGUFSource,
     }
     return kind, openers[kind](path)
+
+
+def _gguf_files() -> ModuleType:
+    """The module of GGUF, which needs a package that the other formats do without."""
+    require("gguf")
+    from puna.formats import gguf_files
+
+    return gguf_files
 
 
 def convert(
@@ -128,7 +141,7 @@ def convert(
 
         if to == "gguf":
             with atomic_file(dst) as file:
-                gguf_files.write_gguf(source, file, precision, advance, dst.stem)
+                _gguf_files().write_gguf(source, file, precision, advance, dst.stem)
             return manifest([dst])
         assert not isinstance(precision, str)
         with atomic_directory(dst) as folder:
@@ -146,7 +159,7 @@ def convert(
             return result
 
 
-def _precision(dtype: Precision | None, to: Format) -> torch.dtype | gguf_files.Quantised | None:
+def _precision(dtype: Precision | None, to: Format) -> torch.dtype | Quantised | None:
     if dtype is None or dtype in _DTYPES:
         return None if dtype is None else _DTYPES[dtype]
     if dtype not in get_args(Precision):

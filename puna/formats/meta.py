@@ -29,12 +29,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from puna.config import ModelConfig
+from puna.config import ModelConfig, RopeScaling
 from puna.files import read_object, write_json
 from puna.formats.fields import Fields
 from puna.formats.torch_zip import TorchZipWriter
 from puna.model.parts import (
     FLOATS,
+    SPLIT_AXIS,
     Part,
     Source,
     cast,
@@ -64,8 +65,6 @@ NAMES = {
     "norm": "norm.weight",
     "output": "output.weight",
 }
-# The axis along which a role is split; those not named are whole in every part.
-AXIS = {"wq": 0, "wk": 0, "wv": 0, "w1": 0, "w3": 0, "output": 0, "wo": 1, "w2": 1, "embedding": 1}
 _KNOWN = {
     "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier",
     "norm_eps", "rope_theta", "use_scaled_rope", "rope_scaling_factor", "rope_high_freq_factor",
@@ -98,7 +97,7 @@ class MetaSource:
         self._dtypes = {name: tensor.dtype for name, tensor in held[0].items()}
         # Llama 3 splits the embedding by rows, LLaMA 1 and 2 by columns.
         by_rows = held[0][NAMES["embedding"]].shape[1] == self.config.dim
-        self._axis = AXIS | {"embedding": 0 if by_rows else 1}
+        self._axis = SPLIT_AXIS | {"embedding": 0 if by_rows else 1}
         for path, tensors in zip(self._files, held, strict=True):
             wanted = ((part.name(NAMES), self._shape(part)) for part in parts(self.config))
             shapes = {name: tuple(t.shape) for name, t in tensors.items() if not name.endswith("rope.freqs")}
@@ -122,11 +121,11 @@ class MetaSource:
         if not fields.flag("use_scaled_rope"):
             return config
         # Llama 3.1 slows by 8. The small models of 3.2, which alone are tied, by 32, and say so nowhere.
-        return replace(
-            config,
-            rope_factor=fields.number("rope_scaling_factor", 32.0 if tied else 8.0),
-            rope_high_freq_factor=fields.number("rope_high_freq_factor", 4.0),
+        scaling = RopeScaling(
+            factor=fields.number("rope_scaling_factor", 32.0 if tied else 8.0),
+            high_freq_factor=fields.number("rope_high_freq_factor", 4.0),
         )
+        return replace(config, rope_scaling=scaling)
 
     def dtype(self, part: Part) -> torch.dtype:
         """The precision that `read` gives."""
@@ -258,7 +257,7 @@ def write_meta(
             # Meta's files always have an output, a tied model's is its embedding.
             also = ["output"] if config.tied_embeddings and part.role == "embedding" else []
             for role in [part.role, *also]:
-                axis = AXIS.get(role)
+                axis = SPLIT_AXIS.get(role)
                 pieces = [tensor] * count if axis is None else tensor.chunk(count, axis)
                 for file, piece in zip(files, pieces, strict=True):
                     file.write(NAMES[role].format(layer=part.layer), piece)
@@ -293,7 +292,7 @@ def params_values(config: ModelConfig) -> dict[str, Any]:
     if scaling is not None:
         if (scaling.low_freq_factor, scaling.original_context) != (1, 8192):
             raise ValueError(
-                "params.json has no field for model.rope_low_freq_factor and model.rope_original_context, "
+                "params.json has no field for model.rope_scaling.low_freq_factor and .original_context, "
                 f"which are {scaling.low_freq_factor:g} and {scaling.original_context}, not 1 and 8192; "
                 "convert to hf or gguf"
             )

@@ -62,7 +62,7 @@ class Run:
 
     def tokens_at(self, step: int) -> int:
         """Tokens seen by the end of a step, from its record, or by the batch size where it has none."""
-        tokens: int = self._tokens.get(step, step * self.config.train.batch_tokens)
+        tokens: int = self._tokens.get(step, step * self.config.schedule.batch_tokens)
         return tokens
 
     @cached_property
@@ -91,7 +91,7 @@ def read_run(run: Path) -> Run:
         path=run,
         config=config,
         manifest=manifest,
-        train=[{"tokens": one["step"] * config.train.batch_tokens, **one} for one in train],
+        train=[{"tokens": one["step"] * config.schedule.batch_tokens, **one} for one in train],
         validations=_by_step(record for record in records if record.get("kind") == "validation"),
         samples=_read_lines(run / SAMPLES, ("step", "prompt", "text")),
         lineage=read_lineage(run, manifest, config.data),

@@ -13,6 +13,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from puna.extras import require
+
 T = TypeVar("T")
 RETRIES = 3  # for a Ray task whose worker or machine was lost
 
@@ -64,15 +66,13 @@ def run_on_ray(
     machine: a shared disk, or object storage.
 
     Raises:
-        ValueError: when Ray is not installed, or the cluster does not answer.
+        MissingExtra: when Ray is not installed.
+        ValueError: when the cluster does not answer.
         ChildProcessError: when a task's worker died on every attempt.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise ValueError(
-            "--engine ray needs Ray; install it with: pip install 'puna[distributed]'"
-        ) from error
+    require("ray")
+    import ray
+
     begun = not ray.is_initialized()
     if begun:
         _connect(ray, address)

@@ -1,4 +1,4 @@
-"""Run metadata: config and tokenizer written first, manifest written last."""
+"""A run's metadata: configuration and tokenizer, written first; the manifest, written last."""
 
 import logging
 import shutil
@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from puna.config import RunConfig, from_dict, to_dict
+from puna.config import RunConfig, read_config, to_dict
 from puna.devices import Machine
 from puna.files import code_version, fingerprint, read_json, write_json
 from puna.manifest import Input, Manifest, write_manifest
@@ -20,21 +20,17 @@ _log = logging.getLogger(__name__)
 
 
 # Settings that change neither the weights nor the order of the data: they may change when a run is resumed.
-# (Another number of threads rounds differently, as another machine does.)
-_FREE = frozenset(
-    {
-        "keep", "save_every", "sample_every", "validate_every", "validation_windows",
-        "threads", "track", "profile", "allocator",
-    }
-)  # fmt: skip
+# (The number of threads changes rounding, as another machine does.)
+_FREE_SECTIONS = ("save", "watch")
+_FREE_FIELDS = (("compute", "threads"), ("compute", "allocator"))
 
 
 def settled(config: RunConfig) -> RunConfig:
-    """The configuration that a run uses: a warm-up longer than the run is shortened to a tenth of it.
+    """The configuration with a warm-up that is longer than the run shortened to a tenth of the run.
 
-    The learning rate would otherwise never reach its peak. A warning says so.
+    The learning rate would otherwise never reach its peak. A warning is logged.
     """
-    steps, warmup = config.train.steps, config.optim.warmup_steps
+    steps, warmup = config.schedule.steps, config.optim.warmup_steps
     if warmup < steps or warmup == 0:
         return config
     shortened = max(1, steps // 10)
@@ -48,10 +44,13 @@ def settled(config: RunConfig) -> RunConfig:
 
 
 def decisive(config: RunConfig) -> dict[str, Any]:
-    """The settings that decide a run's result, without the paths of its data, which a fingerprint names."""
+    """The settings that decide a run's result, without the paths of its data: its fingerprint counts."""
     values = to_dict(config)
     del values["data"]
-    values["train"] = {name: value for name, value in values["train"].items() if name not in _FREE}
+    for section in _FREE_SECTIONS:
+        del values[section]
+    for section, field in _FREE_FIELDS:
+        del values[section][field]
     return values
 
 
@@ -59,7 +58,7 @@ def claim(out: Path, config: RunConfig, mixture: Mixture) -> None:
     """Write the configuration and the tokenizer into `out`, or refuse if it holds another run.
 
     Settings that do not change the result may differ from those of an earlier start, and so may the path of
-    the data while its fingerprint is the same; the new ones are written.
+    the data if its fingerprint is the same; the new ones are written.
 
     Raises:
         ValueError: naming the first field that differs, or the data.
@@ -67,7 +66,7 @@ def claim(out: Path, config: RunConfig, mixture: Mixture) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / CONFIG
     if path.is_file():
-        held, wanted = decisive(from_dict(RunConfig, read_json(path))), decisive(config)
+        held, wanted = decisive(read_config(path)), decisive(config)
         if held != wanted:
             raise ValueError(
                 f"{out} holds a run of another configuration ({_first_difference(held, wanted)}); "

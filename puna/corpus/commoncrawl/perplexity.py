@@ -29,6 +29,7 @@ from numpy.typing import ArrayLike
 from puna.corpus.finished import Finished, as_inputs, find_finished
 from puna.corpus.ngram.counts import SPECIALS
 from puna.corpus.ngram.kneser_ney import FALLBACK, train_kneser_ney
+from puna.extras import require
 from puna.files import (
     MANIFEST,
     atomic_file,
@@ -276,12 +277,8 @@ class LanguageModel:
     """Tells how much a text reads like those that it was trained on; load_language_model makes one."""
 
     def __init__(self, pieces: Path, arpa: Path, fingerprint: str) -> None:
-        try:
-            import kenlm  # compiled where it is installed, so it is an extra; training does without
-        except ImportError as error:
-            raise ValueError(
-                "perplexity needs kenlm; install it with: pip install 'puna[perplexity]'"
-            ) from error
+        require("kenlm")  # compiled when it is installed, so it has an extra of its own; training needs none
+        import kenlm
 
         self.fingerprint = fingerprint
         self._pieces = WordPieces(pieces)

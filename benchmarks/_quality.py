@@ -1,7 +1,7 @@
-"""What fewer bits cost: a model in some precision against itself in fp32, on the same text.
+"""The cost of quantisation: a model in some precision against itself in fp32, on the same text.
 
 tokens ─> windows ─┬─> fp32 ─────> logits ─┐
-                   └─> weights ──> logits ─┴─> perplexity of both, KL divergence, how often the top agrees
+                   └─> weights ──> logits ─┴─> perplexity of both, KL divergence, agreement of the top token
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from puna.formats.convert import open_source
 from puna.generate.load import load_runner
 from puna.generate.runners.cache import BLOCK
 from puna.generate.runners.quantize import Weights
@@ -28,23 +29,24 @@ class Quality:
     kl: float
     """Σ p · log(p / q) in nats, p the fp32 model's distribution of the next token."""
     same_top: float
-    """Share of the tokens whose likeliest successor is the same."""
+    """Share of the tokens whose most likely successor is the same."""
 
 
 @torch.inference_mode()
 def quality(path: Path, tokens: Sequence[int], weights: Weights, window: int = 512) -> Quality:
-    """Measure a run's newest weights, held as `weights` and with a bf16 cache, on windows of some tokens.
+    """Measure a model's weights in the precision `weights`, with a bf16 cache, on windows of tokens.
 
-    Both models are in memory.
+    Both models are in memory together.
 
     Raises:
-        ValueError: when the tokens are fewer than two, or the run cannot be read.
+        ValueError: fewer than two tokens, or an invalid model.
     """
     if len(tokens) < 2:
         raise ValueError("the text is shorter than two tokens; give a longer one")
     blocks = ceil(window / BLOCK)
-    exact = load_runner(path, "fp32", blocks, torch.float32)
-    tried = load_runner(path, weights, blocks)
+    source = open_source(path)[1]
+    exact = load_runner(source, "fp32", blocks, torch.float32)
+    tried = load_runner(source, weights, blocks)
     window = min(window, exact.config.context)
     sums = torch.zeros(4, dtype=torch.float64)
     count = 0
@@ -52,8 +54,8 @@ def quality(path: Path, tokens: Sequence[int], weights: Weights, window: int = 5
         ids = tokens[start : start + window]
         if len(ids) < 2:
             break
-        p = _log_probabilities(exact.prefill(ids, 0, range(blocks), every=True))
-        q = _log_probabilities(tried.prefill(ids, 0, range(blocks), every=True))
+        p = _log_probabilities(exact.prefill(ids, 0, range(blocks), all_logits=True))
+        q = _log_probabilities(tried.prefill(ids, 0, range(blocks), all_logits=True))
         targets = torch.tensor(ids[1:])
         sums[0] += F.nll_loss(q, targets, reduction="sum")
         sums[1] += F.nll_loss(p, targets, reduction="sum")
@@ -65,5 +67,5 @@ def quality(path: Path, tokens: Sequence[int], weights: Weights, window: int = 5
 
 
 def _log_probabilities(logits_TV: Tensor) -> Tensor:
-    """Of the tokens that have a successor in the window."""
+    """Log-probabilities at the tokens that have a successor in the window."""
     return logits_TV[:-1].log_softmax(-1)
