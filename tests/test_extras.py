@@ -73,7 +73,7 @@ def test_the_core_cleans_trains_and_generates_without_any_extra(tmp_path):
     for line in (
         "tokenizer train documents --out tokenizer --vocab-size 300",
         "shards documents --tokenizer tokenizer --out shards --workers 1",
-        "train --recipe tiny --model.vocab-size 300 --train.steps 2 --data shards --out run",
+        "train --recipe tiny --model.vocab-size 300 --schedule.steps 2 --data shards --out run",
         "convert run hf --to hf",
         "generate The --model hf --max-tokens 4",
         "report run",

@@ -266,7 +266,7 @@ class Engine:
                 yield sequence, self._advance(sequence, [logits_V], id if _is_greedy(sequence) else None)
 
     def _draft(self, sequence: _Sequence) -> list[int]:
-        # The last token is never computed, so no draft token can take its place.
+        # The last token is never computed, so no draft token can replace it.
         most = sequence.end - len(sequence.tokens) - 1
         return sequence.drafts.draft(min(sequence.request.lookup, most)) if sequence.drafts else []
 
