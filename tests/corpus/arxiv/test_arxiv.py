@@ -185,7 +185,7 @@ def test_any_number_of_workers_ends_with_the_same_bytes(tmp_path):
     folder = corpus(tmp_path / "in", 5)
     one = clean_source("arxiv", [folder], tmp_path / "one", executor=Executor(workers=1))
     two = clean_source("arxiv", [folder], tmp_path / "two", executor=Executor(workers=2))
-    assert digests(one) == digests(two) and one.fingerprint == two["fingerprint"]
+    assert digests(one) == digests(two) and one.fingerprint == two.fingerprint
     assert one.counts["kept"] == 15
 
 
