@@ -52,9 +52,9 @@ class Options:
     """How papers are cleaned."""
 
     max_depth: int = 200
-    """Expansions within expansions after which a macro is taken to expand forever."""
+    """Maximum nesting of macro expansions; beyond it a macro counts as one that expands forever."""
     max_growth: int = 30
-    """Characters that macros may make of each of the paper, before they are taken to expand forever."""
+    """Maximum growth of a paper by macro expansion, as a multiple of its size."""
 
     def validate(self) -> None:
         """Raise ValueError naming the option that cannot be."""

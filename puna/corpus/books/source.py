@@ -50,11 +50,11 @@ class Options:
     """What of a library becomes documents."""
 
     min_characters: int = 200
-    """Books with less text than this are dropped."""
+    """Minimum length of a book in characters; shorter books are dropped."""
     max_overlap: float = 0.9
-    """A book is removed if more than this share of its content is in one that is kept; 1 keeps all."""
+    """Maximum share of a book's content that another kept book holds; 1 disables the comparison."""
     illustrations: bool = True
-    """Keep the lines that stand for pictures, such as [Illustration: The llama]."""
+    """Keep the lines that replace pictures, such as [Illustration: The llama]."""
 
     def validate(self) -> None:
         """Raise ValueError for a value that makes no sense."""

@@ -70,15 +70,15 @@ class Options:
     """Where the code that made C4 and the paper differ, and what is left to the user."""
 
     compat: Literal["code", "paper"] = "code"
-    """The numbers and the unit of deduplication of the code that made C4, or of its paper."""
+    """Thresholds and deduplication unit: those of the code that made C4, or those of its paper."""
     languages: tuple[str, ...] = ("en",)
-    """ISO codes of the languages to keep; all 176 when none is given."""
+    """ISO codes of the languages to keep; an empty list keeps all 176."""
     language_threshold: float = 0.5
-    """The least probability of a page's language, by lid.176: 0.5 of it is the 0.99 of C4's langdetect."""
+    """Minimum language-ID probability (lid.176); 0.5 matches C4's langdetect at 0.99."""
     bad_words: str | None = None
-    """A file of words, one a line; a page with one of them is dropped. C4 used the LDNOOBW list."""
+    """File of bad words, one per line: pages with one of them are dropped. C4 used the LDNOOBW list."""
     deduplicate: bool = True
-    """Keep one page of a URL, and each line (or span) in one page."""
+    """Keep one page per URL, and each line (or three-sentence span) in one page only."""
 
     @property
     def min_words(self) -> int:

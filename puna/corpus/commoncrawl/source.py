@@ -41,23 +41,23 @@ class Options:
     """What CCNet and the paper leave open, with their values."""
 
     languages: tuple[str, ...] = ("en",)
-    """ISO codes of the languages to keep; all 176 when none is given."""
+    """ISO codes of the languages to keep; an empty list keeps all 176."""
     language_threshold: float = 0.5
-    """The least probability of a page's language."""
+    """Minimum language-ID probability (lid.176)."""
     min_characters: int = 300
-    """Pages shorter than this are dropped, before anything else."""
+    """Minimum length of a page in characters, before deduplication; shorter pages are dropped."""
     deduplicate: bool = True
     """Remove lines that occur more than once in the whole corpus."""
     keep_first: bool = False
-    """Keep the first occurrence of a repeated line, in the order of the inputs; CCNet keeps none."""
+    """Keep the first occurrence of a repeated line, in the order of the inputs; CCNet removes all of them."""
     language_model: str | None = None
-    """A directory of `puna corpus language-model`: gives perplexities, and with them the buckets."""
+    """Directory written by `puna corpus language-model`; enables perplexity filtering."""
     buckets: tuple[str, ...] = ("head", "middle")
-    """The thirds of the corpus by perplexity to keep; used with a language model."""
+    """Perplexity buckets to keep: head (below the 30th percentile), middle (below the 60th), tail."""
     classifier: str | None = None
-    """A directory of `puna corpus classifier`: gives the probability that Wikipedia would cite a page."""
+    """Directory written by `puna corpus classifier`; enables filtering by P(cited by Wikipedia)."""
     reference_threshold: float = 0.5
-    """The least such probability; used with a classifier."""
+    """Minimum P(cited by Wikipedia) of a page; used with a classifier."""
 
     def validate(self) -> None:
         """Raise ValueError naming the option that cannot be."""

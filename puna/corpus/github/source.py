@@ -59,13 +59,13 @@ class Options:
     """Which files become documents."""
 
     max_line: int = 1000
-    """Files with a longer line, in characters, are dropped."""
+    """Maximum line length in characters; files with a longer line are dropped."""
     max_mean_line: float = 100
-    """Files whose lines are longer on average are dropped."""
+    """Maximum mean line length in characters; files above it are dropped."""
     min_alphanumeric: float = 0.25
-    """Files with a smaller share of letters and digits are dropped."""
+    """Minimum share of letters and digits among a file's characters; files below it are dropped."""
     deduplicate: bool = True
-    """Keep each content once, of all inputs."""
+    """Keep one file of each content over all inputs."""
 
     def validate(self) -> None:
         """Raise ValueError for a value that makes no sense."""

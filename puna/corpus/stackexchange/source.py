@@ -60,9 +60,9 @@ class Options:
     """Which sites and questions are kept."""
 
     sites: int = 28
-    """How many sites are kept when more are given: those with most posts."""
+    """Maximum number of sites; those with the most posts are kept."""
     min_answers: int = 0
-    """Questions with fewer answers are left out."""
+    """Minimum number of answers; questions with fewer are dropped."""
 
     def validate(self) -> None:
         """Raise ValueError naming the option that cannot be."""

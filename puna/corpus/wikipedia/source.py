@@ -42,13 +42,13 @@ class Options:
     """What of a dump becomes documents."""
 
     languages: tuple[str, ...] = LANGUAGES
-    """Languages to keep, as a dump's own siteinfo names them; pages of another are dropped."""
+    """Languages to keep, by the codes of the dumps' siteinfo; other pages are dropped."""
     min_characters: int = 50
-    """Articles with less text than this are dropped."""
+    """Minimum length of an article in characters; shorter articles are dropped."""
     keep_disambiguation: bool = True
-    """Keep pages that list the meanings of a title."""
+    """Keep disambiguation pages, which list the meanings of a title."""
     external_labels: bool = False
-    """Keep the words of links that leave Wikipedia, too; their addresses go in any case."""
+    """Keep the label of external links; their URLs are removed in any case."""
 
     def validate(self) -> None:
         """Raise ValueError for a value that makes no sense."""
