@@ -134,7 +134,8 @@ def code_version(*wings: str) -> str:
     digest = hashlib.sha256()
     package = Path(__file__).parent
     for name in dict.fromkeys(name for wing in wings for name in (wing, *_DECIDING.get(wing, ()))):
-        files = sorted(path for path in (package / name).rglob("*") if path.suffix in (".py", ".cpp", ".h"))
+        kinds = (".py", ".cpp", ".h", ".txt")
+        files = sorted(path for path in (package / name).rglob("*") if path.suffix in kinds)
         for path in files or [package / f"{name}.py"]:
             digest.update(str(path.relative_to(package)).encode())
             digest.update(path.read_bytes())
