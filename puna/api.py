@@ -15,10 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from puna.config import RunConfig, Sampling, from_dict, to_dict
+from puna.config import RunConfig, Sampling, to_dict
 from puna.devices import DeviceName
 from puna.files import to_path
 from puna.rundir import TOKENIZER
+from puna.validation import from_dict
 
 if TYPE_CHECKING:
     from puna.formats.convert import Format, Precision
@@ -55,9 +56,10 @@ def clean(
         ValueError: an unknown source, no input, no document kept, too much damaged input.
         MissingExtra: the source needs packages of the extra `corpus`.
     """
-    from puna.corpus.clean import clean_source, source_module
+    from puna.corpus.clean import clean_source
+    from puna.corpus.registry import load_source
 
-    chosen = source_module(source).Options(**options)
+    chosen = load_source(source).Options(**options)
     return clean_source(source, _paths(inputs), to_path(out), chosen, executor)
 
 

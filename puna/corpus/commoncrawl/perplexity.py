@@ -53,7 +53,7 @@ _STAGE = "language-model"
 _COMMAND = "puna corpus language-model DOCUMENTS… --out DIR"
 _COVERAGE = 0.9995
 _PIECE_CHARACTERS = 200_000_000  # of text that the pieces are learned from; SentencePiece holds it all
-_PIECE_LINE = 4000  # characters of a line it learns from; it leaves out longer ones without a word
+_PIECE_LINE = 4000  # characters per line: SentencePiece silently skips longer lines
 _REMEMBERED = 500_000  # words: some 150 MB
 _HEADING_CHARACTERS = 100
 

@@ -193,7 +193,7 @@ def _parse_record(path: Path, line: Line) -> SourceFile | DamagedRecord:
         for field, names in _NAMES.items()
     }
     missing = [field for field, value in values.items() if value is None]
-    # BigQuery leaves out what is null: the content of a binary file, the licence of a repository without one.
+    # BigQuery omits null fields: the content of a binary file, the licence of a repository without one.
     unknown = sorted(set(record) - _KNOWN)
     if "repo_name" in missing or "path" in missing or (missing and unknown):
         raise ValueError(
