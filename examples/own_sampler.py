@@ -13,12 +13,8 @@ from _data import train_small_model
 
 import puna
 
-model = puna.load(train_small_model(Path("runs/small")))
-runner, tokenizer = model.engine.runner, model.engine.tokenizer
-generator = torch.Generator().manual_seed(1)
 
-
-def sample(logits_V: torch.Tensor) -> int:
+def sample(logits_V: torch.Tensor, generator: torch.Generator) -> int:
     """Typical sampling (Meister et al. 2023): keep the tokens whose surprise is near the entropy."""
     logp_V = logits_V.log_softmax(-1)
     entropy = -(logp_V.exp() * logp_V).sum()
@@ -28,10 +24,19 @@ def sample(logits_V: torch.Tensor) -> int:
     return int(kept[torch.multinomial(logp_V[kept].exp(), 1, generator=generator)])
 
 
-ids = model.engine.encode("The llama")
-table = range(runner.n_blocks)  # the blocks of the KV cache, all for this one sequence
-logits_V = runner.prefill(ids, 0, table)
-for _ in range(20):
-    ids.append(sample(logits_V))
-    (logits_V,) = runner.decode([ids[-1]], [len(ids) - 1], [table])
-print(tokenizer.decode(ids))
+def main() -> None:
+    model = puna.load(train_small_model(Path("runs/small")))
+    runner, tokenizer = model.engine.runner, model.engine.tokenizer
+    generator = torch.Generator().manual_seed(1)
+
+    ids = model.engine.encode("The llama")
+    table = range(runner.n_blocks)  # the blocks of the KV cache, all for this one sequence
+    logits_V = runner.prefill(ids, 0, table)
+    for _ in range(20):
+        ids.append(sample(logits_V, generator))
+        (logits_V,) = runner.decode([ids[-1]], [len(ids) - 1], [table])
+    print(tokenizer.decode(ids))
+
+
+if __name__ == "__main__":  # stages start processes, which import this file
+    main()

@@ -6,7 +6,8 @@
                                                                            └──report──> a page
 
 Paths are strings or Path objects. Each function does what the command of its name does, and resumes as the
-command does; invalid input raises a ValueError whose message says what to do.
+command does; invalid input raises a ValueError whose message says what to do. Stages start processes that
+import the calling script, so it needs the usual `if __name__ == "__main__":`.
 """
 
 import shutil
@@ -14,10 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from puna.config import RunConfig, Sampling, from_dict, to_dict
+from puna.config import RunConfig, Sampling, to_dict
 from puna.devices import DeviceName
 from puna.files import to_path
 from puna.rundir import TOKENIZER
+from puna.validation import from_dict
 
 if TYPE_CHECKING:
     from puna.formats.convert import Format, Precision
@@ -54,9 +56,10 @@ def clean(
         ValueError: an unknown source, no input, no document kept, too much damaged input.
         MissingExtra: the source needs packages of the extra `corpus`.
     """
-    from puna.corpus.clean import clean_source, source_module
+    from puna.corpus.clean import clean_source
+    from puna.corpus.registry import load_source
 
-    chosen = source_module(source).Options(**options)
+    chosen = load_source(source).Options(**options)
     return clean_source(source, _paths(inputs), to_path(out), chosen, executor)
 
 

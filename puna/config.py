@@ -18,21 +18,23 @@ from annotated_types import Ge, Gt, Le, Lt
 from puna.files import read_json
 from puna.rundir import CONFIG
 from puna.validation import (
-    Checked,
     Count,
     Fraction,
     NonNegativeNumber,
     Positive,
     PositiveNumber,
+    check,
     from_dict,
     require,
+    strict,
 )
 
 Activations = Literal["manual", "selective", "full", "none"]
 
 
+@strict
 @dataclass(frozen=True)
-class RopeScaling(Checked):
+class RopeScaling:
     """RoPE scaling of Llama 3.1 and later, which extends the context of a pretrained model.
 
     Frequencies are divided by `factor` for wavelengths above original_context / low_freq_factor, unchanged
@@ -49,8 +51,9 @@ class RopeScaling(Checked):
     """RoPE scaling: the context that the model was pretrained with, in tokens."""
 
 
+@strict
 @dataclass(frozen=True)
-class ModelConfig(Checked):
+class ModelConfig:
     """The architecture (paper section 2.2)."""
 
     dim: Positive = 288
@@ -85,9 +88,9 @@ class ModelConfig(Checked):
         """Width of one head."""
         return self.dim // self.n_heads
 
-    def validate(self, path: str = "model") -> None:
+    def validate(self) -> None:
         """Raises ValueError naming the first invalid field, or those that do not fit together."""
-        super().validate(path)
+        check(self, "model")
         require(
             self.dim % self.n_heads == 0,
             f"model.dim is {self.dim}, not divisible by model.n_heads {self.n_heads}; change either",
@@ -108,8 +111,9 @@ class ModelConfig(Checked):
             )
 
 
+@strict
 @dataclass(frozen=True)
-class MixtureConfig(Checked):
+class MixtureConfig:
     """The proportion of each source in the training data (paper Table 1)."""
 
     weights: dict[str, PositiveNumber] = field(default_factory=dict)
@@ -118,8 +122,9 @@ class MixtureConfig(Checked):
     """Random seed for the order of the training sequences."""
 
 
+@strict
 @dataclass(frozen=True)
-class OptimConfig(Checked):
+class OptimConfig:
     """AdamW, its learning-rate schedule and gradient clipping (paper section 2.3)."""
 
     lr: PositiveNumber = 1e-3
@@ -142,8 +147,9 @@ class OptimConfig(Checked):
     """Skip a step whose gradient norm exceeds this multiple of the median of the last 64; 0 never skips."""
 
 
+@strict
 @dataclass(frozen=True)
-class ScheduleConfig(Checked):
+class ScheduleConfig:
     """How long a run is and how large its batches are."""
 
     steps: Positive = 1000
@@ -154,8 +160,9 @@ class ScheduleConfig(Checked):
     """Sequences per forward pass; gradients are accumulated over the micro-batches of a step."""
 
 
+@strict
 @dataclass(frozen=True)
-class ComputeConfig(Checked):
+class ComputeConfig:
     """How a step is computed: precision, memory and the use of the machine."""
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -172,8 +179,9 @@ class ComputeConfig(Checked):
     """keep: the process reuses the memory it frees, which is faster; system: the C library's default."""
 
 
+@strict
 @dataclass(frozen=True)
-class MeshConfig(Checked):
+class MeshConfig:
     """How processes share a training run: dp_replicate × dp_shard × tp of them."""
 
     tp: Positive = 1
@@ -199,7 +207,7 @@ class MeshConfig(Checked):
 
     def divide(self, model: ModelConfig, sequences: int) -> None:
         """Raises ValueError naming the flag when a model or a step's sequences cannot be divided evenly."""
-        self.validate("parallel")
+        check(self, "parallel")
         divided = {
             "n_heads": model.n_heads,
             "n_kv_heads": model.kv_heads,
@@ -219,6 +227,7 @@ class MeshConfig(Checked):
         )
 
 
+@strict
 @dataclass(frozen=True)
 class ParallelConfig(MeshConfig):
     """Training on several processes, started by torchrun."""
@@ -229,8 +238,9 @@ class ParallelConfig(MeshConfig):
     """Seconds after which a rank that waits for the others gives up."""
 
 
+@strict
 @dataclass(frozen=True)
-class SaveConfig(Checked):
+class SaveConfig:
     """When checkpoints are written, and how many are kept."""
 
     every: Count = 100
@@ -239,8 +249,9 @@ class SaveConfig(Checked):
     """Number of newest checkpoints to keep."""
 
 
+@strict
 @dataclass(frozen=True)
-class WatchConfig(Checked):
+class WatchConfig:
     """What is measured and shown while a run trains."""
 
     validate_every: Count = 200
@@ -255,8 +266,9 @@ class WatchConfig(Checked):
     """Number of steps to profile, after the first ten, into RUN/trace.json; 0 disables the profiler."""
 
 
+@strict
 @dataclass(frozen=True)
-class RunConfig(Checked):
+class RunConfig:
     """Everything that decides a training run."""
 
     recipe: str = "15m"
@@ -274,9 +286,9 @@ class RunConfig(Checked):
     save: SaveConfig = field(default_factory=SaveConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
 
-    def validate(self, path: str = "") -> None:
+    def validate(self) -> None:
         """Raises ValueError naming the first invalid field and how to fix it."""
-        super().validate(path)
+        check(self)
         self.model.validate()
         sequences, rest = divmod(self.schedule.batch_tokens, self.model.context)
         require(
@@ -299,8 +311,9 @@ class RunConfig(Checked):
         return self.schedule.batch_tokens // self.model.context
 
 
+@strict
 @dataclass(frozen=True)
-class Sampling(Checked):
+class Sampling:
     """How tokens are drawn: the repetition penalty first, then temperature, top-k, top-p, min-p.
 
     Temperature 0 is greedy, and needs no filter.
@@ -318,6 +331,13 @@ class Sampling(Checked):
     """Penalty on the logits of tokens already in the text (Keskar et al. 2019); 1 disables."""
     seed: Annotated[int, Ge(-(1 << 63)), Lt(1 << 63)] = 1
     """Random seed of sampling; the same seed gives the same text."""
+
+    def validate(self) -> None:
+        """Raises ValueError naming the first invalid option as it is typed: top-p."""
+        try:
+            check(self)
+        except ValueError as error:
+            raise ValueError(str(error).replace("_", "-")) from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:

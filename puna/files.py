@@ -129,12 +129,13 @@ def local_copy(path: Path, sha256: str) -> Path:
 def code_version(*wings: str) -> str:
     """`0.1.0+1a2b3c4d`: the release, and a digest of the source of these folders of the package.
 
-    A stage names the wing that does its work, so that a change elsewhere does not void what it has begun.
+    A stage names the wing that decides its output: a change elsewhere does not void what it has begun.
     """
     digest = hashlib.sha256()
     package = Path(__file__).parent
     for name in dict.fromkeys(name for wing in wings for name in (wing, *_DECIDING.get(wing, ()))):
-        files = sorted(path for path in (package / name).rglob("*") if path.suffix in (".py", ".cpp", ".h"))
+        kinds = (".py", ".cpp", ".h", ".txt")
+        files = sorted(path for path in (package / name).rglob("*") if path.suffix in kinds)
         for path in files or [package / f"{name}.py"]:
             digest.update(str(path.relative_to(package)).encode())
             digest.update(path.read_bytes())

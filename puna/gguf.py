@@ -1,13 +1,13 @@
-"""The header of a GGUF file: metadata by key, and where each tensor lies.
+"""The header of a GGUF file: metadata by key, and the position of each tensor.
 
     "GGUF"  version  tensors  keys
     key, type, value             × keys        llama.block_count = 30, tokenizer.ggml.tokens = ["<s>", …
     name, dims, type, offset     × tensors     blk.0.attn_q.weight  [576, 576]  Q4_1  12345
     padding, then the tensors' bytes
 
-The `gguf` package has a reader, but it believes the sizes that a file claims: a count of 2^60 keeps it busy
-until memory ends; and it makes objects of a kilobyte for each token of a vocabulary. Here each size is
-compared with what the file still has before it is used. Types and block sizes are the package's.
+The `gguf` package has a reader, but it does not check the sizes that a file claims: a count of 2^60 exhausts
+memory; it also makes an object of a kilobyte per token of a vocabulary. Here each size is compared with the
+bytes that remain before it is used. Types and block sizes are the package's.
 """
 
 import mmap
@@ -41,7 +41,7 @@ _SCALARS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A key's value, its type (of the elements, for an array), and its bytes with the key's."""
+    """A metadata entry: its value, its type (of the elements, for an array), and its bytes in the file."""
 
     value: Any
     kind: GGUFValueType
@@ -51,7 +51,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """Where a tensor lies; its shape in rows and columns as PyTorch has it."""
+    """Type and position of a tensor; the shape is in PyTorch's order."""
 
     kind: GGMLQuantizationType
     shape: tuple[int, ...]
@@ -61,7 +61,7 @@ class TensorPlace:
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file says before its tensors."""
+    """The metadata and tensor table of a GGUF file."""
 
     version: int
     entries: dict[str, Entry]
@@ -90,7 +90,7 @@ def read_header(path: Path, data: bytes | None = None) -> Header:
 
 
 def vocabulary_only(header: Header) -> bytes:
-    """A GGUF file of the tokenizer's keys alone, no tensors, in the bytes that they had."""
+    """A GGUF file without tensors that holds only the tokenizer's entries, byte for byte."""
     kept = [
         entry.raw
         for key, entry in header.entries.items()

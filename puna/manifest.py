@@ -65,7 +65,7 @@ class Manifest:
     counts: dict[str, int]
     """Records kept, records dropped by reason, documents, tokens …"""
     damaged: int = 0
-    """Malformed records, which are listed and skipped."""
+    """Malformed records, which were listed and skipped."""
     inputs: tuple[Input, ...] = ()
     outputs: tuple[Output, ...] = ()
     bytes: int = 0

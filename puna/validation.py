@@ -1,6 +1,8 @@
 """Checks a dataclass of settings by its types, and names the first field that is wrong.
 
-    class Options(Checked):            Options(workers=0).validate()
+    @strict
+    @dataclass
+    class Options:                     check(Options(workers=0))
         workers: Positive = 1          ValueError: workers is 0; it must be positive
 
 In:  dataclasses whose fields are annotated with the types below; JSON values.
@@ -13,8 +15,8 @@ not by `--help`.
 import dataclasses
 import json
 import typing
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from annotated_types import Ge, Gt, Le
 
@@ -30,6 +32,7 @@ NonNegativeNumber = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 
 _ADAPTERS: dict[Any, "TypeAdapter[Any]"] = {}  # built at first use, which takes some milliseconds
+_STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False, "revalidate_instances": "always"}
 _EXPECTED = {
     "greater_than": "above {gt}",
     "greater_than_equal": "at least {ge}",
@@ -48,24 +51,24 @@ _EXPECTED = {
 }
 
 
-class Checked:
-    """Base of the dataclasses that are checked: unknown fields, other types, NaN and infinity are errors."""
+def strict(kind: type[T]) -> type[T]:
+    """Class decorator of a dataclass: unknown fields, values of other types, NaN and infinity are errors.
 
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = {
-        "extra": "forbid",
-        "strict": True,
-        "allow_inf_nan": False,
-        "revalidate_instances": "always",
-    }
+    A base class could do the same, but the command line parses the source of every base for its help.
+    """
+    kind.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]
+    return kind
 
-    def validate(self, path: str = "") -> None:
-        """Raises ValueError naming the first invalid field; `path` stands before the field's name."""
-        from pydantic import ValidationError
 
-        try:
-            _adapter(type(self)).validate_python(self)
-        except ValidationError as error:
-            raise ValueError(_sentence(type(self), error, path)) from None
+def check(settings: Any, path: str = "") -> None:
+    """Raises ValueError naming the first invalid field; `path` stands before the field's name."""
+    from pydantic import ValidationError
+
+    kind = type(settings)
+    try:
+        _adapter(kind).validate_python(settings)
+    except ValidationError as error:
+        raise ValueError(_sentence(kind, error, path)) from None
 
 
 def from_dict(kind: type[T], values: Any, path: str = "") -> T:

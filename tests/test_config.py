@@ -89,8 +89,8 @@ def test_an_impossible_value_is_named_by_its_field(section, field, value, messag
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top_k": -2}, "top_k is -2; it must be at least 0"),
-        ({"top_p": 0.0}, "top_p is 0.0; it must be positive"),
+        ({"top_k": -2}, "top-k is -2; it must be at least 0"),
+        ({"top_p": 0.0}, "top-p is 0.0; it must be positive"),
         ({"seed": 1 << 63}, "seed is 9223372036854775808; it must be below 9223372036854775808"),
     ],
 )

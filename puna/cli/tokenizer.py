@@ -19,6 +19,7 @@ def train(
     out: Path,
     vocab_size: int = 32_000,
     sample_bytes: int = 100_000_000,
+    weights: dict[str, float] | None = None,
     json: Json = False,
 ) -> int:
     """Train a SentencePiece BPE tokenizer on documents.
@@ -33,11 +34,13 @@ def train(
         Size of the vocabulary, including 256 byte tokens and 3 control tokens.
     sample_bytes
         Maximum size of the text to train on, in bytes; training takes about 13 bytes of memory for each.
+    weights
+        Share of each source in the sample, as --weights.SOURCE NUMBER; defaults to the paper's Table 1.
     """
     from puna.files import human_bytes, human_seconds
     from puna.tokens.training import train_tokenizer
 
-    manifest = train_tokenizer(documents, out, vocab_size=vocab_size, sample_bytes=sample_bytes)
+    manifest = train_tokenizer(documents, out, vocab_size, sample_bytes, weights)
     lines = [
         f"{source:>16}  {human_bytes(sample['bytes'])} in {sample['documents']:,} documents"
         for source, sample in manifest.details["sample"].items()

@@ -5,7 +5,7 @@ Out: one of another format, whole or absent, with the tokenizer beside or within
 
     SRC ─> which format? ─> Source: sizes, names and shapes checked ─┐
                                                                      │ parts, in the model's order:
-    DST <─ renamed into place <─ written under a temporary name <────┘ read, turned, cast, written
+    DST <─ renamed into place <─ written under a temporary name <────┘ read, reordered, cast, written
 
 Formats know only themselves and `parts.py`. Memory: one part and its copy in another order or precision,
 not the model. Without a change of precision the values are bitwise identical.
@@ -35,7 +35,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def format_of(path: Path) -> Format:
-    """Which format a file or directory is in, by what it is called and holds.
+    """The format of a file or directory, by its name and contents.
 
     Raises:
         ValueError: when it is none of the four.
@@ -59,7 +59,7 @@ def format_of(path: Path) -> Format:
 
 
 def open_source(path: Path) -> tuple[Format, Source]:
-    """Open a model, and check that it is whole and one that puna implements.
+    """Open a model; check that it is complete and that puna implements it.
 
     Raises:
         ValueError: naming the file and what is wrong with it.
@@ -94,8 +94,8 @@ def convert(
 ) -> Manifest:
     """Convert weights; returns the manifest, which is also written into a puna directory.
 
-    `dtype` None keeps the precision; what was quantised becomes fp32. `n_parts` is of Meta's files.
-    `context` replaces the one that the source says, or, with Meta's files, does not say.
+    `dtype` None keeps the precision; quantised tensors become fp32. `n_parts` is the number of model-parallel
+    parts of Meta's format. `context` replaces the source's, which Meta's files do not state.
 
     Raises:
         ValueError: naming what is wrong with the source, the destination, or the choice of precision.

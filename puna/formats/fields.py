@@ -1,4 +1,4 @@
-"""Values out of a stranger's configuration, each checked before it is used.
+"""Values of an untrusted configuration file, each checked before it is used.
 
 Fields(params.json, {"dim": 4096, "n_heads": "32"}).whole("n_heads")
 ─> ValueError: params.json: n_heads is '32'; it must be a whole number
@@ -19,7 +19,7 @@ class Fields:
         self.file, self.values, self.prefix = file, values, prefix
 
     def wrong(self, name: str, wanted: str) -> ValueError:
-        """The error for a value that cannot be."""
+        """The error for an invalid value."""
         return ValueError(f"{self.file}: {self.prefix}{name} is {self.values.get(name)!r}; {wanted}")
 
     def _get(self, name: str, default: T, kinds: tuple[type, ...], wanted: str) -> T:
@@ -45,12 +45,12 @@ class Fields:
         return self._get(name, default, (bool,), "true or false")
 
     def section(self, name: str) -> "Fields | None":
-        """An object within, or None when it is left out."""
+        """A nested object, or None when it is absent."""
         values = self._get(name, None, (dict,), "an object of fields")
         return None if values is None else Fields(self.file, values, f"{self.prefix}{name}.")
 
     def only(self, name: str, *accepted: Any) -> None:
-        """Refuse a field whose value is none of `accepted`; one left out passes.
+        """Refuse a field whose value is none of `accepted`; an absent one passes.
 
         Raises:
             ValueError: naming the field, its value, and what puna implements.

@@ -8,8 +8,8 @@
     wq wk wv         blk.N.attn_{q,k,v}.weight    norm        output_norm.weight
     wo               blk.N.attn_output.weight     output      output.weight   (absent when tied)
 
-Rotary rows hold pairs together. Norms are F32 always. Llama 3.1's slowing of the angles is a tensor,
-rope_freqs.weight: by how much each pair is slowed.
+Rotary rows hold pairs together. Norms are F32 always. Llama 3.1's RoPE scaling is a tensor,
+rope_freqs.weight: the divisor of each pair's frequency.
 """
 
 import re
@@ -209,7 +209,7 @@ class GGUFSource:
         return _PLAIN.get(self._tensors[part.name(NAMES)].kind, torch.float32)
 
     def read(self, part: Part) -> Tensor:
-        """One part, dequantised where it was quantised, its rows as ours."""
+        """One parameter, dequantised where it is quantised, with its rows in puna's order."""
         name = part.name(NAMES)
         return to_halves(self._rows(name, self._tensors[name]), part.heads)
 

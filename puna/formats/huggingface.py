@@ -188,7 +188,7 @@ class HuggingFaceSource:
         return self._reader.dtype(part.name(NAMES))
 
     def read(self, part: Part) -> Tensor:
-        """One part, its rows as ours."""
+        """One parameter."""
         return self._reader.rows(part.name(NAMES), 0, part.shape)
 
 

@@ -1,7 +1,7 @@
-"""What a run directory holds, read once and made whole for the page.
+"""The contents of a run directory, read once for the report.
 
 RUN/config.json       the configuration          always there
-    metrics.jsonl     a line a step, one a validation; the last may be truncated
+    metrics.jsonl     one line per step and one per validation; the last may be truncated
     samples.jsonl     continuations
     manifest.json     once the run is finished; its inputs lead to the stages before it
 """
@@ -43,7 +43,7 @@ class Run:
 
     @property
     def uniform_loss(self) -> float:
-        """The loss in nats a token of guessing every piece alike."""
+        """The loss, in nats per token, of predicting every token with equal probability."""
         return math.log(self.config.model.vocab_size)
 
     @property
@@ -123,7 +123,7 @@ def _read_lines(path: Path, required: tuple[str, ...]) -> list[Record]:
 
 
 def _by_step(records: Iterable[Record]) -> list[Record]:
-    """One record a step, in order: of a step done twice, after a restart, the later one."""
+    """One record per step, in order; the later one of a step that was repeated after a restart."""
     return [record for _, record in sorted({record["step"]: record for record in records}.items())]
 
 

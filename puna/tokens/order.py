@@ -44,6 +44,8 @@ def in_table_order(sources: Iterable[str]) -> list[str]:
 def shares(present: Iterable[str], weights: Mapping[str, float]) -> dict[str, float]:
     """Each source's share of the tokens, which add up to 1; without weights that of Table 1.
 
+    A single source needs no weight, whether Table 1 has it or not.
+
     Raises:
         ValueError: a weight of a source that is not present, or that is not positive; or no weights and a
             source that is not in Table 1.
@@ -54,10 +56,12 @@ def shares(present: Iterable[str], weights: Mapping[str, float]) -> dict[str, fl
         raise ValueError(f"mixture.weights names {unknown[0]!r}, but the data has: {names}")
     if bad := [source for source, weight in weights.items() if not 0 < weight < float("inf")]:
         raise ValueError(f"mixture.weights.{bad[0]} is {weights[bad[0]]}; it must be positive and finite")
+    if not weights and len(known) == 1:
+        return dict.fromkeys(known, 1.0)
     if not weights and (unlisted := in_table_order(known - TABLE_1.keys())):
         raise ValueError(
             f"Table 1 has no weight for {unlisted[0]!r}; give one for each source to train on, of: {names} "
-            f"(--mixture.weights.{unlisted[0]} 1)"
+            f"(train: --mixture.weights.{unlisted[0]} 1; tokenizer train: --weights.{unlisted[0]} 1)"
         )
     chosen = dict(weights) or {source: TABLE_1[source] for source in known}
     total = sum(chosen[source] for source in in_table_order(chosen))

@@ -7,8 +7,8 @@ Out: ids of texts, texts of ids.
     "Year 1066\\n" ──encode──> ▁Year ▁ 1 0 6 6 <0x0A>
                    <──decode──
 
-The library of the format says which ids are right. A faster encoder takes over when there is enough text to
-be worth its start, and only if it gives the same (puna.tokens.fast).
+The library of the format is the reference. A faster encoder replaces it when there is enough text to be worth
+its start, and only if it gives the same ids (puna.tokens.fast).
 """
 
 import codecs
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["GGUF", "HUB", "MODEL", "StreamDecoder", "Tokenizer"]
 
 HUB = "tokenizer.json"
-GGUF = "tokenizer.gguf"  # what `puna convert` leaves of a GGUF file: its vocabulary
-# Characters after which the fast encoder, which takes half a second to make, has paid for itself.
+GGUF = "tokenizer.gguf"  # the vocabulary of a GGUF file, as `puna convert` writes it
+# Characters after which the fast encoder, which takes half a second to build, pays off.
 FAST_FROM = 4_000_000
 
 
@@ -48,8 +48,8 @@ class Tokenizer:
     """A vocabulary: text to ids and back, exactly.
 
     `path` is a file, or a directory that holds `tokenizer.model` or `tokenizer.json`. Text is only ever text:
-    a literal "<s>" is encoded as its characters; only `bos` and `eos` give control tokens. `fast` is False
-    to leave all to the reference, True to make the fast encoder at once.
+    a literal "<s>" is encoded as its characters; only `bos` and `eos` give control tokens. `fast` False
+    always uses the reference, True builds the fast encoder at once.
 
     Raises:
         ValueError: naming the path, when there is no such vocabulary or it cannot spell every text.
@@ -75,7 +75,7 @@ class Tokenizer:
 
     @cached_property
     def settings(self) -> Settings:
-        """What the vocabulary's makers say of its use."""
+        """BOS, end tokens and chat template, as the vocabulary's files give them."""
         model = self._model
         if self._own_settings is not None:
             return self._own_settings
@@ -87,7 +87,7 @@ class Tokenizer:
 
     @property
     def adds_bos(self) -> bool:
-        """Whether a text to go on from begins with BOS."""
+        """Whether BOS precedes the text of a prompt."""
         return self.settings.adds_bos
 
     @property
@@ -174,7 +174,7 @@ class Tokenizer:
             data = text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"text is not valid Unicode (half a surrogate pair): {text[:40]!r}") from error
-        # Vocabularies without some bytes (Falcon's, StarCoder's) would drop them without a word.
+        # Vocabularies that lack some bytes (SmolLM2's, StarCoder's) would drop them silently.
         if self._model.unspelled and (missing := self._model.unspelled.intersection(data)):
             raise ValueError(
                 f"{self.path} has no piece for the byte 0x{min(missing):02X} of {text[:40]!r}; "
@@ -191,7 +191,7 @@ class Tokenizer:
         return [np.array(ids, np.uint32) for ids in self._model.encode(texts, threads)]
 
     def stay_with_reference(self) -> None:
-        """Never start the fast encoder: it takes half a second, in which no other thread runs."""
+        """Never build the fast encoder: that takes half a second, during which no other thread runs."""
         self._waits = -1
 
     def _start_fast(self) -> None:

@@ -76,9 +76,9 @@ def test_one_and_two_workers_write_the_same_bytes(books, tmp_path):
 def test_the_fingerprint_is_of_contents_and_not_of_places(books, tmp_path):
     first = clean_books(books, tmp_path / "a")
     moved = books.rename(tmp_path / "elsewhere")
-    assert clean_books(moved, tmp_path / "b")["fingerprint"] == first.fingerprint
+    assert clean_books(moved, tmp_path / "b").fingerprint == first.fingerprint
     (moved / "book0.txt").write_text("Other words, as many as a book must have. " * 9, encoding="utf-8")
-    assert clean_books(moved, tmp_path / "c")["fingerprint"] != first.fingerprint
+    assert clean_books(moved, tmp_path / "c").fingerprint != first.fingerprint
 
 
 @pytest.mark.parametrize(("workers", "records"), [(1, 0), (1, 2), (2, 0), (2, 3)])
@@ -160,7 +160,7 @@ def test_a_full_disk_leaves_nothing_that_counts(books, tmp_path, monkeypatch):
         with pytest.raises(OSError, match="No space left"):
             clean_books(books, out)
     assert {path.name for path in out.iterdir()} == {"plan.json", "progress.jsonl"}
-    assert clean_books(books, out)["counts"]["kept"] == 6
+    assert clean_books(books, out).counts["kept"] == 6
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files")

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from puna.corpus.clean import SOURCES, find_inputs
+from puna.corpus.clean import find_inputs
+from puna.corpus.registry import SOURCES
 from puna.fetch import package_index
 from puna.fetch.package_index import SAMPLES, Package, Sample, fetch_sample
 from puna.files import cache_dir

@@ -40,6 +40,7 @@ from puna.files import (
 )
 from puna.manifest import Manifest, Output, read_manifest, trained_before, write_manifest
 from puna.progress import Bar
+from puna.retry import one_line
 
 PIECES, ARPA = "sentencepiece.model", "model.arpa"
 VOCAB_SIZE = 65_536
@@ -52,7 +53,7 @@ _STAGE = "language-model"
 _COMMAND = "puna corpus language-model DOCUMENTS… --out DIR"
 _COVERAGE = 0.9995
 _PIECE_CHARACTERS = 200_000_000  # of text that the pieces are learned from; SentencePiece holds it all
-_PIECE_LINE = 4000  # characters of a line it learns from; it leaves out longer ones without a word
+_PIECE_LINE = 4000  # characters per line: SentencePiece silently skips longer lines
 _REMEMBERED = 500_000  # words: some 150 MB
 _HEADING_CHARACTERS = 100
 
@@ -288,8 +289,9 @@ class LanguageModel:
         try:
             self._model = kenlm.Model(str(arpa), config)
         except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{arpa} cannot be read ({reason}); make it again with: {_COMMAND}") from error
+            raise ValueError(
+                f"{arpa} cannot be read ({one_line(error)}); make it again with: {_COMMAND}"
+            ) from error
 
     def score(self, text: str) -> tuple[float, int]:
         """log10 of the probability of a text's lines, and how many tokens they are, their ends included."""

@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import unquote
 
-from puna.corpus.document import Bad
+from puna.corpus.document import DamagedRecord
 from puna.files import atomic_file, code_version, fingerprint, human_bytes, remove_partials, write_json
 from puna.manifest import Input, Manifest, Output
 from puna.progress import Bar
@@ -125,13 +125,13 @@ def write_references(dumps: Sequence[Path], out: Path, max_bad: float = 0.1) -> 
     started = time.monotonic()
     paths = find_inputs("wikipedia", dumps)
     counts = {"pages": 0, "references": 0, "urls": 0}
-    bad: list[Bad] = []
+    bad: list[DamagedRecord] = []
     total = sum(path.stat().st_size for path in paths)
 
     def urls(bar: Bar) -> Iterator[str]:
         for path in paths:
             for page in read(path):
-                if isinstance(page, Bad):
+                if isinstance(page, DamagedRecord):
                     bad.append(page)
                 elif page.namespace == "0" and not page.is_redirect:
                     counts["pages"] += 1

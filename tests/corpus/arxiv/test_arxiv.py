@@ -15,7 +15,7 @@ import pytest
 
 from puna.corpus.arxiv.source import Options, Paper, clean, decode, find, main_file, read
 from puna.corpus.clean import clean_source
-from puna.corpus.document import Bad, Document, Drop
+from puna.corpus.document import DamagedRecord, Document, Drop
 from puna.corpus.parquet import read_documents
 from puna.stages.stage import Executor
 
@@ -48,7 +48,7 @@ WHOLE = gzip.compress(
 )
 
 
-def papers(path: Path) -> list[Document | Drop | Bad]:
+def papers(path: Path) -> list[Document | Drop | DamagedRecord]:
     return [clean(item) if isinstance(item, Paper) else item for item in read(path)]
 
 
@@ -148,11 +148,15 @@ def test_damaged_archives_are_named_and_what_is_whole_is_kept(tmp_path):
     path.write_bytes(data[: data.index(b"2003.00003") + 600])
     first, damaged, cut = papers(path)
     assert isinstance(first, Document) and first.text == BODY
-    assert isinstance(damaged, Bad) and damaged.file == f"{path}!1/2003.00002.gz" and damaged.offset > 0
-    assert isinstance(cut, Bad) and cut.offset > damaged.offset
+    assert (
+        isinstance(damaged, DamagedRecord)
+        and damaged.file == f"{path}!1/2003.00002.gz"
+        and damaged.offset > 0
+    )
+    assert isinstance(cut, DamagedRecord) and cut.offset > damaged.offset
     (tmp_path / "no.tar").write_bytes(b"not a tar at all" * 99)
     (bad,) = papers(tmp_path / "no.tar")
-    assert isinstance(bad, Bad) and bad.file == str(tmp_path / "no.tar")
+    assert isinstance(bad, DamagedRecord) and bad.file == str(tmp_path / "no.tar")
 
 
 def test_options_name_what_cannot_be():
@@ -181,7 +185,7 @@ def test_any_number_of_workers_ends_with_the_same_bytes(tmp_path):
     folder = corpus(tmp_path / "in", 5)
     one = clean_source("arxiv", [folder], tmp_path / "one", executor=Executor(workers=1))
     two = clean_source("arxiv", [folder], tmp_path / "two", executor=Executor(workers=2))
-    assert digests(one) == digests(two) and one.fingerprint == two["fingerprint"]
+    assert digests(one) == digests(two) and one.fingerprint == two.fingerprint
     assert one.counts["kept"] == 15
 
 

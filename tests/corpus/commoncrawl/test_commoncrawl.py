@@ -263,7 +263,7 @@ def test_pages_unlike_references_are_dropped(crawl, tmp_path, models):
     assert manifest.counts.get("dropped: unlike references", 0) == 24 - len(about)
     assert all(document.meta["reference"] == 0.9 for document in documents(tmp_path / "out"))
     loose = Options(classifier="model", reference_threshold=0.2)
-    assert clean_source("commoncrawl", [crawl], tmp_path / "loose", loose, HERE)["counts"]["kept"] == 24
+    assert clean_source("commoncrawl", [crawl], tmp_path / "loose", loose, HERE).counts["kept"] == 24
 
 
 def test_pages_that_read_like_the_language_models_texts_are_the_head(tmp_path):

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.corpus.clean import clean_source
-from puna.corpus.document import Bad, Document, Drop
+from puna.corpus.document import DamagedRecord, Document, Drop
 from puna.corpus.parquet import read_documents
 from puna.corpus.stackexchange import source as stackexchange
 from puna.corpus.stackexchange.html import text_of
@@ -133,7 +133,7 @@ def test_damaged_rows_are_named_and_the_rest_is_kept(tmp_path):
     items = list(read_posts(path))
     assert [item.id for item in items if isinstance(item, Post)] == [1, 7]
     assert next(item.body for item in items if isinstance(item, Post) and item.id == 7) == "<p>abc</p>"
-    bad = [item for item in items if isinstance(item, Bad)]
+    bad = [item for item in items if isinstance(item, DamagedRecord)]
     places = [path.read_bytes().find(b"<row ", path.read_bytes().find(good.encode()) + 9)]
     assert len(bad) == 7 and bad[0].offset == places[0] and {item.file for item in bad} == {str(path)}
     assert bad[-1].reason == "the dump has no end"
@@ -147,9 +147,9 @@ def test_rows_are_found_across_blocks_and_one_too_long_is_skipped(tmp_path, monk
     monkeypatch.setattr("puna.corpus.stackexchange.posts.MAX_ROW_BYTES", 400)
     short = list(read_posts(path))
     assert [item for item in short if isinstance(item, Post)] == whole[
-        : len(short) - sum(isinstance(i, Bad) for i in short)
+        : len(short) - sum(isinstance(i, DamagedRecord) for i in short)
     ]
-    assert any(isinstance(item, Bad) and "without a row" in item.reason for item in short)
+    assert any(isinstance(item, DamagedRecord) and "without a row" in item.reason for item in short)
 
 
 @pytest.mark.parametrize("filters", [None, [{"id": py7zr.FILTER_BZIP2}]])
@@ -169,10 +169,10 @@ def test_an_archive_gives_the_rows_of_its_posts(tmp_path, filters):
     half[len(data) // 2] ^= 255
     path.write_bytes(half)
     items = list(read_posts(path))
-    assert isinstance(items[-1], Bad) and items[-1].file == str(path)
+    assert isinstance(items[-1], DamagedRecord) and items[-1].file == str(path)
     path.write_bytes(data[: len(data) // 2])
     (cut,) = read_posts(path)  # its directory is at its end
-    assert isinstance(cut, Bad)
+    assert isinstance(cut, DamagedRecord)
 
 
 def test_what_is_no_dump_is_bad_input(tmp_path):
@@ -182,7 +182,7 @@ def test_what_is_no_dump_is_bad_input(tmp_path):
     (tmp_path / "Posts.xml").write_text("hello")
     for name in ("x.7z", "y.7z", "Posts.xml"):
         (bad,) = read_posts(tmp_path / name)
-        assert isinstance(bad, Bad) and bad.file == str(tmp_path / name)
+        assert isinstance(bad, DamagedRecord) and bad.file == str(tmp_path / name)
 
 
 # ---- the corpus
