@@ -107,6 +107,7 @@ def train(
         _stop_signals() as stop,
         open_log(out, config, mixture.sources, peak, state, ranks.is_first) as log,
         profiler(out, config.watch.profile_steps if ranks.is_first else 0) as profile_step,
+        ranks.named_failures(lambda: state.step),
     ):
         for step in range(state.step, steps):
             log.begin()

@@ -4,7 +4,9 @@ A process on its own is `ALONE`: nothing is sent, and no process group is needed
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import islice
 from typing import TypeVar
 
@@ -14,6 +16,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
+
+GRACE_SECONDS = 3.0
+"""How long the ranks that notice a failure wait for each other, to name those that are missing."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,33 @@ class Ranks:
         if isinstance(outcome[1], Exception):
             raise outcome[1]
         return outcome[0]  # type: ignore[return-value]
+
+    @contextmanager
+    def named_failures(self, step: Callable[[], int]) -> Iterator[None]:
+        """Turn a broken or late collective into one line that names this rank, its step and those missing.
+
+        Raises:
+            ConnectionError: another process ended, or did not answer within the timeout.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.mesh is None:
+                raise
+            cause = str(error).splitlines()[0]
+            raise ConnectionError(
+                f"rank {self.rank} at step {step()}: a collective failed ({self._missing() or cause}); "
+                "the same command resumes from the newest checkpoint"
+            ) from error
+
+    def _missing(self) -> str | None:
+        """Which ranks do not answer any more, as the first one sees it."""
+        try:
+            dist.monitored_barrier(timeout=timedelta(seconds=GRACE_SECONDS), wait_all_ranks=True)
+        except (RuntimeError, ValueError) as error:
+            text = str(error)
+            return text[text.index("Rank") :].splitlines()[0] if "failed to pass" in text else None
+        return None
 
     def share(self, items: Iterable[T], filler: Callable[[T], T]) -> Iterator[T]:
         """Every dp_world-th item. Each rank gets as many, because each takes part in every collective.
