@@ -18,8 +18,8 @@ from puna.config import RunConfig, read_config
 from puna.files import read_json, read_json_lines, write_json
 from puna.manifest import Input, load_manifest
 from puna.model.llama import Llama
-from puna.model.weights import newest_weights
 from puna.recipes import recipe
+from puna.rundir import newest_weights
 from puna.tokens.mixture import Mixture
 from puna.train import checkpoint
 from puna.train.loop import train
