@@ -27,5 +27,5 @@ def train_small_model(run: Path) -> Path:
     puna.clean("jsonl", documents, "documents/notes", source="notes")
     puna.train_tokenizer("documents/notes", "tokenizer", vocab_size=320)
     puna.write_shards("documents/notes", "tokenizer", "shards")
-    puna.train(run, "shards", recipe="tiny", model={"vocab_size": 320}, train={"steps": 20})
+    puna.train(run, "shards", recipe="tiny", model={"vocab_size": 320}, schedule={"steps": 20})
     return run

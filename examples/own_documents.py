@@ -24,7 +24,7 @@ def main() -> None:
 
     # The same call resumes an interrupted run. A real model: recipe="110m", with the steps of the recipe.
     outcome = puna.train(
-        "runs/notes", "shards", recipe="tiny", model={"vocab_size": 320}, train={"steps": 60}
+        "runs/notes", "shards", recipe="tiny", model={"vocab_size": 320}, schedule={"steps": 60}
     )
     print(f"{outcome.state.step} steps, held-out loss {outcome.validation['loss']:.3f}")
 

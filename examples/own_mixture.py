@@ -30,7 +30,7 @@ def main() -> None:
         recipe="tiny",
         model={"vocab_size": 320},
         mixture={"weights": weights},
-        train={"steps": 40},
+        schedule={"steps": 40},
     )
     for source, loss in outcome.validation["loss_by_source"].items():
         print(f"{source}: held-out loss {loss:.3f}")

@@ -139,7 +139,7 @@ def train(
     """Train a model on token shards, or resume the run in `out` from its newest checkpoint.
 
     >>> outcome = puna.train(
-    ...     "runs/first", "shards", recipe="tiny", model={"vocab_size": 300}, train={"steps": 4}
+    ...     "runs/first", "shards", recipe="tiny", model={"vocab_size": 300}, schedule={"steps": 4}
     ... )
     >>> outcome.finished, outcome.state.step
     (True, 4)

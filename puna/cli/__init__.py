@@ -9,6 +9,7 @@ Results go to stdout (`--json` for programs), progress and errors to stderr. Exi
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -67,7 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError):  # the reader of our output has ended: `puna … | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        message = str(error)
+        # cyclopts passes on pydantic's own words for a value out of range: type, input and a link.
+        message = re.sub(
+            r"\s*\d+ validation errors? for .*?Input should be (.*?) \[type=.*",
+            r" It must be \1.",
+            str(error),
+            flags=re.DOTALL,
+        )
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             message += "; free some space and run the same command to resume"
         return _fail(message)

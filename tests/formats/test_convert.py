@@ -196,7 +196,7 @@ def test_the_llama3_scaling_matters_to_the_test():
         ("rms_norm_eps", True, "rms_norm_eps is True"),
         ("tie_word_embeddings", 1, "tie_word_embeddings is 1"),
         ("num_hidden_layers", 3, "lacks the tensor model.layers.2.input_layernorm.weight"),
-        ("num_hidden_layers", 1, "holds the tensor model.layers.1."),
+        ("num_hidden_layers", 1, "unexpected tensor model.layers.1."),
         ("vocab_size", 319, "embed_tokens.weight has shape (320, 64)"),
     ],
 )

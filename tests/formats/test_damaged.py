@@ -362,7 +362,7 @@ U32, F32, TEXT = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.FLOAT32, gguf.GGU
         ({"llama.attention.key_length": (32, U32)}, {}, "llama.attention.key_length is 32"),
         ({"llama.rope.freq_base": (float("nan"), F32)}, {}, "model.rope_base is nan"),
         ({}, {"drop": "blk.1.ffn_up.weight"}, "lacks the tensor blk.1.ffn_up.weight"),
-        ({}, {"extra": True}, "holds the tensor blk.0.attn_q.bias"),
+        ({}, {"extra": True}, "unexpected tensor blk.0.attn_q.bias"),
     ],
 )
 def test_a_gguf_model_that_puna_does_not_implement(models, tmp_path, capsys, values, others, said):

@@ -436,7 +436,7 @@ def test_a_cache_in_fp16_answers_too(run):
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no run configuration"):
+    with pytest.raises(ValueError, match=r"holds neither config.json"):
         load_engine(tmp_path)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from puna.files import MANIFEST, read_json, to_path
+from puna.manifest import load_manifest
 from puna.stages.stage import Executor, Unfinished, plan_shards
 from tests.corpus.test_clean import contents
 from tests.stages import works
@@ -58,7 +59,7 @@ def test_a_part_can_wait_for_the_others(inputs, plain, tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert ends["1/2"] == ends["2/2"] == read_json(out / MANIFEST)
+    assert ends["1/2"] == ends["2/2"] == load_manifest(out / MANIFEST)
     assert contents(out) == plain
 
 

@@ -135,7 +135,7 @@ def test_what_is_done_is_not_done_again_and_another_configuration_is_refused(
 @pytest.mark.parametrize("share", [1e-9, 0.5, 1 - 1e-9])
 def test_a_source_of_two_documents_or_more_has_both_splits(make, small_tokenizer, tmp_path, documents, share):
     docs = make.documents(tmp_path / "docs", "wikipedia", [f"text {n}" for n in range(documents)], files=2)
-    entry = write_shards([docs], small_tokenizer.path, tmp_path / "out", share, workers=1)["sources"][
+    entry = write_shards([docs], small_tokenizer.path, tmp_path / "out", share, workers=1).details["sources"][
         "wikipedia"
     ]
     assert entry["train_tokens"] > 0 and entry["val_tokens"] > 0
@@ -149,7 +149,7 @@ def test_a_source_of_one_document_trains_on_it_and_says_that_nothing_is_held_out
     make, small_tokenizer, tmp_path
 ):
     docs = make.documents(tmp_path / "docs", "wikipedia", ["alone"])
-    entry = write_shards([docs], small_tokenizer.path, tmp_path / "out", 0.9, workers=1)["sources"][
+    entry = write_shards([docs], small_tokenizer.path, tmp_path / "out", 0.9, workers=1).details["sources"][
         "wikipedia"
     ]
     assert (entry["val"], entry["val_tokens"]) == ([], 0)

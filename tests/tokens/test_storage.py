@@ -116,7 +116,7 @@ def test_what_is_no_finished_directory_of_shards_is_named(remote, local):
     with pytest.raises(ValueError, match=r"00000.books.val.npy is not an array of tokens"):
         next(mixed(url).validation_windows("books"))
     put("manifest.json", b'{"stage": "documents"}')
-    with pytest.raises(ValueError, match=f"{url} holds 'documents', not 'shards'"):
+    with pytest.raises(ValueError, match=f"{url}/? holds 'documents', not 'shards'"):
         mixed(url)
     put("manifest.json", b"{")
     with pytest.raises(ValueError, match=f"{url}/manifest.json is not valid JSON"):
@@ -141,7 +141,7 @@ def test_a_place_that_fails_now_and_then_is_asked_again(local, monkeypatch):
         return read(self, *args, **kwargs)
 
     monkeypatch.setattr(fsspec.implementations.local.LocalFileSystem, "_open", shaky)
-    assert mixed(f"file://{local}").batch(0).tokens > 0
+    assert mixed(f"file://{local}").batch(0).global_tokens > 0
 
 
 def test_a_place_that_cannot_be_reached_is_named(monkeypatch):

@@ -171,7 +171,7 @@ def test_a_killed_training_leaves_nothing_for_whole_and_ends_the_same(make, book
     assert not (tmp_path / "a" / "manifest.json").exists()
     again = train_tokenizer([books], tmp_path / "a", vocab_size=400)
     undisturbed = train_tokenizer([books], tmp_path / "b", vocab_size=400)
-    assert again.fingerprint == undisturbed["fingerprint"]
+    assert again.fingerprint == undisturbed.fingerprint
     assert Tokenizer(tmp_path / "a").fingerprint == Tokenizer(tmp_path / "b").fingerprint
 
 
@@ -191,7 +191,7 @@ def test_a_vocabulary_that_does_not_fit_the_corpus_is_named_with_one_that_does(b
     with pytest.raises(ValueError, match=r"vocab_size is 50000.*lower --vocab-size to \d+") as caught:
         train_tokenizer([books], tmp_path / "out", vocab_size=50_000)
     most = int(re.search(r"lower --vocab-size to (\d+)", str(caught.value))[1])
-    assert train_tokenizer([books], tmp_path / "out", vocab_size=most)["counts"]["pieces"] == most
+    assert train_tokenizer([books], tmp_path / "out", vocab_size=most).counts["pieces"] == most
     with pytest.raises(ValueError, match=r"vocab_size is 200.*raise --vocab-size"):
         train_tokenizer([books], tmp_path / "small", vocab_size=200)
 

@@ -164,7 +164,7 @@ def test_a_file_with_lf_line_ends_is_cut_at_its_headers(tmp_path):
     assert found == texts[:1] and "cut off" in bad[0].reason
 
 
-@pytest.mark.parametrize("written", [b"WARC/1.", b"WARC/1.0\r\n", b"\0", b"\x1f\x8b"])
+@pytest.mark.parametrize("written", [b"WARC/1.", b"WARC/1.0\r\n", b"\0", b"\x1f\x8b\0"])
 def test_damage_at_the_start_of_a_compressed_file_costs_one_record(tmp_path, written):
     data = b"".join(zipped(pages()))
     for removed in (0, len(written)):
