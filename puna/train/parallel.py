@@ -53,7 +53,12 @@ def join(config: ParallelConfig, device: torch.device) -> Ranks:
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=config.timeout))
+    timeout = timedelta(seconds=config.timeout)
+    store, rank, _ = next(dist.rendezvous("env://", timeout=timeout))
+    # After a restart torchrun's store still holds the addresses of the processes that have ended.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt-{attempt}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     shape = config.dp_replicate, config.dp_shard, config.tp
     return ranks_of(init_device_mesh(device.type, shape, mesh_dim_names=AXES))
 
@@ -77,6 +82,16 @@ def reduce_gradients(model: Llama, now: bool) -> None:
     """Whether the next backward pass reduces gradients over ranks: only the last micro-batch's does."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(now)
+
+
+def reshard(model: Llama) -> None:
+    """After a forward pass without backward: drop gathered weights, and give parameters back their shards.
+
+    FSDP2 leaves the root's weights gathered. Until its next pass they would be what `named_parameters`
+    returns, and the optimiser has no state for them.
+    """
+    if isinstance(model, FSDPModule):
+        model.reshard()
 
 
 def _split_matrices(model: Llama, mesh: DeviceMesh) -> None:

@@ -11,6 +11,7 @@ from puna.devices import to_device
 from puna.model.llama import Llama
 from puna.model.loss import IGNORE
 from puna.tokens.mixture import Batch, Mixture
+from puna.train.parallel import reshard
 from puna.train.ranks import ALONE, Ranks
 
 
@@ -47,6 +48,7 @@ def held_out_loss(
         if tokens:
             losses[source], windows[source] = total / tokens, int(count)
             bits[source] = total / tokens / math.log(2) * mixture.tokens_per_byte(source)
+    reshard(model)
     weight = sum(mixture.shares[source] for source in losses)
     mean = sum(mixture.shares[source] * loss for source, loss in losses.items()) / weight if weight else None
     return {
