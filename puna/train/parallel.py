@@ -13,6 +13,7 @@ divided by the token count of the global batch, so gradients are summed over ran
 """
 
 import os
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
@@ -60,7 +61,8 @@ def join(config: ParallelConfig, device: torch.device) -> Ranks:
     store = dist.PrefixStore(f"attempt-{attempt}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     shape = config.dp_replicate, config.dp_shard, config.tp
-    return ranks_of(init_device_mesh(device.type, shape, mesh_dim_names=AXES))
+    place = ranks_of(init_device_mesh(device.type, shape, mesh_dim_names=AXES))
+    return replace(place, side=dist.new_group(backend="gloo"))
 
 
 def ranks_of(mesh: DeviceMesh) -> Ranks:

@@ -3,6 +3,7 @@
 A process on its own is `ALONE`: nothing is sent, and no process group is needed.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ class Ranks:
     """Which rows of a batch are this process's; the ranks of a tp group share them."""
     dp_world: int = 1
     """Number of ranks with different rows."""
+    side: dist.ProcessGroup | None = None
+    """A group of all ranks for finding out who is missing, when the others' collectives have failed."""
 
     @property
     def is_first(self) -> bool:
@@ -92,12 +95,12 @@ class Ranks:
             ) from error
 
     def _missing(self) -> str | None:
-        """Which ranks do not answer any more, as the first one sees it."""
+        """The ranks that do not answer any more; only the first process can tell."""
         try:
-            dist.monitored_barrier(timeout=timedelta(seconds=GRACE_SECONDS), wait_all_ranks=True)
-        except (RuntimeError, ValueError) as error:
-            text = str(error)
-            return text[text.index("Rank") :].splitlines()[0] if "failed to pass" in text else None
+            dist.monitored_barrier(self.side, timedelta(seconds=GRACE_SECONDS), wait_all_ranks=True)
+        except RuntimeError as error:
+            found = re.search(r"Ranks ([\d, ]+) failed to pass", str(error))
+            return found and f"no answer from rank {found[1]}"
         return None
 
     def share(self, items: Iterable[T], filler: Callable[[T], T]) -> Iterator[T]:

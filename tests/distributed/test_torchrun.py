@@ -169,7 +169,7 @@ def test_a_rank_that_sleeps_is_named_within_the_timeout(shards, tmp_path):
         os.kill(sleeper, signal.SIGKILL)
         process.communicate(timeout=60)
     error = next(line for line in lines.splitlines() if line.startswith("error: rank 0"))
-    assert "1" in error and "collective failed" in error
+    assert "no answer from rank 1" in error
 
 
 def test_sigterm_to_one_rank_stops_all_at_the_same_step(shards, tmp_path):
