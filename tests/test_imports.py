@@ -30,7 +30,7 @@ ALLOWED = {
     "report": set(),
     "demo": {"fetch", "corpus", "tokens", "train", "generate", "report"},
     "cli": {"stages", "fetch", "corpus", "tokens", "model", "formats", "train", "generate", "serve", "report",
-            "demo"},
+            "demo", "evaluate"},
 }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The verbs. A command's own modules are imported only when it is called, so that --help is quick.
 
     puna demo · fetch · corpus · tokenizer train|encode|decode · shards · tokens inspect · train · generate
-         chat · serve · convert · report
+         chat · serve · convert · eval · report
 
 Results go to stdout (`--json` for programs), progress and errors to stderr. Exit codes: 0 done; 1 a bug;
 2 an error of input, named in one line with its fix; 130 stopped by Ctrl-C, resume with the same command.
@@ -17,7 +17,7 @@ from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
 from cyclopts.config import Dict
 
 from puna import __version__
-from puna.cli import corpus, fetch, serve, tokens, training, weights
+from puna.cli import corpus, eval, fetch, serve, tokens, training, weights
 from puna.cli.common import STOPPED, Json
 from puna.config import RunConfig, read_config, to_dict
 from puna.devices import cpu_limit
@@ -69,6 +69,7 @@ app.command(training.train)
 app.command(weights.generate)
 app.command(weights.chat)
 app.command(serve.serve)
+app.command(eval.app)
 app.command(weights.convert)
 app.command(training.report)
 

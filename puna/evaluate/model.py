@@ -8,6 +8,7 @@ EngineModel computes them with an engine of this package; endpoint.py asks a ser
 """
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,3 +192,25 @@ def load_model(path: Path, name: str, weights: str | None, max_batch: int = 16, 
     engine = load_engine(path, weights=weights, max_batch=max_batch, **options)  # type: ignore[arg-type]
     kind = type(engine.runner).__name__
     return EngineModel(engine, name, model_digest(path, f"{weights} {kind}"))
+
+
+def rates(model: Model, generates: bool) -> tuple[float, float] | None:
+    """About how many tokens per second a local model reads and generates; None for an endpoint."""
+    if not isinstance(model, EngineModel):
+        return None
+
+    def nothing(_: int) -> None:
+        return
+
+    (ids,) = model.encode(["How fast is this model? " * 40])
+    tokens = ids[: min(256, model.context - 9)]
+    row = Row(tokens[:-1], tokens[-1:])
+    began = time.perf_counter()
+    model.score([row], nothing)
+    read = len(tokens) / (time.perf_counter() - began)
+    if not generates:
+        return read, read
+    prompt = Prompt("", tokens[:8], Sampling(temperature=0, top_p=1), 8, ())
+    began = time.perf_counter()
+    count = sum(generated.tokens for _, generated in model.generate([prompt] * 8, nothing))
+    return read, max(1, count) / (time.perf_counter() - began)

@@ -73,33 +73,28 @@ class RecordFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._known = read_records(path) if path.is_file() else []
-        self._count = 0
+        self._known = iterate_records(path) if path.is_file() else iter(())
+        self._size = 0  # bytes of the records that count
         self._file = path.open("ab")
 
     def take(self, key: str) -> Record | None:
-        """The next record of the file if it has this key; else everything from here on is computed again."""
-        if self._count < len(self._known) and self._known[self._count]["key"] == key:
-            self._count += 1
-            return self._known[self._count - 1]
-        return None
+        """The file's next record if it has this key; else everything from here on is to be computed again."""
+        record = next(self._known, None)
+        if record is None or record["key"] != key:
+            self._known = iter(())
+            return None
+        self._size += len(line(record).encode())
+        return record
 
     def append(self, records: Sequence[Record]) -> None:
         """Write further records, in the order of the examples."""
-        if self._count < len(self._known) or self._file.tell() != self._end():
-            self._file.truncate(self._end())
-            self._file.seek(0, os.SEEK_END)
-            del self._known[self._count :]
+        if self._file.seek(0, os.SEEK_END) != self._size:
+            self._file.truncate(self._size)
         data = "".join(line(record) for record in records).encode()
         self._file.write(data)
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._known += records
-        self._count += len(records)
-
-    def _end(self) -> int:
-        """Bytes of the records that count."""
-        return sum(len(line(record).encode()) for record in self._known[: self._count])
+        self._size += len(data)
 
     def close(self) -> None:
         """Close the file."""
