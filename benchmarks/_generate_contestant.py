@@ -27,12 +27,13 @@ class Puna:
     def __init__(self, weights: str, model: str, threads: int) -> None:
         import torch
 
+        from puna.formats.convert import open_source
         from puna.generate.load import load_runner
         from puna.generate.runners.cache import BLOCK
 
         torch.set_num_threads(threads)
         self.block = BLOCK
-        self.runner = load_runner(Path(model), weights, 2 * CONTEXT // BLOCK + 16)
+        self.runner = load_runner(open_source(Path(model))[1], weights, 2 * CONTEXT // BLOCK + 16)
         self.vocabulary = self.runner.config.vocab_size
 
     def run(self, tokens: list[list[int]], steps: int) -> tuple[float, float]:

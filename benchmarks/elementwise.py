@@ -34,7 +34,7 @@ def work(rows: int, dim: int, ffn: int, vocab: int, dtype: torch.dtype) -> dict[
     n, z = rows * dim, rows * ffn
     return {
         "rms_forward": ((x, norm, 1e-6, dtype), n * (4 + b)),
-        "rms_again": ((x, r, norm, dtype), n * (4 + b)),
+        "rms_recompute": ((x, r, norm, dtype), n * (4 + b)),
         "rms_backward": ((dn, x, r, norm), n * (8 + b)),
         "swiglu_forward": ((gate_up,), z * 3 * b),
         "swiglu_backward": ((dz, gate_up), z * 6 * b),

@@ -35,6 +35,7 @@ from puna.formats.fields import Fields, one_line, read_object
 from puna.formats.torch_zip import TorchZipWriter
 from puna.model.parts import (
     FLOATS,
+    SPLIT_AXIS,
     Part,
     Source,
     cast,
@@ -63,8 +64,6 @@ NAMES = {
     "norm": "norm.weight",
     "output": "output.weight",
 }
-# The axis along which a role is split; those not named are whole in every part.
-AXIS = {"wq": 0, "wk": 0, "wv": 0, "w1": 0, "w3": 0, "output": 0, "wo": 1, "w2": 1, "embedding": 1}
 _KNOWN = {
     "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier",
     "norm_eps", "rope_theta", "use_scaled_rope", "rope_scaling_factor", "rope_high_freq_factor",
@@ -97,7 +96,7 @@ class MetaSource:
         self._dtypes = {name: tensor.dtype for name, tensor in held[0].items()}
         # Llama 3 splits the embedding by rows, LLaMA 1 and 2 by columns.
         by_rows = held[0][NAMES["embedding"]].shape[1] == self.config.dim
-        self._axis = AXIS | {"embedding": 0 if by_rows else 1}
+        self._axis = SPLIT_AXIS | {"embedding": 0 if by_rows else 1}
         for path, tensors in zip(self._files, held, strict=True):
             wanted = ((part.name(NAMES), self._shape(part)) for part in parts(self.config))
             shapes = {name: tuple(t.shape) for name, t in tensors.items() if not name.endswith("rope.freqs")}
@@ -257,7 +256,7 @@ def write_meta(
             # Meta's files always have an output, a tied model's is its embedding.
             also = ["output"] if config.tied_embeddings and part.role == "embedding" else []
             for role in [part.role, *also]:
-                axis = AXIS.get(role)
+                axis = SPLIT_AXIS.get(role)
                 pieces = [tensor] * count if axis is None else tensor.chunk(count, axis)
                 for file, piece in zip(files, pieces, strict=True):
                     file.write(NAMES[role].format(layer=part.layer), piece)

@@ -7,21 +7,19 @@ manifest.json         what was converted, written last
 """
 
 import json
-from collections.abc import Callable, Iterator
-from functools import reduce
-from itertools import groupby
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from puna.config import CONFIG, ModelConfig, RunConfig, TrainConfig, from_dict, to_dict
+from puna.config import CONFIG, RunConfig, TrainConfig, from_dict, to_dict
 from puna.files import write_json
 from puna.formats.fields import read_object
 from puna.formats.safetensors_stream import SafetensorsReader, SafetensorsWriter
 from puna.model.parts import Part, Source, cast, check_shapes, parts, tokenizer_beside
-from puna.model.weights import WEIGHTS, newest_weights
+from puna.model.weights import WEIGHTS, fused_rows, newest_weights
 
 
 class NativeSource:
@@ -42,41 +40,33 @@ class NativeSource:
         self.tokenizer = tokenizer_beside(directory)
         path = newest_weights(directory) / WEIGHTS
         self._reader = SafetensorsReader([path])
-        wanted = ((name, shape) for name, _, shape in tensors(self.config))
+        for name, shape in list(self._reader.shapes.items()):
+            rows = fused_rows(name, self.config)
+            if rows and shape[:1] == (sum(rows.values()),):
+                self._reader.split(name, rows)
+        wanted = ((part.parameter, part.shape) for part in parts(self.config))
         check_shapes(path, wanted, self._reader.shapes)
         for part in parts(self.config):
             self.dtype(part)
 
     def dtype(self, part: Part) -> torch.dtype:
         """The precision that `read` gives."""
-        return self._reader.dtype(part.tensor)
+        return self._reader.dtype(part.parameter)
 
     def read(self, part: Part) -> Tensor:
-        """One part: some rows of one of our tensors."""
-        return self._reader.rows(part.tensor, part.start, part.shape)
-
-
-def tensors(
-    config: ModelConfig,
-) -> Iterator[tuple[str, list[Part], tuple[int, ...]]]:
-    """Our tensors in order: name, the parts that are its rows, shape."""
-    for name, group in groupby(parts(config), key=lambda part: part.tensor):
-        members = list(group)
-        yield name, members, (sum(part.shape[0] for part in members), *members[0].shape[1:])
+        """One parameter."""
+        return self._reader.rows(part.parameter, 0, part.shape)
 
 
 def write_native(
     source: Source, directory: Path, dtype: torch.dtype | None, advance: Callable[[Part], None]
 ) -> None:
-    """Write config.json and the weights. Parts of a tensor are its rows in order, so they come one by one."""
-    layout = {}
-    for name, members, shape in tensors(source.config):
-        # Quantised files mix precisions even within what we fuse: the widest holds them all.
-        widest = reduce(torch.promote_types, (source.dtype(part) for part in members))
-        layout[name] = dtype or widest, shape
+    """Write config.json and the weights."""
+    layout = {part.parameter: (dtype or source.dtype(part), part.shape) for part in parts(source.config)}
     with SafetensorsWriter(directory / WEIGHTS, layout) as writer:
         for part in parts(source.config):
-            writer.append(part.tensor, cast(source.read(part), layout[part.tensor][0], part.tensor))
+            name = part.parameter
+            writer.append(name, cast(source.read(part), layout[name][0], name))
             advance(part)
     precision: Literal["bf16", "fp32"] = "fp32" if layout["embedding"][0] == torch.float32 else "bf16"
     train = TrainConfig(precision=precision)

@@ -54,6 +54,15 @@ class SafetensorsReader:
         """Forget a tensor that is not a weight."""
         del self.shapes[name], self._places[name]
 
+    def split(self, name: str, rows: Mapping[str, int]) -> None:
+        """Give the rows of a tensor, in order, names of their own: so many to each."""
+        path, code, offset = self._places[name]
+        columns, itemsize = self.shapes[name][1:], self.dtype(name).itemsize
+        self.drop(name)
+        for part, count in rows.items():
+            self.shapes[part], self._places[part] = (count, *columns), (path, code, offset)
+            offset += count * prod(columns) * itemsize
+
     def path(self, name: str) -> Path:
         """The file that holds a tensor."""
         return self._places[name][0]

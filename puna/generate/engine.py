@@ -324,7 +324,9 @@ class Engine:
     def _verify(self, sequence: _Sequence, guess: list[int]) -> Chunk:
         """Compute a guess after the last token; take what the model says as long as it is the guess."""
         run = [sequence.tokens[-1], *guess]
-        rows = self.runner.prefill(run, sequence.cached, sequence.table, every=True)[:, : self._vocab_size]
+        rows = self.runner.prefill(run, sequence.cached, sequence.table, all_logits=True)[
+            :, : self._vocab_size
+        ]
         before = len(sequence.tokens)
         chunk = self._advance(sequence, rows, guess=guess)
         taken = len(sequence.tokens) - before

@@ -11,12 +11,13 @@ import torch
 
 from puna.config import read_config
 from puna.devices import DeviceName, choose_device
-from puna.formats.native import NativeSource
+from puna.formats.convert import open_source
 from puna.generate.engine import Engine
 from puna.generate.runners.base import DTYPES, CacheDtype, Runner, Weights
 from puna.generate.runners.cache import BLOCK, block_bytes
 from puna.generate.runners.packed import PackedRunner, library_for, plain_model
 from puna.generate.runners.pytorch import PlainRunner
+from puna.model.parts import Source
 from puna.tokens.chat_template import ChatTemplate
 from puna.tokens.tokenizer import Tokenizer
 
@@ -60,26 +61,25 @@ def load_engine(
         raise ValueError(f"cache-tokens is {cache_tokens}; it must be {BLOCK} or above")
     else:
         n_blocks = cache_tokens // BLOCK
-    runner = load_runner(path, chosen, n_blocks, dtype, chosen_device)
+    runner = load_runner(open_source(path)[1], chosen, n_blocks, dtype, chosen_device)
     return Engine(runner, tokenizer, max_batch, ChatTemplate.of(tokenizer))
 
 
 def load_runner(
-    path: Path,
+    source: Source,
     weights: Weights,
     n_blocks: int,
     cache_dtype: torch.dtype = torch.bfloat16,
     device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> Runner:
-    """The runner for a run's newest weights: packed on a CPU, PyTorch alone on other devices.
+    """The runner for an opened model in any format: packed on a CPU, PyTorch alone on other devices.
 
     The packed runner holds its cache in fp32 or bf16; with fp16, or without a C++ compiler, PyTorch computes
     on a CPU too. PyTorch's runner holds int8 and int4 weights as bf16.
 
     Raises:
-        ValueError: no weights, a corrupt file, or int8 and int4 with an fp16 cache on a CPU.
+        ValueError: a corrupt file, or int8 and int4 with an fp16 cache on a CPU.
     """
-    source = NativeSource(path)
     is_integer = weights in ("int8", "int4")
     if device.type == "cpu":
         if is_integer and cache_dtype == torch.float16:

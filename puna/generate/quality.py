@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from puna.formats.convert import open_source
 from puna.generate.load import load_runner
 from puna.generate.runners.cache import BLOCK
 from puna.generate.runners.quantize import Weights
@@ -43,8 +44,9 @@ def quality(path: Path, tokens: Sequence[int], weights: Weights, window: int = 5
     if len(tokens) < 2:
         raise ValueError("the text is shorter than two tokens; give a longer one")
     blocks = ceil(window / BLOCK)
-    exact = load_runner(path, "fp32", blocks, torch.float32)
-    tried = load_runner(path, weights, blocks)
+    source = open_source(path)[1]
+    exact = load_runner(source, "fp32", blocks, torch.float32)
+    tried = load_runner(source, weights, blocks)
     window = min(window, exact.config.context)
     sums = torch.zeros(4, dtype=torch.float64)
     count = 0
@@ -52,8 +54,8 @@ def quality(path: Path, tokens: Sequence[int], weights: Weights, window: int = 5
         ids = tokens[start : start + window]
         if len(ids) < 2:
             break
-        p = _log_probabilities(exact.prefill(ids, 0, range(blocks), every=True))
-        q = _log_probabilities(tried.prefill(ids, 0, range(blocks), every=True))
+        p = _log_probabilities(exact.prefill(ids, 0, range(blocks), all_logits=True))
+        q = _log_probabilities(tried.prefill(ids, 0, range(blocks), all_logits=True))
         targets = torch.tensor(ids[1:])
         sums[0] += F.nll_loss(q, targets, reduction="sum")
         sums[1] += F.nll_loss(p, targets, reduction="sum")

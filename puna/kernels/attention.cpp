@@ -16,7 +16,7 @@
 // rows falls into different sets of the cache. Everything beyond T and E is zero. Rotary positions are applied on the
 // way in, and undone on the way out.
 
-#include "vectors.h"
+#include "tiles.h"
 
 #include <cmath>
 
@@ -55,27 +55,27 @@ Sizes sizes(const int64_t* shape) {
 }
 
 // 2^x to 2 ulp of fp32; 0 below -126. NaN stays NaN.
-inline floats exp2(floats x) {
-    x = x < -127.f ? floats{} - 127.f : x;
-    const floats shifted = x + 12582912.f;  // 1.5 · 2^23: what is left of the mantissa is the nearest integer
-    const floats f = x - (shifted - 12582912.f);  // exact, in [-1/2, 1/2]
-    floats y = floats{} + 1.3264727e-3f;  // the polynomial nearest to 2^f, 1e-7 away at most
+inline Floats exp2(Floats x) {
+    x = x < -127.f ? Floats{} - 127.f : x;
+    const Floats shifted = x + 12582912.f;  // 1.5 · 2^23: what is left of the mantissa is the nearest integer
+    const Floats f = x - (shifted - 12582912.f);  // exact, in [-1/2, 1/2]
+    Floats y = Floats{} + 1.3264727e-3f;  // the polynomial nearest to 2^f, 1e-7 away at most
     y = y * f + 9.6715128e-3f;
     y = y * f + 5.55073374e-2f;
     y = y * f + 2.40222421e-1f;
     y = y * f + 6.93146978e-1f;
     y = y * f + 1.f;
-    const words exponent = ((words)shifted + 127) << 23;  // 2^n, 0 for n = -127
-    return y * (floats)exponent;
+    const Bits exponent = ((Bits)shifted + 127) << 23;  // 2^n, 0 for n = -127
+    return y * (Floats)exponent;
 }
 
-inline float sum(floats x) {
+inline float sum(Floats x) {
     float total = 0;
     for (int i = 0; i < LANES; i++) total += x[i];
     return total;
 }
 
-inline float greatest(floats x) {
+inline float greatest(Floats x) {
     float most = x[0];
     for (int i = 1; i < LANES; i++) most = std::max(most, x[i]);
     return most;
@@ -94,7 +94,7 @@ inline void fetch(View<T> x, long b, long h, long t, const Sizes& s) {
 inline void rotate(float* row, const float* cos, const float* sin, long half, float sign) {
     long e = 0;
     for (; e + LANES <= half; e += LANES) {
-        const floats low = load(row + e), high = load(row + half + e), c = load(cos + e), s = load(sin + e) * sign;
+        const Floats low = load(row + e), high = load(row + half + e), c = load(cos + e), s = load(sin + e) * sign;
         store(row + e, low * c - high * s);
         store(row + half + e, high * c + low * s);
     }
@@ -171,13 +171,13 @@ inline Tile<HEIGHT, VECTORS> scores_of(const float* left, const float* panel, co
 // Replace what the rows from `row` on do not see of the keys from `key` on.
 inline void mask(Tile<HEIGHT, VECTORS>& tile, long row, long key, float hidden) {
     if (row >= key + WIDTH - 1) return;
-    ints lanes;
+    Ints lanes;
     for (int i = 0; i < LANES; i++) lanes[i] = i;
 #pragma GCC unroll 12
     for (int i = 0; i < HEIGHT; i++)
 #pragma GCC unroll 2
         for (int j = 0; j < VECTORS; j++)
-            tile.sums[i][j] = lanes > int32_t(row + i - key - j * LANES) ? floats{} + hidden : tile.sums[i][j];
+            tile.sums[i][j] = lanes > int32_t(row + i - key - j * LANES) ? Floats{} + hidden : tile.sums[i][j];
 }
 
 // --- forward ---------------------------------------------------------------------------------------------------------
@@ -229,15 +229,15 @@ struct Forward {
     void soften(long i, long keys, bool first) {
         float* row = scores + i * SCORES;
         const float factor = s.scale * LOG2_E;
-        floats most = ::load(row);
+        Floats most = ::load(row);
         for (long key = LANES; key < keys; key += LANES) {
-            const floats x = ::load(row + key);
+            const Floats x = ::load(row + key);
             most = x > most ? x : most;
         }
         const float now = std::max(top[i], greatest(most) * factor);
-        floats sums{};
+        Floats sums{};
         for (long key = 0; key < keys; key += LANES) {
-            const floats e = exp2(::load(row + key) * factor - now);
+            const Floats e = exp2(::load(row + key) * factor - now);
             sums += e;
             ::store(row + key, e);
         }
@@ -289,7 +289,7 @@ struct Backward {
         load_rows(dO, dO_, b, h, s, {});
         std::fill_n(dq, s.padded * s.stride, 0.f);
         for (long t = 0; t < s.padded; t++) {
-            floats product{};
+            Floats product{};
             if (t < s.T) convert(o.row(b, h, t), dq, s.E);  // dq: not yet in use
             for (long e = 0; e < s.columns; e += LANES) product += ::load(dO + t * s.stride + e) * ::load(dq + e);
             delta[t] = sum(product);

@@ -38,10 +38,11 @@ def _kernel(dtype: torch.dtype, head_dim: int) -> tuple[Any, Any] | None:
     return library.attention_forward_fp32, library.attention_backward_fp32
 
 
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, cos: Tensor | None = None, sin: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Views (B, H or K, T, E), with any strides but E's -> o (B, T, H, E) and log Σ exp (B, H, T), fp32."""
+def forward(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Views (B, H or K, T, E), with any strides but E's -> o (B, T, H, E) and log Σ exp (B, H, T), fp32.
+
+    q and k are rotated by the angles cos, sin (T, E/2), fp32.
+    """
     B, H, T, E = q.shape
     o_BTHE = q.new_empty(B, T, H, E)
     lse_BHT = q.new_empty(B, H, T, dtype=torch.float32)
@@ -63,14 +64,14 @@ def backward(
     _call(1, (*inputs, o_BTHE.transpose(1, 2), do_BHTE, *gradients), lse_BHT, cos, sin)
 
 
-def _call(which: int, views: tuple[Tensor, ...], lse: Tensor, cos: Tensor | None, sin: Tensor | None) -> None:
+def _call(which: int, views: tuple[Tensor, ...], lse: Tensor, cos: Tensor, sin: Tensor) -> None:
     """Call the kernel's forward (0) or backward (1); views: (B, heads, T, E), the first q, the second k."""
     (B, H, T, E), K = views[0].shape, views[1].shape[1]
     assert all(view.stride(3) == 1 and view.dtype == views[0].dtype for view in views)
-    assert cos is None or (cos.is_contiguous() and cos.shape == (T, E // 2) and cos.dtype == torch.float32)
+    for angles in (cos, sin):
+        assert angles.is_contiguous() and angles.shape == (T, E // 2) and angles.dtype == torch.float32
     numbers = [view.data_ptr() for view in views], (B, T, H, K, E), [n for x in views for n in x.stride()[:3]]
     pointers, shape, strides = ((ctypes.c_int64 * len(n))(*n) for n in numbers)
-    angles = [ctypes.c_void_p(None if x is None else x.data_ptr()) for x in (cos, sin)]
     kernel = _kernel(views[0].dtype, E)
     assert kernel is not None
-    kernel[which](pointers, ctypes.c_void_p(lse.data_ptr()), *angles, shape, strides)
+    kernel[which](pointers, *(ctypes.c_void_p(x.data_ptr()) for x in (lse, cos, sin)), shape, strides)

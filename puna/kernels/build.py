@@ -1,7 +1,7 @@
 """Small C++ kernels, compiled where they run: for what PyTorch has no fast kernel for on CPUs.
 
-In:  .cpp files beside the modules that use them, their functions `extern "C"` over plain pointers, and the .h
-     files beside them.
+In:  .cpp files beside the modules that use them, their functions `extern "C"` over plain pointers, the .h
+     files beside them, and those in this folder.
 Out: the loaded libraries, from the cache when these sources were compiled for this processor before.
 
 No PyTorch header is included, so that a kernel compiles in seconds and suits any build of PyTorch. OpenMP's
@@ -35,6 +35,8 @@ from puna.files import atomic_file, cache_dir
 
 _log = logging.getLogger(__name__)
 
+INCLUDE = Path(__file__).parent
+"""The folder whose headers every source may include, beside those of its own folder."""
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared")
 TIMEOUT = 600.0
 """Seconds after which a compiler is taken to hang."""
@@ -111,7 +113,7 @@ def _compile_into_cache(source: Path, command: str, library: Path) -> ctypes.CDL
 
 def _compile(source: Path, command: str, library: Path) -> ctypes.CDLL:
     """Compile and load; without OpenMP, on one thread, where the compiler has none that PyTorch shares."""
-    compile_ = [command, *FLAGS, *_target(), str(source), "-o", str(library)]
+    compile_ = [command, *FLAGS, *_target(), f"-I{INCLUDE}", str(source), "-o", str(library)]
     openmp = _openmp(command)
     failure = None
     if openmp:
@@ -183,8 +185,8 @@ def _openmp(command: str) -> tuple[str, ...]:
 def _library(source: Path, command: str) -> Path:
     """Where the library is cached: its name tells source, headers, flags, compiler and processor."""
     digest = hashlib.sha256()
-    for part in (source, *sorted(source.parent.glob("*.h"))):
-        digest.update(part.read_bytes())
+    for file in (source, *sorted({*source.parent.glob("*.h"), *INCLUDE.glob("*.h")})):
+        digest.update(file.read_bytes())
     processor = "" if cpu_limit() else _processor()
     digest.update(" ".join((command, *FLAGS, *_target(), platform.machine(), processor)).encode())
     return cache_dir() / "kernels" / f"{source.stem}-{digest.hexdigest()[:16]}.so"

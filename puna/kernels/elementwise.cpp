@@ -5,7 +5,7 @@
 // blocks of a fixed number of rows, then in the blocks' order: the bits do not depend on the number of threads.
 //
 //   bytes of memory for each number, fp32 / bf16, the floor of the time:
-//     rms_forward 8 / 6      rms_again 8 / 6      rms_backward 12 / 10     swiglu_forward 12 / 6 (of z)
+//     rms_forward 8 / 6      rms_recompute 8 / 6      rms_backward 12 / 10     swiglu_forward 12 / 6 (of z)
 //     swiglu_backward 24 / 12 (of z)      rotate 8 / 4      cross_entropy 16 / 8 (a row stays in cache between its passes)
 
 #include <cmath>
@@ -36,7 +36,7 @@ void rms_forward(const float* x, const float* norm, T* n, float* r, long rows, l
 }
 
 template <class T>
-void rms_again(const float* x, const float* r, const float* norm, T* n, long rows, long D) {
+void rms_recompute(const float* x, const float* r, const float* norm, T* n, long rows, long D) {
 #pragma omp parallel for schedule(static) if (rows * D > ALONE)
     for (long row = 0; row < rows; row++)
         sweep(D, [&](long i, auto extent, int) {
@@ -156,7 +156,7 @@ void cross_entropy(T* logits, const int64_t* targets, float* losses, long rows, 
             Floats most[4] = {all(top), all(top), all(top), all(top)};
             sweep(count, [&](long i, auto extent, int lane) {
                 Floats v = load(x + start + i, extent);
-                for (long beyond = extent.count; beyond < WIDTH; beyond++) v[beyond] = v[0];
+                for (long beyond = extent.count; beyond < LANES; beyond++) v[beyond] = v[0];
                 most[lane] = v > most[lane] ? v : most[lane];
             });
             for (int lane = 1; lane < 4; lane++) most[0] = most[lane] > most[0] ? most[lane] : most[0];
@@ -165,7 +165,7 @@ void cross_entropy(T* logits, const int64_t* targets, float* losses, long rows, 
             Sums sums;
             sweep(count, [&](long i, auto extent, int lane) {
                 Floats e = exponential(load(x + start + i, extent) - top);
-                for (long beyond = extent.count; beyond < WIDTH; beyond++) e[beyond] = 0;
+                for (long beyond = extent.count; beyond < LANES; beyond++) e[beyond] = 0;
                 sums[lane] += e;
             });
             sum = (start ? sum * std::exp(before - top) : 0) + sums.total();
@@ -203,8 +203,8 @@ void puna_rms_forward(const float* x, const float* norm, void* n, float* r, long
     FOR_TYPE(half, rms_forward(x, norm, (T*)n, r, rows, D, eps))
 }
 
-void puna_rms_again(const float* x, const float* r, const float* norm, void* n, long rows, long D, long half) {
-    FOR_TYPE(half, rms_again(x, r, norm, (T*)n, rows, D))
+void puna_rms_recompute(const float* x, const float* r, const float* norm, void* n, long rows, long D, long half) {
+    FOR_TYPE(half, rms_recompute(x, r, norm, (T*)n, rows, D))
 }
 
 void puna_rms_backward(const void* dn, const float* x, const float* r, const float* norm, float* dx, float* dnorm,

@@ -128,14 +128,14 @@ def _is_half(dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16
 
 
-def _wide(x: Tensor) -> Tensor:
+def _upcast(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
 @kernel
 def rms_forward(x_ND: Tensor, norm_D: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """RMSNorm in `dtype`, and the reciprocal root mean square (N, 1), fp32, for the backward."""
-    x_ND = _wide(x_ND)
+    x_ND = _upcast(x_ND)
     r_N1 = torch.rsqrt(x_ND.square().mean(-1, keepdim=True) + eps)
     return (x_ND * r_N1 * norm_D).to(dtype), r_N1
 
@@ -150,23 +150,25 @@ def _rms_forward(x_ND: Tensor, norm_D: Tensor, eps: float, dtype: torch.dtype) -
 
 
 @kernel
-def rms_again(x_ND: Tensor, r_N1: Tensor, norm_D: Tensor, dtype: torch.dtype) -> Tensor:
+def rms_recompute(x_ND: Tensor, r_N1: Tensor, norm_D: Tensor, dtype: torch.dtype) -> Tensor:
     """RMSNorm from the saved reciprocal root mean square: bitwise identical to the forward's result."""
-    return (_wide(x_ND) * r_N1 * norm_D).to(dtype)
+    return (_upcast(x_ND) * r_N1 * norm_D).to(dtype)
 
 
-@rms_again.cpu
-def _rms_again(x_ND: Tensor, r_N1: Tensor, norm_D: Tensor, dtype: torch.dtype) -> Tensor:
+@rms_recompute.cpu
+def _rms_recompute(x_ND: Tensor, r_N1: Tensor, norm_D: Tensor, dtype: torch.dtype) -> Tensor:
     x_ND, norm_D = x_ND.float().contiguous(), norm_D.float().contiguous()
     n_ND = torch.empty_like(x_ND, dtype=dtype)
-    _call("rms_again", x_ND, r_N1.contiguous(), norm_D, n_ND, r_N1.numel(), x_ND.shape[-1], _is_half(dtype))
+    _call(
+        "rms_recompute", x_ND, r_N1.contiguous(), norm_D, n_ND, r_N1.numel(), x_ND.shape[-1], _is_half(dtype)
+    )
     return n_ND
 
 
 @kernel
 def rms_backward(dn_ND: Tensor, x_ND: Tensor, r_N1: Tensor, norm_D: Tensor) -> tuple[Tensor, Tensor]:
     """From n = x̂ · norm, x̂ = x · r: dx = r · (g - x̂ · mean(g · x̂)) with g = dn · norm; dnorm = Σ dn · x̂."""
-    dn_ND, x_ND = _wide(dn_ND), _wide(x_ND)
+    dn_ND, x_ND = _upcast(dn_ND), _upcast(x_ND)
     hat_ND = x_ND * r_N1
     g_ND = dn_ND * norm_D
     dx_ND = r_N1 * (g_ND - hat_ND * (g_ND * hat_ND).mean(-1, keepdim=True))
@@ -187,7 +189,7 @@ def _rms_backward(dn_ND: Tensor, x_ND: Tensor, r_N1: Tensor, norm_D: Tensor) -> 
 @kernel
 def swiglu_forward(gate_up_N2F: Tensor) -> Tensor:
     """z = silu(gate) · up."""
-    gate_NF, up_NF = _wide(gate_up_N2F).chunk(2, dim=-1)
+    gate_NF, up_NF = _upcast(gate_up_N2F).chunk(2, dim=-1)
     return (F.silu(gate_NF) * up_NF).to(gate_up_N2F.dtype)
 
 
@@ -203,8 +205,8 @@ def _swiglu_forward(gate_up_N2F: Tensor) -> Tensor:
 @kernel
 def swiglu_backward(dz_NF: Tensor, gate_up_N2F: Tensor) -> tuple[Tensor, Tensor]:
     """d(gate, up) = (dz · up · σ(g) · (1 + g · (1 - σ(g))), dz · silu(g)), and z computed again."""
-    gate_NF, up_NF = _wide(gate_up_N2F).chunk(2, dim=-1)
-    dz_NF = _wide(dz_NF)
+    gate_NF, up_NF = _upcast(gate_up_N2F).chunk(2, dim=-1)
+    dz_NF = _upcast(dz_NF)
     sigmoid_NF = torch.sigmoid(gate_NF)
     silu_NF = gate_NF * sigmoid_NF
     dgate_NF = dz_NF * up_NF * (sigmoid_NF + silu_NF * (1 - sigmoid_NF))
@@ -269,7 +271,7 @@ def rotate(x_BHTE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     The halves of a pair lie apart, as in Hugging Face's layout, because vector units like contiguous halves.
     Meta's files interleave them: the weights' rows are permuted between the two.
     """
-    low, high = _wide(x_BHTE).chunk(2, dim=-1)
+    low, high = _upcast(x_BHTE).chunk(2, dim=-1)
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x_BHTE.dtype)
 
 
@@ -281,7 +283,7 @@ def cross_entropy_block(
 
     The gradient may be written in place of the logits, which are not to be used afterwards.
     """
-    x = _wide(logits_nV)
+    x = _upcast(logits_nV)
     top = x.amax(-1, keepdim=True)
     e = torch.exp(x - top)
     total = e.sum(-1, keepdim=True)

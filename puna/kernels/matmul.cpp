@@ -11,7 +11,7 @@
 // A panel of SUMS steps stays in the first-level cache while it meets a block of the left operand, which stays in the
 // second. Each sum is added up in one order, whatever the number of threads.
 
-#include "vectors.h"
+#include "tiles.h"
 
 // Which are faster than PyTorch's: 1 for bf16, 2 for fp32.
 extern "C" int products_run_here() {
@@ -148,28 +148,41 @@ void add_gradient(const T* dy, const T* x, float* gradient, long rows, long O, l
     }
 }
 
-// A weight as panels; `at(column, k)` is the address of the number that a column has at the k'th step of the sum.
+// Columns [first, last) and steps [start, end) of panels (columns/WIDTH, sums, WIDTH); `at(column, k)` is the number that
+// a column has at the k'th step of the sum.
 template <class F>
-void pack(float* panels, long columns, long sums, bool round, F at) {
-#pragma omp parallel for schedule(static) if (columns * sums > ALONE / 64)
-    for (long c = 0; c < columns; c += WIDTH)
-        for (long k = 0; k < sums; k++)
-            for (long t = 0; t < WIDTH; t++) {
-                const float w = c + t < columns ? *at(c + t, k) : 0.f;
+void pack(float* panels, long first, long last, long start, long end, long sums, bool round, F at) {
+#pragma omp parallel for schedule(static) if ((last - first) * (end - start) > ALONE / 64)
+    for (long c = first / WIDTH * WIDTH; c < last; c += WIDTH) {
+        const auto pack_step = [&](long k, long from, long to) {
+            for (long t = from; t < to; t++) {
+                const float w = at(c + t, k);
                 panels[c * sums + k * WIDTH + t] = round ? rounded_to_bf16(w) : w;
             }
+        };
+        if (c >= first && c + WIDTH <= last)
+            for (long k = start; k < end; k++) pack_step(k, 0, WIDTH);
+        else
+            for (long k = start; k < end; k++) pack_step(k, std::max(first - c, 0l), std::min(last - c, long(WIDTH)));
+    }
 }
 
 }  // namespace
 
-// weight (O, I) -> panels (O/WIDTH, I, WIDTH), for x Wᵀ; rounded to bf16 if `round`.
-extern "C" void pack_outputs(const float* weight, float* panels, long O, long I, long round) {
-    pack(panels, O, I, round, [=](long o, long i) { return weight + o * I + i; });
+// Several weights of I columns side by side, `outputs` rows in all, are packed one by one: `weight` is rows
+// [first, first + O) of them. Rounded to bf16 if `round`.
+
+// weight (O, I) -> panels (outputs/WIDTH, I, WIDTH), for x Wᵀ.
+extern "C" void pack_outputs(const float* weight, float* panels, long O, long I, long first, long outputs, long round) {
+    const long last = first + O == outputs ? round_up(outputs, WIDTH) : first + O;  // zeros fill up the last panel
+    pack(panels, first, last, 0, I, I, round,
+         [=](long o, long i) { return o < first + O ? weight[(o - first) * I + i] : 0.f; });
 }
 
-// weight (O, I) -> panels (I/WIDTH, O, WIDTH), for dy W; rounded to bf16 if `round`.
-extern "C" void pack_inputs(const float* weight, float* panels, long O, long I, long round) {
-    pack(panels, I, O, round, [=](long i, long o) { return weight + o * I + i; });
+// weight (O, I) -> panels (I/WIDTH, outputs, WIDTH), for dy W.
+extern "C" void pack_inputs(const float* weight, float* panels, long O, long I, long first, long outputs, long round) {
+    pack(panels, 0, round_up(I, WIDTH), first, first + O, outputs, round,
+         [=](long i, long o) { return i < I ? weight[(o - first) * I + i] : 0.f; });
 }
 
 // out (rows, outputs) = x (rows, sums) times panels (outputs/WIDTH, sums, WIDTH).

@@ -13,6 +13,7 @@ The weight is packed, in bf16 also rounded, at its first use; dW is summed and r
 """
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -57,43 +58,51 @@ def _kernels(dtype: torch.dtype) -> _Kernels | None:
     return _Kernels(library, suffix, library.products_panel_width(), torch.float32, 1)
 
 
-def _kernels_for(weight_OI: Tensor, dtype: torch.dtype) -> _Kernels | None:
-    if not weight_OI.is_cpu or weight_OI.dtype != torch.float32:
+def _kernels_for(weights: Sequence[Tensor], dtype: torch.dtype) -> _Kernels | None:
+    if not all(weight.is_cpu and weight.dtype == torch.float32 for weight in weights):
         return None
     kernels = _kernels(dtype)
-    if kernels is None or any(size % kernels.multiple for size in weight_OI.shape):
+    if kernels is None or any(size % kernels.multiple for weight in weights for size in weight.shape):
         return None
     return kernels
 
 
-class Weight:
-    """A master weight (O, I), to multiply in `dtype` by: packed at the first use of each direction."""
+class Weights:
+    """Master weights (O, I) of one I, side by side as a matrix W (sum of O, I), to multiply by in `dtype`.
 
-    def __init__(self, weight_OI: Tensor, dtype: torch.dtype) -> None:
-        self.kernels = _kernels_for(weight_OI, dtype)
-        self.weight_OI = weight_OI.to(dtype) if self.kernels is None else weight_OI.contiguous()
+    They are packed at the first use of each direction; where PyTorch's products run, cast and concatenated.
+    """
+
+    def __init__(self, dtype: torch.dtype, *weights: Tensor) -> None:
+        self.kernels = _kernels_for(weights, dtype)
+        self.weights = (
+            [weight.contiguous() for weight in weights] if self.kernels else [_joined(weights, dtype)]
+        )
         self.is_rounded = dtype == torch.bfloat16
         self._panels: dict[str, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        """x @ W.T: (..., I) -> (..., O)."""
+        """x @ W.T: (..., I) -> (..., sum of O)."""
         if self.kernels is None:
-            return F.linear(x, self.weight_OI)
+            return F.linear(x, self.weights[0])
         return self._multiply(self.kernels, x, "pack_outputs")
 
     def backward(self, dy: Tensor) -> Tensor:
-        """dy @ W: (..., O) -> (..., I)."""
+        """dy @ W: (..., sum of O) -> (..., I)."""
         if self.kernels is None:
-            return dy @ self.weight_OI
+            return dy @ self.weights[0]
         return self._multiply(self.kernels, dy, "pack_inputs")
 
     def _multiply(self, kernels: _Kernels, x: Tensor, pack: str) -> Tensor:
-        O, I = self.weight_OI.shape  # noqa: E741
+        O, I = sum(map(len, self.weights)), self.weights[0].shape[1]  # noqa: E741
         sums, outputs = (I, O) if pack == "pack_outputs" else (O, I)
         if pack not in self._panels:
             count = -(-outputs // kernels.panel_width)
             panels = torch.empty(count * kernels.panel_width * sums, dtype=kernels.panel_dtype)
-            kernels.call(pack, self.weight_OI, panels, numbers=(O, I, int(self.is_rounded)))
+            first = 0
+            for weight in self.weights:
+                kernels.call(pack, weight, panels, numbers=(len(weight), I, first, O, int(self.is_rounded)))
+                first += len(weight)
             self._panels[pack] = panels
         x = x.contiguous()
         y = x.new_empty(*x.shape[:-1], outputs)
@@ -102,19 +111,35 @@ class Weight:
         return y
 
 
-def weight_gradient(dy: Tensor, x: Tensor, weight_OI: Tensor) -> Tensor:
-    """dy.T @ x summed over all rows, (O, I), in the weight's precision."""
-    kernels = _kernels_for(weight_OI, dy.dtype)
+def _joined(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """The weights as one matrix in `dtype`; cast as they are copied, in one pass over memory."""
+    if len(weights) == 1:
+        return weights[0].to(dtype)
+    rows = [len(weight) for weight in weights]
+    whole = weights[0].new_empty(sum(rows), weights[0].shape[1], dtype=dtype)
+    for some, weight in zip(whole.split(rows), weights, strict=True):
+        some.copy_(weight)
+    return whole
+
+
+def weight_gradients(dy: Tensor, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    """dy.T @ x summed over all rows, as a gradient (O, I) of each weight, in the weights' precision.
+
+    They are views of one matrix, which one product writes: nothing is copied.
+    """
+    rows, first = [len(weight) for weight in weights], weights[0]
+    kernels = _kernels_for(weights, dy.dtype)
     if kernels is None:
-        return (dy.flatten(0, -2).T @ x.flatten(0, -2)).to(weight_OI.dtype)
-    gradient_OI = torch.empty_like(weight_OI, memory_format=torch.contiguous_format)
-    _add(kernels, gradient_OI, dy, x, first=True)
-    return gradient_OI
+        gradient_OI = (dy.flatten(0, -2).T @ x.flatten(0, -2)).to(first.dtype)
+    else:
+        gradient_OI = first.new_empty(sum(rows), first.shape[1])
+        _add(kernels, gradient_OI, dy, x, first=True)
+    return gradient_OI.split(rows)
 
 
 def add_weight_gradient(gradient_OI: Tensor, dy: Tensor, x: Tensor) -> None:
     """gradient += dy.T @ x."""
-    kernels = _kernels_for(gradient_OI, dy.dtype)
+    kernels = _kernels_for([gradient_OI], dy.dtype)
     if kernels is None:
         gradient_OI += dy.flatten(0, -2).T @ x.flatten(0, -2)
     else:

@@ -115,11 +115,14 @@ void pack_rows(const bf16* x, long columns, long start, long end, long width, pa
 
 }  // namespace
 
-// weight (O, I) -> panels (O/64, I/2, 64, 2), for x Wᵀ.
-extern "C" void pack_outputs(const float* weight, pair* panels, long O, long I) {
+// Several weights of I columns side by side, `outputs` rows in all, are packed one by one: `weight` is rows
+// [first, first + O) of them.
+
+// weight (O, I) -> panels (outputs/64, I/2, 64, 2), for x Wᵀ.
+extern "C" void pack_outputs(const float* weight, pair* panels, long O, long I, long first) {
 #pragma omp parallel for schedule(static) if (O * I > ALONE / 64)
     for (long o = 0; o < O; o += 16) {
-        pair* out = panels + o / PANEL * PANEL * (I / 2) + o % PANEL;
+        pair* out = panels + (first + o) / PANEL * PANEL * (I / 2) + (first + o) % PANEL;
         for (long i = 0; i < I; i += 16) {
             alignas(64) pair block[16][8];
             for (long t = 0; t < 16; t++) _mm256_store_si256((__m256i*)block[t], round16(weight + (o + t) * I + i));
@@ -129,12 +132,12 @@ extern "C" void pack_outputs(const float* weight, pair* panels, long O, long I) 
     }
 }
 
-// weight (O, I) -> panels (I/64, O/2, 64, 2), for dy W.
-extern "C" void pack_inputs(const float* weight, pair* panels, long O, long I) {
+// weight (O, I) -> panels (I/64, outputs/2, 64, 2), for dy W.
+extern "C" void pack_inputs(const float* weight, pair* panels, long O, long I, long first, long outputs) {
 #pragma omp parallel for schedule(static) if (O * I > ALONE / 64)
     for (long o = 0; o < O; o += 2)
         for (long i = 0; i < I; i += 16)
-            _mm512_storeu_si512(panels + (i / PANEL * (O / 2) + o / 2) * PANEL + i % PANEL,
+            _mm512_storeu_si512(panels + (i / PANEL * (outputs / 2) + (first + o) / 2) * PANEL + i % PANEL,
                                 zip(round16(weight + o * I + i), round16(weight + (o + 1) * I + i)));
 }
 

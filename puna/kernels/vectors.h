@@ -1,153 +1,89 @@
-// Vectors of fp32 for whatever instruction set the compiler was told of (GCC's and Clang's vector extensions), bf16
-// in memory, and the register tile that every matrix product is made of.
+// Vectors of fp32 as wide as the processor's registers, in the compiler's own notation (GCC's and Clang's vector
+// extensions), so that one source serves AVX2, AVX-512 and NEON. Arithmetic is fp32; bf16 is widened when it is loaded and
+// rounded once, when it is stored.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <type_traits>
+
+#define INLINE inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
 
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int LANES = 16;
+constexpr int LANES = 16, REGISTERS = 32;
 #elif defined(__AVX__)
-constexpr int LANES = 8;
+constexpr int LANES = 8, REGISTERS = 16;
+#elif defined(__aarch64__)
+constexpr int LANES = 4, REGISTERS = 32;
 #else
-constexpr int LANES = 4;
+constexpr int LANES = 4, REGISTERS = 16;
 #endif
 
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int HEIGHT = 12;  // rows of a tile: its sums take 24 of 32 registers
-#else
-constexpr int HEIGHT = 6;  // 12 of 16 registers
-#endif
-constexpr int VECTORS = 2;
-constexpr int WIDTH = VECTORS * LANES;  // columns of a tile
-
-constexpr long ALONE = 1 << 21;  // multiplications (some 0.1 ms) that are not worth waiting for other threads
-
-typedef float floats __attribute__((vector_size(LANES * 4)));
-typedef int32_t ints __attribute__((vector_size(LANES * 4)));
-typedef uint32_t words __attribute__((vector_size(LANES * 4)));
-typedef uint16_t halves __attribute__((vector_size(LANES * 2)));
-typedef float floats_anywhere __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-typedef uint16_t halves_anywhere __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
 
 struct bf16 {
     uint16_t bits;
 };
 
-inline long round_up(long n, long multiple) { return (n + multiple - 1) / multiple * multiple; }
-
-inline floats load(const float* x) { return *reinterpret_cast<const floats_anywhere*>(x); }
-inline floats load(const bf16* x) {
-    const halves bits = *reinterpret_cast<const halves_anywhere*>(x);
-    return (floats)(__builtin_convertvector(bits, words) << 16);
+template <class T>
+INLINE T load(const void* from) {
+    T value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
 }
+
+template <class T>
+INLINE void store(void* to, T value) {
+    std::memcpy(to, &value, sizeof value);
+}
+
+INLINE Floats all(float x) { return x - Floats{}; }  // x - 0 is x, -0 included
+
+INLINE Floats widen(Halves x) { return (Floats)(__builtin_convertvector(x, Bits) << 16); }
 
 // To nearest, ties to even; NaN stays NaN.
-inline floats rounded_to_bf16(floats x) {
-    const words bits = (words)x, nan = (words)(x != x);
-    const words nearest = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000;
-    return (floats)((nearest & ~nan) | (0x7fc00000 & nan));
-}
-
-inline void store(float* out, floats x) { *reinterpret_cast<floats_anywhere*>(out) = x; }
-inline void store(bf16* out, floats x) {
-    *reinterpret_cast<halves_anywhere*>(out) = __builtin_convertvector((words)rounded_to_bf16(x) >> 16, halves);
+INLINE Halves to_bf16(Floats x) {
+    const Bits bits = (Bits)x, nan = (Bits)(x != x);
+    const Bits nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return __builtin_convertvector((nearest & ~nan) | (0x7fc0 & nan), Halves);
 }
 
 // The same for one number.
-inline float widen(float x) { return x; }
-inline float widen(bf16 x) {
+INLINE float widen(float x) { return x; }
+INLINE float widen(bf16 x) {
     const uint32_t bits = uint32_t(x.bits) << 16;
-    float wide;
-    std::memcpy(&wide, &bits, 4);
-    return wide;
+    return load<float>(&bits);
 }
-inline float rounded_to_bf16(float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
+INLINE float rounded_to_bf16(float x) {
+    uint32_t bits = load<uint32_t>(&x);
     bits = x != x ? 0x7fc00000 : (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000;
-    std::memcpy(&x, &bits, 4);
-    return x;
+    return load<float>(&bits);
 }
-inline void narrow(float* out, float x) { *out = x; }
-inline void narrow(bf16* out, float x) {
+INLINE void narrow(float* to, float x) { *to = x; }
+INLINE void narrow(bf16* to, float x) {
     x = rounded_to_bf16(x);
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    out->bits = uint16_t(bits >> 16);
+    to->bits = uint16_t(load<uint32_t>(&x) >> 16);
 }
 
-// n numbers, widened or rounded where the types differ.
-template <class From, class To>
-inline void convert(const From* in, To* out, long n) {
-    long i = 0;
-    for (; i + LANES <= n; i += LANES) store(out + i, load(in + i));
-    for (; i < n; i++) narrow(out + i, widen(in[i]));
-}
-
-// Working memory, aligned to cache lines.
-struct Buffer {
-    explicit Buffer(long n) : data(static_cast<float*>(std::aligned_alloc(64, round_up(n * 4 + 64, 64)))) {}
-    Buffer(const Buffer&) = delete;
-    ~Buffer() { std::free(data); }
-    float* take(long n) {
-        float* here = data + used;
-        used += round_up(n, 16);
-        return here;
-    }
-    float* data;
-    long used = 0;
-};
-
-// M rows by N vectors of sums, in registers.
-template <int M, int N>
-struct Tile {
-    floats sums[M][N];
-
-    void clear() {
-#pragma GCC unroll 12
-        for (int i = 0; i < M; i++)
-#pragma GCC unroll 2
-            for (int j = 0; j < N; j++) sums[i][j] = floats{};
-    }
-    void load(const float* c, long row) {
-#pragma GCC unroll 12
-        for (int i = 0; i < M; i++)
-#pragma GCC unroll 2
-            for (int j = 0; j < N; j++) sums[i][j] = ::load(c + i * row + j * LANES);
-    }
-    void store(float* c, long row) const {
-#pragma GCC unroll 12
-        for (int i = 0; i < M; i++)
-#pragma GCC unroll 2
-            for (int j = 0; j < N; j++) ::store(c + i * row + j * LANES, sums[i][j]);
-    }
-    // sums += a b: a's numbers, each broadcast, are `a_row` apart by row and `a_step` along the sum; b's vectors
-    // are `b_step` apart along the sum.
-    void add(const float* a, long a_row, long a_step, const float* b, long b_step, long steps) {
-        for (long k = 0; k < steps; k++, a += a_step, b += b_step) {
-            floats right[N];
-#pragma GCC unroll 2
-            for (int j = 0; j < N; j++) right[j] = ::load(b + j * LANES);
-#pragma GCC unroll 12
-            for (int i = 0; i < M; i++)
-#pragma GCC unroll 2
-                for (int j = 0; j < N; j++) sums[i][j] += a[i * a_row] * right[j];
-        }
-    }
-};
-
-// run(M) with M = min(rows, HEIGHT) a constant.
-template <int M = HEIGHT, class F>
-inline void by_height(long rows, F run) {
-    if constexpr (M > 1)
-        if (rows < M) return by_height<M - 1>(rows, run);
-    run(std::integral_constant<int, M>());
+// e^x to 2e-7, relative: 2^n times a polynomial of the rest, |rest| <= ln 2 / 2. Clamped to e^-87 and e^88.
+INLINE Floats exponential(Floats x) {
+    x = x < -87.f ? all(-87.f) : x > 88.f ? all(88.f) : x;
+    const Floats rounder = all(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+    const Floats shifted = x * 1.44269504f + rounder;
+    const Floats n = shifted - rounder;
+    const Floats r = x - n * 0.693145752f - n * 1.42860677e-6f;
+    Floats p = r * 1.38888889e-3f + 8.33333333e-3f;
+    p = p * r + 4.16666667e-2f;
+    p = p * r + 1.66666667e-1f;
+    p = p * r + 0.5f;
+    p = p * r + 1.f;
+    p = p * r + 1.f;
+    return (Floats)((Ints)p + (((Ints)shifted - (Ints)rounder) << 23));
 }
 
 }  // namespace

@@ -38,8 +38,6 @@ def rotary_attention(
 
 def causal_attention(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> Tensor:
     """Softmax attention of a whole sequence, (B, T, H, E); each token sees itself and those before."""
-    if kernel.is_fused(q_BHTE) and not torch.is_grad_enabled():
-        return kernel.forward(q_BHTE, k_BKTE, v_BKTE)[0]
     o_BHTE = F.scaled_dot_product_attention(
         q_BHTE, k_BKTE, v_BKTE, is_causal=True, enable_gqa=k_BKTE.shape[1] != q_BHTE.shape[1]
     )

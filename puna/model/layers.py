@@ -1,20 +1,17 @@
-"""The layers of a block (paper sections 2.2 and 2.4), plainly and with a backward written by hand.
+"""The operations of a block (paper sections 2.2 and 2.4), plain and with a backward written by hand.
 
-    x ─> norm_linear ─> q, k, v ─> rotate ─> attention ─> linear ─┐
-    └────────────────────────────── + <───────────────────────────┘
-    h ─> norm_linear ─> gate, up ─> swiglu_linear ─┐
-    └────────────────── + <────────────────────────┘
-
-Each layer stands here twice: as the plain function that autograd differentiates (`norm_linear`), and as an
+Each operation is defined twice: as a plain function that autograd differentiates (`norm_linear`), and as an
 autograd Function (`NormLinear`) that saves only what is expensive to compute, the outputs of linear layers,
-and recomputes the rest in its backward. Both give the same numbers to rounding.
+and recomputes the rest in its backward. Both give the same numbers to rounding. The tables `PLAIN` and
+`BY_HAND` at the end of the file name the operations of each kind; a `Llama` runs one of them.
 
-Shapes by the legend of `llama.py`; N = B·T. Weights are fp32 masters; a layer casts its weight to the
-precision of the product it computes, and gives its gradient in the weight's own.
+Shapes by the legend of `llama.py`; N = B·T. Weights are fp32 masters: an operation casts its weights to the
+precision of the product that it computes, and returns their gradients in the weights' own precision.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +20,15 @@ from torch.autograd import Function
 
 from puna.config import RopeScaling
 from puna.kernels import elementwise
-from puna.kernels.matmul import Weight, weight_gradient
+from puna.kernels.matmul import Weights, weight_gradients
+from puna.model.attention import rotary_attention
 
 
-def rms_norm(x_BTD: Tensor, norm_D: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x²) + eps) · norm, in fp32 (Zhang & Sennrich 2019)."""
+def norm(x_BTD: Tensor, norm_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """RMSNorm(x) = x / sqrt(mean(x²) + eps) · norm, computed in fp32, in `dtype` (Zhang & Sennrich 2019)."""
     x_BTD = x_BTD if x_BTD.dtype == torch.float64 else x_BTD.float()
-    return x_BTD * torch.rsqrt(x_BTD.square().mean(-1, keepdim=True) + eps) * norm_D.to(x_BTD.dtype)
+    scale_BT1 = torch.rsqrt(x_BTD.square().mean(-1, keepdim=True) + eps)
+    return (x_BTD * scale_BT1 * norm_D.to(x_BTD.dtype)).to(dtype)
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -37,9 +36,13 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x, weight.to(x.dtype))
 
 
-def norm_linear(x_BTD: Tensor, norm_D: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """RMSNorm(x) @ weight.T, the product in `dtype`: the way into attention and into the feed-forward."""
-    return linear(rms_norm(x_BTD, norm_D, eps).to(dtype), weight)
+def norm_linear(x_BTD: Tensor, norm_D: Tensor, eps: float, dtype: torch.dtype, *weights: Tensor) -> Tensor:
+    """RMSNorm(x) @ W.T in `dtype`, W the weights side by side: what enters attention and the feed-forward.
+
+    It is a product per weight, because a concatenated W would copy the weights at every call.
+    """
+    n_BTD = norm(x_BTD, norm_D, eps, dtype)
+    return torch.cat([linear(n_BTD, weight) for weight in weights], dim=-1)
 
 
 def swiglu_linear(gate_up_BT2F: Tensor, weight_DF: Tensor) -> Tensor:
@@ -49,15 +52,15 @@ def swiglu_linear(gate_up_BT2F: Tensor, weight_DF: Tensor) -> Tensor:
 
 
 def rope_frequencies(head_dim: int, base: float, scaling: RopeScaling | None = None) -> Tensor:
-    """Radians a position that each pair turns by, base^(-2i/E), (E/2,), fp64 (Su et al. 2021)."""
+    """Radians per position that each pair is turned by, base^(-2i/E), (E/2,), fp64 (Su et al. 2021)."""
     frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)
     if scaling is None:
         return frequencies
-    # How often a pair turns round within the original context decides how much of the slowing it gets.
+    # Pairs with many turns within the original context keep their frequency, pairs with few are slowed.
     turns = scaling.original_context * frequencies / (2 * math.pi)
-    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    kept = kept.clamp(0, 1)
-    return frequencies * (kept + (1 - kept) / scaling.factor)
+    unscaled = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    unscaled = unscaled.clamp(0, 1)
+    return frequencies * (unscaled + (1 - unscaled) / scaling.factor)
 
 
 def rope_table(
@@ -86,17 +89,17 @@ class Linear(Function):
     @staticmethod
     def forward(ctx: Any, x_BTI: Tensor, weight_OI: Tensor) -> Tensor:
         ctx.save_for_backward(x_BTI, weight_OI)
-        return Weight(weight_OI, x_BTI.dtype).forward(x_BTI)
+        return Weights(x_BTI.dtype, weight_OI).forward(x_BTI)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         x_BTI, weight_OI = ctx.saved_tensors
-        dx = Weight(weight_OI, grads[0].dtype).backward(grads[0])
-        return dx, weight_gradient(grads[0], x_BTI, weight_OI)
+        dx = Weights(grads[0].dtype, weight_OI).backward(grads[0])
+        return dx, *weight_gradients(grads[0], x_BTI, weight_OI)
 
 
 class Norm(Function):
-    """n = RMSNorm(x) in a given precision: `NormLinear` without its product, for the last norm."""
+    """n = RMSNorm(x): `NormLinear` without its product, for the last norm."""
 
     @staticmethod
     def forward(ctx: Any, x_BTD: Tensor, norm_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -113,7 +116,8 @@ class Norm(Function):
 class NormLinear(Function):
     """y = n @ W.T,  n = RMSNorm(x) = x · r · w      x: (N, D)   r: (N, 1)   w: (D,)   W: (O, D)   y: (N, O)
 
-    Saves x and the reciprocal root mean square r. Recomputes n in backward:
+    W is several weights side by side: q, k, v or gate, up in one product. Saves x and the reciprocal root
+    mean square r. Recomputes n in backward:
 
         dn = dy @ W                     dW = dy.T @ n
         g = dn · w,  x̂ = x · r          dx = r · (g - x̂ · mean(g · x̂))          dw = Σ dn · x̂
@@ -121,22 +125,22 @@ class NormLinear(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_BTD: Tensor, norm_D: Tensor, weight_OD: Tensor, eps: float, dtype: torch.dtype
+        ctx: Any, x_BTD: Tensor, norm_D: Tensor, eps: float, dtype: torch.dtype, *weights: Tensor
     ) -> Tensor:
         n, r = elementwise.rms_forward(x_BTD, norm_D, eps, dtype)
-        ctx.save_for_backward(x_BTD, r, norm_D, weight_OD)
+        ctx.save_for_backward(x_BTD, r, norm_D, *weights)
         ctx.dtype = dtype
-        return Weight(weight_OD, dtype).forward(n)
+        return Weights(dtype, *weights).forward(n)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        x, r, norm_D, weight_OD = ctx.saved_tensors
-        dn = Weight(weight_OD, ctx.dtype).backward(grads[0])
-        # Here tensor parallelism starts the reduction of dn, and computes dW while it travels.
-        n = elementwise.rms_again(x, r, norm_D, ctx.dtype)
-        dweight_OD = weight_gradient(grads[0], n, weight_OD)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, r, norm_D, *weights = ctx.saved_tensors
+        dn = Weights(ctx.dtype, *weights).backward(grads[0])
+        # Here tensor parallelism starts the reduction of dn, and computes dW meanwhile.
+        n = elementwise.rms_recompute(x, r, norm_D, ctx.dtype)
+        dweights = weight_gradients(grads[0], n, *weights)
         dx, dnorm_D = elementwise.rms_backward(dn, x, r, norm_D)
-        return dx, dnorm_D, dweight_OD, None, None
+        return dx, dnorm_D, None, None, *dweights
 
 
 class SwiGLULinear(Function):
@@ -151,18 +155,18 @@ class SwiGLULinear(Function):
     @staticmethod
     def forward(ctx: Any, gate_up_BT2F: Tensor, weight_DF: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up_BT2F, weight_DF)
-        return Weight(weight_DF, gate_up_BT2F.dtype).forward(elementwise.swiglu_forward(gate_up_BT2F))
+        return Weights(gate_up_BT2F.dtype, weight_DF).forward(elementwise.swiglu_forward(gate_up_BT2F))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         gate_up_BT2F, weight_DF = ctx.saved_tensors
-        dz = Weight(weight_DF, grads[0].dtype).backward(grads[0])
+        dz = Weights(grads[0].dtype, weight_DF).backward(grads[0])
         dgate_up, z = elementwise.swiglu_backward(dz, gate_up_BT2F)
-        return dgate_up, weight_gradient(grads[0], z, weight_DF)
+        return dgate_up, *weight_gradients(grads[0], z, weight_DF)
 
 
 class SplitRotate(Function):
-    """`split_rotate`, which is linear: nothing is saved; the backward turns by the opposite angles."""
+    """`split_rotate`, which is linear: saves nothing; the backward rotates by the opposite angles."""
 
     @staticmethod
     def forward(
@@ -174,3 +178,53 @@ class SplitRotate(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         return elementwise.split_rotate_backward(*grads, *ctx.angles), None, None, None, None
+
+
+class CachedAttention(Protocol):
+    """Attention to cached keys and values: what generation supplies."""
+
+    def __call__(self, layer: int, q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> Tensor:
+        """A layer's queries and the new tokens' keys and values, q and k rotated -> (B, T, H, E)."""
+
+
+class Ops(NamedTuple):
+    """The operations that a model is made of, one implementation of each."""
+
+    norm: Callable[..., Tensor]
+    """(x_BTD, norm_D, eps, dtype) -> RMSNorm(x), (B, T, D), in dtype."""
+    norm_linear: Callable[..., Tensor]
+    """(x_BTD, norm_D, eps, dtype, *weights) -> RMSNorm(x) @ W.T, W the weights side by side."""
+    attention: Callable[[Tensor, Tensor, Tensor, int, int, int], Tensor]
+    """(qkv_BTXE, cos_TE, sin_TE, heads, kv_heads, layer) -> attention (B, T, H, E), q and k rotated."""
+    linear: Callable[..., Tensor]
+    """(x, weight) -> x @ weight.T."""
+    swiglu_linear: Callable[..., Tensor]
+    """(gate_up_BT2F, weight_DF) -> (silu(gate) · up) @ weight.T."""
+
+
+def _attention(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, layer: int) -> Tensor:
+    return rotary_attention(qkv, cos, sin, heads, kv_heads, split_rotate)
+
+
+def _attention_by_hand(
+    qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, layer: int
+) -> Tensor:
+    return rotary_attention(qkv, cos, sin, heads, kv_heads, SplitRotate.apply)
+
+
+PLAIN = Ops(norm, norm_linear, _attention, linear, swiglu_linear)
+"""Differentiated by autograd."""
+BY_HAND = Ops(Norm.apply, NormLinear.apply, _attention_by_hand, Linear.apply, SwiGLULinear.apply)
+"""With the hand-written backward (paper section 2.4)."""
+
+
+def with_cache(attend: CachedAttention) -> Ops:
+    """`PLAIN` with attention to a cache.
+
+    Not `BY_HAND`, because generation calls with many shapes, and kernels would be compiled for each of them.
+    """
+
+    def attention(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, layer: int) -> Tensor:
+        return attend(layer, *split_rotate(qkv, cos, sin, heads, kv_heads))
+
+    return Ops(norm, norm_linear, attention, linear, swiglu_linear)

@@ -1,25 +1,22 @@
-"""A model as the matrices that every format has: what all conversions share.
+"""A model's parameters as every format has them: what all conversions share.
 
-puna multiplies q, k, v as one matrix and gate, up as another; the other formats store them apart. A `Part`
-is one such matrix: some rows of a tensor of ours, under a role that each format has its own name for.
+A `Part` is one parameter, under a role that each format has its own name for:
 
-    role             ours                  rows          rotary
-    embedding        embedding             all
+    role             puna
+    embedding        embedding
     attention_norm   blocks.N.attention_norm
-    wq, wk, wv       blocks.N.wqkv         in this order wq, wk
-    wo               blocks.N.wo           all
+    wq wk wv wo      blocks.N.wq …
     ffn_norm         blocks.N.ffn_norm
-    w1, w3           blocks.N.w13          in this order
-    w2               blocks.N.w2           all
+    w1 w3 w2         blocks.N.w1 …           gate, up, down
     norm             norm
-    output           output                all           (absent when tied)
+    output           output                  (absent when tied)
 
-The rows of a rotary part stand in one of two orders within each head. Meta's files and GGUF keep a pair's
-two rows together; puna and Hugging Face keep all first rows, then all second rows:
+The rows of wq and wk, whose products are rotated, come in one of two orders within each head. Meta's files
+and GGUF keep a pair's two rows together; puna and Hugging Face keep all first rows, then all second rows:
 
     together   a0 b0 a1 b1 a2 b2        halves   a0 a1 a2 b0 b1 b2
 
-`to_halves` and `to_pairs` here are the only places that know.
+`to_halves` and `to_pairs` convert between the two.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -48,23 +45,40 @@ TOKENIZER_FILES = (
 )
 
 
+SPLIT_AXIS = {
+    "embedding": 1,
+    **dict.fromkeys(("wq", "wk", "wv", "w1", "w3", "output"), 0),
+    **dict.fromkeys(("wo", "w2"), 1),
+}
+"""The axis along which tensor parallelism and Meta's model-parallel parts split a role: 0 rows, 1 columns.
+The roles not named, the norms, are whole on every rank."""
+
+
 @dataclass(frozen=True)
 class Part:
-    """One matrix or vector of a model, as the formats that do not fuse store it."""
+    """One parameter of a model."""
 
     role: str
     layer: int
-    tensor: str
-    """The tensor of ours that holds it."""
-    start: int
-    """Its first row there."""
+    parameter: str
+    """Its name in puna."""
     shape: tuple[int, ...]
     heads: int = 0
-    """Of a rotary part: the heads that its rows are divided among."""
+    """Of wq and wk: the heads that their rows are divided among."""
 
     def name(self, names: Mapping[str, str]) -> str:
         """Its name in a format whose names by role are `names`."""
         return names[self.role].format(layer=self.layer)
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is a matrix; the others are the norms' vectors."""
+        return len(self.shape) == 2
+
+    @property
+    def in_block(self) -> bool:
+        """Whether it is one of a block's; the others are the embedding, the last norm and the output."""
+        return self.role not in ("embedding", "norm", "output")
 
     @property
     def elements(self) -> int:
@@ -73,24 +87,24 @@ class Part:
 
 
 def parts(config: ModelConfig) -> Iterator[Part]:
-    """All parts of a model, in the order of the forward pass; those of one tensor follow one another."""
+    """All parameters of a model, in the order of the forward pass."""
     D, E, F = config.dim, config.head_dim, config.ffn_dim
     H, K = config.n_heads, config.kv_heads
-    yield Part("embedding", 0, "embedding", 0, (config.vocab_size, D))
+    yield Part("embedding", 0, "embedding", (config.vocab_size, D))
     for layer in range(config.n_layers):
         block = f"blocks.{layer}."
-        yield Part("attention_norm", layer, block + "attention_norm", 0, (D,))
-        yield Part("wq", layer, block + "wqkv", 0, (H * E, D), heads=H)
-        yield Part("wk", layer, block + "wqkv", H * E, (K * E, D), heads=K)
-        yield Part("wv", layer, block + "wqkv", (H + K) * E, (K * E, D))
-        yield Part("wo", layer, block + "wo", 0, (D, H * E))
-        yield Part("ffn_norm", layer, block + "ffn_norm", 0, (D,))
-        yield Part("w1", layer, block + "w13", 0, (F, D))
-        yield Part("w3", layer, block + "w13", F, (F, D))
-        yield Part("w2", layer, block + "w2", 0, (D, F))
-    yield Part("norm", 0, "norm", 0, (D,))
+        yield Part("attention_norm", layer, block + "attention_norm", (D,))
+        yield Part("wq", layer, block + "wq", (H * E, D), heads=H)
+        yield Part("wk", layer, block + "wk", (K * E, D), heads=K)
+        yield Part("wv", layer, block + "wv", (K * E, D))
+        yield Part("wo", layer, block + "wo", (D, H * E))
+        yield Part("ffn_norm", layer, block + "ffn_norm", (D,))
+        yield Part("w1", layer, block + "w1", (F, D))
+        yield Part("w3", layer, block + "w3", (F, D))
+        yield Part("w2", layer, block + "w2", (D, F))
+    yield Part("norm", 0, "norm", (D,))
     if not config.tied_embeddings:
-        yield Part("output", 0, "output", 0, (config.vocab_size, D))
+        yield Part("output", 0, "output", (config.vocab_size, D))
 
 
 def to_halves(rows: Tensor, heads: int) -> Tensor:

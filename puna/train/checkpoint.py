@@ -23,7 +23,7 @@ from torch import Tensor
 from puna.devices import copy_to_cpu
 from puna.files import atomic_directory, read_json, remove_partials, write_json
 from puna.model.llama import Llama
-from puna.model.weights import WEIGHTS, checkpoint_directories
+from puna.model.weights import WEIGHTS, checkpoint_directories, split_fused
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 
@@ -135,7 +135,7 @@ def load_optimizer(checkpoint: Path, model: Llama, optimizer: torch.optim.Optimi
         ValueError: when the file is damaged.
     """
     try:
-        tensors = load_file(checkpoint / OPTIMIZER)
+        tensors = split_fused(load_file(checkpoint / OPTIMIZER), model.config)
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{checkpoint / OPTIMIZER} cannot be read ({error}); delete {checkpoint} to use the one before"

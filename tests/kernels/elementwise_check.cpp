@@ -29,7 +29,7 @@ template <class T> void check(double tolerance) {
     for (auto& v : dn) set(v, draw());
     for (auto& v : pairs) set(v, 5 * draw());
     puna_rms_forward(x.data(), norm.data(), n.data(), r.data(), rows, D, 1e-6, half);
-    puna_rms_again(x.data(), r.data(), norm.data(), again.data(), rows, D, half);
+    puna_rms_recompute(x.data(), r.data(), norm.data(), again.data(), rows, D, half);
     puna_rms_backward(dn.data(), x.data(), r.data(), norm.data(), dx.data(), dnorm.data(), rows, D, half);
     std::vector<double> dnorms(D);
     for (long i = 0; i < rows; i++) {
@@ -97,6 +97,6 @@ template <class T> void check(double tolerance) {
 int main() {
     check<float>(1e-5);
     check<bf16>(8e-3);
-    printf("%d failures, vectors of %ld\n", failures, WIDTH);
+    printf("%d failures, vectors of %ld\n", failures, LANES);
     return failures != 0;
 }

@@ -126,8 +126,13 @@ def test_several_kernels_are_compiled_at_once_with_one_line(source, tmp_path, mo
 
 
 @needs_compiler
-def test_a_header_is_part_of_what_is_compiled(source, tmp_path):
+@pytest.mark.parametrize("folder", ["own", "shared"])
+def test_a_header_is_part_of_what_is_compiled(source, tmp_path, monkeypatch, folder):
     header = source.with_name("factor.h")
+    if folder == "shared":
+        monkeypatch.setattr(build, "INCLUDE", tmp_path / "include")
+        build.INCLUDE.mkdir()
+        header = build.INCLUDE / "factor.h"
     header.write_text("#define FACTOR 2\n")
     source.write_text('#include "factor.h"\nextern "C" long factor() { return FACTOR; }')
     assert build.load(source).factor() == 2

@@ -11,7 +11,7 @@ from puna.kernels import build
 
 COMPILER, MACHINE = "aarch64-linux-gnu-g++", "qemu-aarch64"
 CHECK = str(Path(__file__).with_name("elementwise_check.cpp"))
-BESIDE = f"-I{Path(build.__file__).parent}"
+BESIDE = f"-I{build.INCLUDE}"
 SOURCES = sorted(Path(puna.__file__).parent.rglob("*.cpp"))
 TARGET = [*build.FLAGS, "-march=armv8.2-a", "-fopenmp"]
 
@@ -26,7 +26,7 @@ def run(*command: str) -> str:
 @pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"{COMPILER} is not installed")
 @pytest.mark.parametrize("source", SOURCES, ids=[source.name for source in SOURCES])
 def test_every_kernel_compiles_for_arm(source, tmp_path):
-    run(COMPILER, *TARGET, str(source), "-o", str(tmp_path / "library.so"))
+    run(COMPILER, *TARGET, BESIDE, str(source), "-o", str(tmp_path / "library.so"))
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ def calls(width: int, dtype: torch.dtype, rows: int = 37) -> list[tuple[elementw
     logits = draw(rows, width, dtype=dtype, scale=8)
     return [
         (elementwise.rms_forward, (x, norm, 1e-6, dtype)),
-        (elementwise.rms_again, (x, r, norm, dtype)),
+        (elementwise.rms_recompute, (x, r, norm, dtype)),
         (elementwise.rms_backward, (row, x, r, norm)),
         (elementwise.swiglu_forward, (gate_up,)),
         (elementwise.swiglu_backward, (row, gate_up)),
@@ -125,7 +125,7 @@ def test_the_norm_computed_again_is_the_first_to_the_bit():
     x, norm = draw(50, 288), draw(288, seed=1)
     for dtype in TYPES:
         n, r = elementwise.rms_forward(x, norm, 1e-6, dtype)
-        assert torch.equal(elementwise.rms_again(x, r, norm, dtype), n)
+        assert torch.equal(elementwise.rms_recompute(x, r, norm, dtype), n)
 
 
 @native

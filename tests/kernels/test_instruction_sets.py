@@ -54,7 +54,7 @@ def test_products_are_the_same_to_rounding_at_every_level(level, tmp_path):
     rows, O, I = 77, 70, 300  # noqa: E741
     x, weight, dy = torch.randn(rows, I), torch.randn(O, I), torch.randn(rows, O)
     panels = torch.empty(-(-O // width) * width * I)
-    kernel.pack_outputs(pointer(weight), pointer(panels), *map(ctypes.c_long, (O, I, 0)))
+    kernel.pack_outputs(pointer(weight), pointer(panels), *map(ctypes.c_long, (O, I, 0, O, 0)))
     y = torch.empty(rows, O)
     kernel.multiply_fp32(pointer(x), pointer(panels), pointer(y), *map(ctypes.c_long, (rows, I, O)))
     torch.testing.assert_close(y, (x.double() @ weight.double().T).float(), rtol=1e-5, atol=1e-4)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from puna.kernels import matmul
-from puna.kernels.matmul import Weight, add_weight_gradient, weight_gradient
+from puna.kernels.matmul import Weights, add_weight_gradient, weight_gradients
 
 bf16, fp32 = torch.bfloat16, torch.float32
 ROUNDING = {bf16: 0.003, fp32: 2e-6}  # of a result: half of bf16's last place; fp32 sums of some thousands
@@ -24,8 +24,8 @@ def operands(rows: int, O: int, I: int, dtype: torch.dtype) -> tuple[Tensor, Ten
 
 
 def run(x: Tensor, weight: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    ready = Weight(weight, x.dtype)
-    return ready.forward(x), ready.backward(dy), weight_gradient(dy, x, weight)
+    ready = Weights(x.dtype, weight)
+    return ready.forward(x), ready.backward(dy), *weight_gradients(dy, x, weight)
 
 
 def distance(one: Tensor, other: Tensor) -> float:
@@ -58,10 +58,27 @@ def test_weights_may_have_any_size(dtype, rows, O, I):  # noqa: E741
 
 
 @each_dtype
+@pytest.mark.parametrize("with_kernels", [True, False], ids=["kernels", "PyTorch"])
+@pytest.mark.parametrize(
+    "rows", [(32, 16, 16), (96, 48, 48), (16, 160)]
+)  # of each weight: panels that several share
+def test_weights_side_by_side_are_multiplied_as_one(dtype, rows, with_kernels, monkeypatch):
+    if not with_kernels:
+        monkeypatch.setattr(matmul, "_kernels", lambda dtype: None)
+    x, weight, dy = operands(70, sum(rows), 80, dtype)
+    together, apart = Weights(dtype, weight), Weights(dtype, *weight.clone().split(rows))
+    assert torch.equal(apart.forward(x), together.forward(x))
+    assert torch.equal(apart.backward(dy), together.backward(dy))
+    gradients = weight_gradients(dy, x, *weight.split(rows))
+    assert torch.equal(torch.cat(gradients), *weight_gradients(dy, x, weight))
+    assert [tuple(gradient.shape) for gradient in gradients] == [(count, 80) for count in rows]
+
+
+@each_dtype
 def test_long_sums_are_added_up_in_stretches(dtype):
     x, weight, dy = operands(2100, 48, 4112, dtype)  # more than are packed, or summed, at a time
     check(x, weight, dy)
-    twice = weight_gradient(dy, x, weight)
+    (twice,) = weight_gradients(dy, x, weight)
     add_weight_gradient(twice, dy, x)
     assert distance(twice, 2 * dy.double().T @ x.double()) < 1e-5
 
@@ -89,10 +106,10 @@ def test_the_result_does_not_depend_on_the_threads_or_the_run(dtype):
 def test_operands_may_be_views(dtype):
     x, weight, dy = operands(60, 32, 48, dtype)
     wide = torch.cat((x, x), dim=1)[:, 48:].unflatten(0, (3, 20))  # rows 96 apart
-    ready = Weight(weight.T.contiguous().T, dtype)
-    assert torch.equal(ready.forward(wide).flatten(0, 1), Weight(weight, dtype).forward(x))
-    dy = dy.unflatten(0, (3, 20))
-    assert torch.equal(weight_gradient(dy, wide, weight), weight_gradient(dy.flatten(0, 1), x, weight))
+    ready = Weights(dtype, weight.T.contiguous().T)
+    assert torch.equal(ready.forward(wide).flatten(0, 1), Weights(dtype, weight).forward(x))
+    (ours,) = weight_gradients(dy.unflatten(0, (3, 20)), wide, weight)
+    assert torch.equal(ours, *weight_gradients(dy, x, weight))
 
 
 @each_dtype

@@ -29,8 +29,8 @@ def test_gradients_of_every_function_are_right_in_fp64():
     assert gradcheck(Linear.apply, (values(2, 3, 4), values(5, 4)))
     assert gradcheck(lambda x, n: Norm.apply(x, n, eps, torch.float64), (values(2, 3, 4), values(4)))
     assert gradcheck(
-        lambda x, n, w: NormLinear.apply(x, n, w, eps, torch.float64),
-        (values(2, 3, 4), values(4), values(5, 4)),
+        lambda x, n, *weights: NormLinear.apply(x, n, eps, torch.float64, *weights),
+        (values(2, 3, 4), values(4), values(5, 4), values(2, 4), values(3, 4)),
     )
     assert gradcheck(SwiGLULinear.apply, (values(2, 3, 8), values(5, 4)))
     assert gradcheck(lambda qkv: SplitRotate.apply(qkv, cos.double(), sin.double(), 2, 1), values(2, 5, 4, 4))

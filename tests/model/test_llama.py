@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from puna.config import ModelConfig
 from puna.model import sizes
-from puna.model.llama import Llama
+from puna.model.llama import Llama, initial_weight
 from puna.model.loss import IGNORE
 from puna.model.weights import load_weights, save_weights
 from puna.recipes import RECIPES, recipe
@@ -29,7 +29,7 @@ def build(config: ModelConfig, compute: torch.dtype = torch.float32, seed: int =
 
 
 def as_transformers(model: Llama) -> LlamaForCausalLM:
-    """The same weights in transformers' LLaMA: its rotary layout is ours, its matrices are ours unfused."""
+    """The same weights in transformers' LLaMA: its rotary layout and its matrices are ours."""
     c = model.config
     theirs = LlamaForCausalLM(
         LlamaConfig(
@@ -50,15 +50,13 @@ def as_transformers(model: Llama) -> LlamaForCausalLM:
     state["lm_head.weight"] = model.output_VD
     for i, block in enumerate(model.blocks):
         prefix = f"model.layers.{i}."
-        q, k, v = block.wqkv.split([c.n_heads * c.head_dim] + [c.kv_heads * c.head_dim] * 2)
-        gate, up = block.w13.chunk(2)
         state |= {
-            prefix + "self_attn.q_proj.weight": q,
-            prefix + "self_attn.k_proj.weight": k,
-            prefix + "self_attn.v_proj.weight": v,
+            prefix + "self_attn.q_proj.weight": block.wq,
+            prefix + "self_attn.k_proj.weight": block.wk,
+            prefix + "self_attn.v_proj.weight": block.wv,
             prefix + "self_attn.o_proj.weight": block.wo,
-            prefix + "mlp.gate_proj.weight": gate,
-            prefix + "mlp.up_proj.weight": up,
+            prefix + "mlp.gate_proj.weight": block.w1,
+            prefix + "mlp.up_proj.weight": block.w3,
             prefix + "mlp.down_proj.weight": block.w2,
             prefix + "input_layernorm.weight": block.attention_norm,
             prefix + "post_attention_layernorm.weight": block.ffn_norm,
@@ -163,6 +161,50 @@ def test_the_same_seed_gives_the_same_weights():
     assert not torch.equal(one.embedding, other.embedding)
 
 
+def test_a_parameters_values_follow_from_seed_and_name_alone():
+    """So a process may initialise the parameters that it holds without drawing the others."""
+    model, deeper = Llama(SMALL), Llama(replace(SMALL, n_layers=2 * SMALL.n_layers))
+    model.init_weights(7)
+    deeper.init_weights(7)
+    values = dict(deeper.named_parameters())
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, initial_weight(SMALL, name, parameter.shape, 7))
+        if not name.endswith(("wo", "w2")):  # whose deviation depends on the depth
+            assert torch.equal(parameter, values[name])
+    assert not torch.equal(model.blocks[0].wq, model.blocks[1].wq)
+    assert not torch.equal(model.blocks[0].w1, model.blocks[0].w3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fill", ["initialised", "loaded"])
+def test_a_model_built_on_meta_is_whole_once_it_is_filled(tmp_path, fill):
+    expected = Llama(SMALL)
+    expected.init_weights(7)
+    with torch.device("meta"):
+        model = Llama(SMALL)
+    model.to_empty(device="cpu")
+    for buffer in model.buffers():
+        buffer.fill_(float("nan"))
+    if fill == "initialised":
+        model.init_weights(7)
+    else:
+        save_weights(expected, tmp_path)
+        load_weights(tmp_path, model)
+    tokens = torch.arange(SMALL.context)[None]
+    assert torch.equal(model(tokens), expected(tokens))
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activations", ["manual", "selective", "full", "none"])
+def test_validation_computes_the_losses_of_training(activations, compute):
+    model = Llama(SMALL, compute, activations)
+    model.init_weights(1)
+    tokens = torch.randint(0, SMALL.vocab_size, (3, 40), generator=torch.Generator().manual_seed(3))
+    targets = tokens.roll(-1, 1)
+    targets[0, 30:] = IGNORE
+    assert torch.equal(model.losses(tokens, targets), model.loss(tokens, targets, 0.5)[1])
+
+
 def test_a_text_longer_than_the_context_is_refused():
     with pytest.raises(ValueError, match=r"49 tokens.*model\.context 48"):
         build(SMALL)(torch.zeros(1, 49, dtype=torch.long))
@@ -179,7 +221,7 @@ def test_weights_survive_the_file(tmp_path, change):
 
 def test_weights_of_another_model_are_refused_by_name(tmp_path):
     save_weights(build(SMALL), tmp_path)
-    with pytest.raises(ValueError, match=r"blocks\.0\.w13 is \(256, 64\).*\(512, 64\)"):
+    with pytest.raises(ValueError, match=r"blocks\.0\.w1 is \(128, 64\).*\(256, 64\)"):
         load_weights(tmp_path, Llama(replace(SMALL, ffn_dim=256)))
 
 

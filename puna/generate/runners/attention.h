@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "model.h"
-#include "vectors.h"
+#include "lanes.h"
 
 INLINE Floats load_cached(const float* from) { return load<Floats>(from); }
 INLINE Floats load_cached(const uint16_t* from) { return widen(load<Halves>(from)); }

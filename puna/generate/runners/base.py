@@ -32,10 +32,12 @@ class Runner(Protocol):
     def prefill_is_decode(self) -> bool:
         """Whether logits, keys and values are the same bits however the tokens were cut into calls."""
 
-    def prefill(self, tokens: Sequence[int], start: int, table: Sequence[int], every: bool = False) -> Tensor:
+    def prefill(
+        self, tokens: Sequence[int], start: int, table: Sequence[int], all_logits: bool = False
+    ) -> Tensor:
         """Run tokens at positions start… of the sequence whose keys and values lie in the blocks `table`.
 
-        Gives the fp32 logits of the last token, (V,), or with `every` of all, (T, V).
+        Gives the fp32 logits of the last token, (V,), or with `all_logits` of all, (T, V).
         """
 
     def decode(

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from puna.config import ModelConfig
-from puna.model.llama import Attention
+from puna.model.layers import CachedAttention
 
 BLOCK = 64  # tokens in a cache block
 # Rows of every matrix product are filled up to a multiple of this. From 4 rows on, MKL's and oneDNN's
@@ -49,7 +49,7 @@ class BlockCache:
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
 
-    def attention(self, parts: Sequence[tuple[int, int, Sequence[int]]]) -> Attention:
+    def attention(self, parts: Sequence[tuple[int, int, Sequence[int]]]) -> CachedAttention:
         """Attention for the rows of several sequences laid end to end, (1, H, T, E) -> (1, T, H, E).
 
         `parts` are the sequences: how many rows, the first one's position, the table. Rows after them are

@@ -16,7 +16,7 @@
 //   pack, unpack   a group of x from fp32, and one output's 4 bytes to fp32
 #pragma once
 
-#include "vectors.h"
+#include "lanes.h"
 
 constexpr long GROUP = 32;  // columns that share a scale
 constexpr long PANEL = 32;  // outputs
@@ -26,18 +26,18 @@ struct Real {
     static constexpr int HEAD = 0, ROWS = REGISTERS == 16 ? 6 : 12, TILE = 2 * ROWS;
     static constexpr bool INTEGER = false;
     typedef Floats Weights;
-    INLINE Floats dot(Floats sum, Floats w, uint32_t x) {
+    static INLINE Floats dot(Floats sum, Floats w, uint32_t x) {
         float value;
         std::memcpy(&value, &x, 4);
         return sum + w * value;
     }
-    INLINE void pack(const Floats* x, uint32_t* out, float&, float&) { std::memcpy(out, x, 4 * GROUP); }
+    static INLINE void pack(const Floats* x, uint32_t* out, float&, float&) { std::memcpy(out, x, 4 * GROUP); }
 };
 
 struct Fp32 : Real {
     static constexpr int STEPS = 32, UNITS = 1, BYTES = 4096;
-    INLINE Floats part(const char* w, int) { return load<Floats>(w); }
-    INLINE void unpack(uint32_t unit, float, float* out) { std::memcpy(out, &unit, 4); }
+    static INLINE Floats part(const char* w, int) { return load<Floats>(w); }
+    static INLINE void unpack(uint32_t unit, float, float* out) { std::memcpy(out, &unit, 4); }
 };
 
 struct Bf16 : Real {
@@ -45,22 +45,22 @@ struct Bf16 : Real {
 #if defined(__AVX512BF16__)
     static constexpr int UNITS = 1;
     typedef Bits Weights;
-    INLINE Bits part(const char* w, int) { return load<Bits>(w); }
-    INLINE Floats dot(Floats sum, Bits w, uint32_t x) {
+    static INLINE Bits part(const char* w, int) { return load<Bits>(w); }
+    static INLINE Floats dot(Floats sum, Bits w, uint32_t x) {
         return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)_mm512_set1_epi32((int)x));
     }
-    INLINE void pack(const Floats* x, uint32_t* out, float&, float&) {
+    static INLINE void pack(const Floats* x, uint32_t* out, float&, float&) {
         store(out, to_bf16(x[0]));
         store(out + 8, to_bf16(x[1]));
     }
 #else  // without a dot product of bf16, x stays fp32
     static constexpr int UNITS = 2;
-    INLINE Floats part(const char* w, int unit) {
+    static INLINE Floats part(const char* w, int unit) {
         const Bits pair = load<Bits>(w);
         return (Floats)(unit ? pair & 0xffff0000u : pair << 16);
     }
 #endif
-    INLINE void unpack(uint32_t unit, float, float* out) {
+    static INLINE void unpack(uint32_t unit, float, float* out) {
         const uint32_t low = unit << 16, high = unit & 0xffff0000u;
         std::memcpy(out, &low, 4);
         std::memcpy(out + 1, &high, 4);
@@ -77,7 +77,7 @@ struct Integer {
 #define PAIRS_OF_BYTES
     static constexpr bool OFFSET = false;
     // Keeps the additions in order. GCC would reassociate them, and spill every product until the end.
-    INLINE __m256i in_order(__m256i sum) {
+    static INLINE __m256i in_order(__m256i sum) {
         asm("" : "+x"(sum));
         return sum;
     }
@@ -86,7 +86,7 @@ struct Integer {
 #else
     static constexpr bool OFFSET = true;
 #endif
-    INLINE void pack(const Floats* x, uint32_t* out, float& scale, float& sum_x) {
+    static INLINE void pack(const Floats* x, uint32_t* out, float& scale, float& sum_x) {
         Floats size = {};
         UNROLL for (int v = 0; v < VECTORS; v++) size = larger(size, x[v] < 0 ? -x[v] : x[v]);
         const float most = largest(size);
@@ -104,8 +104,8 @@ struct Integer {
 #if !defined(PAIRS_OF_BYTES)
     typedef Bits Weights;
     typedef Ints Dots;
-    INLINE Ints finished(Ints dots) { return dots; }
-    INLINE Ints dot(Ints sum, Bits w, uint32_t x) {
+    static INLINE Ints finished(Ints dots) { return dots; }
+    static INLINE Ints dot(Ints sum, Bits w, uint32_t x) {
 #if defined(__AVX512VNNI__)
         return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32((int)x));
 #elif defined(__AVXVNNI__) && !defined(__AVX512F__)
@@ -130,25 +130,25 @@ struct Int8 : Integer {
         __m256i value, size;
     };
     typedef __m256i Dots;
-    INLINE Weights part(const char* w, int) {
+    static INLINE Weights part(const char* w, int) {
         const __m256i value = _mm256_xor_si256(load<__m256i>(w), _mm256_set1_epi8(-128));
         return {value, _mm256_abs_epi8(value)};
     }
-    INLINE __m256i dot(__m256i sum, Weights w, uint32_t x) {
+    static INLINE __m256i dot(__m256i sum, Weights w, uint32_t x) {
         const __m256i signed_x = _mm256_sign_epi8(_mm256_set1_epi32((int)x), w.value);
         const __m256i pairs = _mm256_maddubs_epi16(w.size, signed_x);
         return in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
     }
-    INLINE Ints finished(__m256i dots) { return (Ints)dots; }
+    static INLINE Ints finished(__m256i dots) { return (Ints)dots; }
 #else
-    INLINE Bits part(const char* w, int) { return load<Bits>(w) ^ (OFFSET ? 0 : 0x80808080u); }
+    static INLINE Bits part(const char* w, int) { return load<Bits>(w) ^ (OFFSET ? 0 : 0x80808080u); }
 #endif
     struct Scale {
         Floats scale;
         explicit Scale(const char* group, int v) : scale(widen(load<Halves>(group + 2 * LANES * v))) {}
-        INLINE Floats centred(Floats dot, float sum_x) { return OFFSET ? dot - sum_x : dot; }
+        static INLINE Floats centred(Floats dot, float sum_x) { return OFFSET ? dot - sum_x : dot; }
     };
-    INLINE void unpack(uint32_t unit, float scale, float* out) {
+    static INLINE void unpack(uint32_t unit, float scale, float* out) {
         for (int i = 0; i < 4; i++) out[i] = scale * ((int)(unit >> 8 * i & 255) - 128);
     }
 };
@@ -160,22 +160,22 @@ struct Int4 : Integer {
 #if defined(PAIRS_OF_BYTES)
     // A whole group is summed in 16 bits: 8 steps of at most 2 * 15 * 127 are less than 2^15.
     typedef __m256i Weights, Dots;
-    INLINE __m256i part(const char* w, int which) {
+    static INLINE __m256i part(const char* w, int which) {
         const __m256i both = load<__m256i>(w);
         return _mm256_and_si256(which ? _mm256_srli_epi16(both, 4) : both, _mm256_set1_epi8(15));
     }
-    INLINE __m256i dot(__m256i sum, __m256i w, uint32_t x) {
+    static INLINE __m256i dot(__m256i sum, __m256i w, uint32_t x) {
         return in_order(_mm256_add_epi16(sum, _mm256_maddubs_epi16(w, _mm256_set1_epi32((int)x))));
     }
-    INLINE Ints finished(__m256i dots) { return (Ints)_mm256_madd_epi16(dots, _mm256_set1_epi16(1)); }
+    static INLINE Ints finished(__m256i dots) { return (Ints)_mm256_madd_epi16(dots, _mm256_set1_epi16(1)); }
 #else
-    INLINE Bits part(const char* w, int which) { return (load<Bits>(w) >> 4 * which) & 0x0f0f0f0fu; }
+    static INLINE Bits part(const char* w, int which) { return (load<Bits>(w) >> 4 * which) & 0x0f0f0f0fu; }
 #endif
     struct Scale {
         Floats scale, zero;
         explicit Scale(const char* group, int v)
             : scale(numbers(group + LANES * v)), zero(numbers(group + 32 + LANES * v)) {}
-        INLINE Floats numbers(const char* bytes) {
+        static INLINE Floats numbers(const char* bytes) {
             return __builtin_convertvector(widen(load<UBytes>(bytes)), Floats);
         }
         Floats centred(Floats dot, float sum_x) const { return dot - zero * sum_x; }

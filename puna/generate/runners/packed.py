@@ -1,10 +1,10 @@
 """A model whose weights are packed for reading once a step: what serving on CPUs runs.
 
-In:  a run directory, or one that `puna convert` wrote; fp32, bf16, int8 or int4.
+In:  a model in any format (`Source`); fp32, bf16, int8 or int4.
 Out: a Runner whose step is one call of packed.cpp, for prompts and single tokens alike, so that a token's
-     logits are the same bits in any batch and however its prompt was cut.
+     logits are bitwise identical in any batch and for any chunking of its prompt.
 
-    weights.safetensors ─> a matrix at a time ─> quantize ─> pack ─> one stretch of memory, in reading order
+    Source ─> a matrix at a time ─> quantize ─> pack ─> one stretch of memory, in reading order
 
 Without a C++ compiler PyTorch computes with the same weights (load.py falls back to PlainRunner), integers
 held as bf16: slower, and larger. There is no packed counterpart on CUDA devices yet.
@@ -14,7 +14,7 @@ import ctypes
 import logging
 import mmap
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from itertools import groupby
 from math import ceil, prod
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from puna.config import ModelConfig
-from puna.formats.native import NativeSource, tensors
 from puna.generate.runners.cache import BLOCK
 from puna.generate.runners.quantize import GROUP, Int4, Int8, Weights
 from puna.kernels import build
 from puna.model.layers import rope_table
 from puna.model.llama import Llama
-from puna.model.parts import Part
+from puna.model.parts import Part, Source, parts
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +42,8 @@ FORMATS = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}
 HEAD_BYTES = {"fp32": 0, "bf16": 0, "int8": 0, "int4": 128}
 GROUP_BYTES = {"fp32": 4096, "bf16": 2048, "int8": 64 + 1024, "int4": 64 + 512}
 LARGEST_HEAD = 512
+# Parameters that packed.cpp reads as one matrix; the others by their own names.
+FUSED = {"wq": "wqkv", "wk": "wqkv", "wv": "wqkv", "w1": "w13", "w3": "w13"}
 
 
 class _Matrix(ctypes.Structure):
@@ -79,9 +80,9 @@ class _Batch(ctypes.Structure):
     )
 
 
-def head_weights(weights: Weights) -> Weights:
-    """What embedding and output are held in: 4 bits there would spoil the text."""
-    return "int8" if weights == "int4" else weights
+def precision(part: Part, weights: Weights) -> Weights:
+    """What a matrix is stored in: never 4 bits for embedding and output, which would ruin the text."""
+    return "int8" if weights == "int4" and not part.in_block else weights
 
 
 def packed_bytes(rows: int, columns: int, weights: Weights) -> int:
@@ -173,7 +174,7 @@ class PackedRunner:
 
     def __init__(
         self,
-        source: NativeSource,
+        source: Source,
         library: ctypes.CDLL,
         weights: Weights,
         n_blocks: int,
@@ -191,13 +192,15 @@ class PackedRunner:
         self._model.cache = self._kept[0].data_ptr()
         self._model.cache_is_fp32 = cache_dtype == torch.float32
 
-    def _packed(self, source: NativeSource, weights: Weights) -> Any:
+    def _packed(self, source: Source, weights: Weights) -> Any:
         """Fill in what packed.cpp reads."""
         config = source.config
-        shapes = {name: shape for name, _, shape in tensors(config) if len(shape) == 2}
-        kinds = {name: weights if name.startswith("blocks.") else head_weights(weights) for name in shapes}
-        sizes = {name: packed_bytes(*self._rows(name, shape), kinds[name]) for name, shape in shapes.items()}
-        self.weight_bytes = sum(sizes.values())
+        groups = groupby(parts(config), key=lambda part: (part.layer, _field(part)))
+        matrices = [list(members) for _, members in groups]
+        sizes = [
+            packed_bytes(*_shape(m), precision(m[0], weights)) if m[0].is_matrix else 0 for m in matrices
+        ]
+        self.weight_bytes = sum(sizes)
         """Memory of the packed weights."""
         memory = _Memory(self.weight_bytes)
         cos, sin = rope_table(config.head_dim, config.context, config.rope_base, config.rope_scaling)
@@ -207,47 +210,44 @@ class PackedRunner:
             *(config.norm_eps, FORMATS[weights], 0, layers),
         )
         model.cos, model.sin = self._pointer(cos), self._pointer(sin)
-        for name, members, shape in tensors(config):
-            place, _, field = name.rpartition(".")
-            owner = layers[int(place.removeprefix("blocks."))] if place else model
-            if len(shape) == 1:
-                norm = source.read(members[0]).float()
+        for members, size in zip(matrices, sizes, strict=True):
+            first, field = members[0], _field(members[0])
+            owner = layers[first.layer] if first.in_block else model
+            if not first.is_matrix:
+                norm = source.read(first).float()
                 setattr(owner, field, self._pointer(F.pad(norm, (0, -len(norm) % GROUP))))
                 continue
-            packed = memory.take(sizes[name])
-            rows, columns = self._rows(name, shape)
+            packed = memory.take(size)
             at = 0
-            for chunk in _chunks(source, members):
-                part = pack(_interleave(chunk) if field == "w13" else chunk, kinds[name]).flatten()
-                packed[at : at + len(part)] = part
-                at += len(part)
-            assert at == len(packed), f"{name} was packed to {at} bytes, not {len(packed)}"
+            for rows in _rows(source, members):
+                rows = _interleave(rows) if field == "w13" else rows
+                data = pack(rows, precision(first, weights)).flatten()
+                packed[at : at + len(data)] = data
+                at += len(data)
+            assert at == size, f"{first.parameter} was packed to {at} bytes, not {size}"
             self._kept.append(packed)
-            setattr(owner, field, _Matrix(packed.data_ptr(), rows, ceil(columns / GROUP)))
+            count, columns = _shape(members)
+            setattr(owner, field, _Matrix(packed.data_ptr(), count, ceil(columns / GROUP)))
         if config.tied_embeddings:
             model.output = model.embedding
         return model
-
-    @staticmethod
-    def _rows(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
-        """A packed matrix's rows and columns: each half of w13 is filled up to 16."""
-        rows, columns = shape
-        return (2 * 16 * ceil(rows / 32), columns) if name.endswith("w13") else (rows, columns)
 
     def _pointer(self, tensor: Tensor) -> int:
         self._kept.append(tensor.contiguous())
         return self._kept[-1].data_ptr()
 
-    def prefill(self, tokens: Sequence[int], start: int, table: Sequence[int], every: bool = False) -> Tensor:
+    def prefill(
+        self, tokens: Sequence[int], start: int, table: Sequence[int], all_logits: bool = False
+    ) -> Tensor:
         """See Runner."""
         logits = []
         for at in range(0, len(tokens), CHUNK):
             chunk = tokens[at : at + CHUNK]
             last = at + CHUNK >= len(tokens)
-            want = list(range(len(chunk))) if every else [len(chunk) - 1] if last else []
+            want = list(range(len(chunk))) if all_logits else [len(chunk) - 1] if last else []
             positions = list(range(start + at, start + at + len(chunk)))
             logits.append(self._forward(chunk, positions, [0] * len(chunk), [table], want))
-        return torch.cat(logits) if every else logits[-1][0]
+        return torch.cat(logits) if all_logits else logits[-1][0]
 
     def decode(
         self, tokens: Sequence[int], positions: Sequence[int], tables: Sequence[Sequence[int]]
@@ -281,34 +281,38 @@ class PackedRunner:
         return logits
 
 
-def _chunks(source: NativeSource, members: Sequence[Part]) -> Iterator[Tensor]:
-    """A matrix's rows in fp32: the fused ones whole, a large one some thousand rows at a time."""
+def _field(part: Part) -> str:
+    return FUSED.get(part.role, part.role)
+
+
+def _shape(members: Sequence[Part]) -> tuple[int, int]:
+    """Rows and columns of the matrix that packed.cpp reads: gate and up are each filled up to 16 rows."""
+    rows, columns = sum(part.shape[0] for part in members), members[0].shape[1]
+    return (2 * 16 * ceil(rows / 32), columns) if members[0].role == "w1" else (rows, columns)
+
+
+def _rows(source: Source, members: Sequence[Part]) -> Iterator[Tensor]:
+    """A matrix's rows in fp32: fused parameters together, a large one some thousand rows at a time."""
     if len(members) > 1:
         yield torch.cat([source.read(part).float() for part in members])
-        return
-    (part,) = members
-    for start in range(0, part.shape[0], READ):
-        shape = (min(READ, part.shape[0] - start), part.shape[1])
-        yield source.read(replace(part, start=part.start + start, shape=shape)).float()
+    else:
+        yield from (rows.float() for rows in source.read(members[0]).split(READ))
 
 
 @torch.no_grad()
-def plain_model(source: NativeSource, weights: Weights) -> Llama:
+def plain_model(source: Source, weights: Weights) -> Llama:
     """The same weights, dequantised, for PyTorch to compute with."""
-    held = torch.float32 if weights == "fp32" else torch.bfloat16
-    model = Llama(source.config, held)
+    dtype = torch.float32 if weights == "fp32" else torch.bfloat16
+    model = Llama(source.config, dtype)
     parameters = dict(model.named_parameters())
-    for name, members, shape in tensors(source.config):
-        parameter = parameters[name]
-        if len(shape) == 1:
-            parameter.copy_(source.read(members[0]))
+    for part in parts(source.config):
+        parameter = parameters[part.parameter]
+        if not part.is_matrix:
+            parameter.copy_(source.read(part))
             continue
-        kind = weights if name.startswith("blocks.") else head_weights(weights)
-        parameter.data = torch.empty(shape, dtype=held)
-        start = 0
-        for chunk in _chunks(source, members):
-            parameter[start : start + len(chunk)] = rounded(chunk, kind)
-            start += len(chunk)
+        parameter.data = torch.empty(part.shape, dtype=dtype)
+        for into, rows in zip(parameter.split(READ), _rows(source, [part]), strict=True):
+            into.copy_(rounded(rows, precision(part, weights)))
     return model
 
 

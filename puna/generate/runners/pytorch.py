@@ -49,14 +49,14 @@ class PlainRunner:
     @cached_property
     @torch.inference_mode()
     def prefill_is_decode(self) -> bool:
-        """Tried out: rows of the first block's matrices and the last one's, alone and among others.
+        """Measured on rows of the first block's matrices and the output's, alone and among others.
 
         Never with `static`, whose attention adds in another order than a prompt's.
         """
         if self._static:
             return False
         first = self.model.blocks[0]
-        for weight in (first.wqkv, first.wo, first.w13, first.w2, self.model.output_VD):
+        for weight in (first.wq, first.wk, first.wo, first.w1, first.w2, self.model.output_VD):
             assert isinstance(weight, Tensor)
             weight = weight[: 1 << 15].to(self.model.compute)
             generator = torch.Generator().manual_seed(0)
@@ -69,10 +69,12 @@ class PlainRunner:
         return True
 
     @torch.inference_mode()
-    def prefill(self, tokens: Sequence[int], start: int, table: Sequence[int], every: bool = False) -> Tensor:
+    def prefill(
+        self, tokens: Sequence[int], start: int, table: Sequence[int], all_logits: bool = False
+    ) -> Tensor:
         """See Runner."""
         hidden_TD = self._hidden(tokens, [(len(tokens), start, table)])
-        return self._logits(hidden_TD) if every else self._logits(hidden_TD[-1:])[0]
+        return self._logits(hidden_TD) if all_logits else self._logits(hidden_TD[-1:])[0]
 
     @torch.inference_mode()
     def decode(
@@ -97,7 +99,7 @@ class PlainRunner:
         hidden_BTD = self.model.hidden(
             torch.tensor([[*tokens, *padding]], device=self.device),
             torch.tensor([*positions, *padding], device=self.device),
-            self.cache.attention(parts),
+            layers.with_cache(self.cache.attention(parts)),
         )
         return hidden_BTD[0, : len(tokens)]
 

@@ -79,7 +79,7 @@ class StaticDecode:
             o_NKGE = _attention(q_NKGE, keys, values, tables_NB, positions_N)
             return o_NKGE.flatten(1, 2)[None].to(q_BHTE.dtype)
 
-        hidden_BTD = self.model.hidden(tokens_N[None], positions_N, attend)
+        hidden_BTD = self.model.hidden(tokens_N[None], positions_N, layers.with_cache(attend))
         return layers.linear(hidden_BTD[0], self.model.output_VD).float()
 
 

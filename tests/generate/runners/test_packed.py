@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from puna.config import RunConfig, to_dict
 from puna.files import write_json
+from puna.formats.native import NativeSource
 from puna.generate.load import load_runner
 from puna.generate.quality import quality
 from puna.generate.runners.cache import BLOCK
@@ -130,12 +131,14 @@ def test_integers_at_their_extremes_do_not_saturate(weights, x_sign, w_sign):
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_fp32_gives_the_models_logits(run, config):
     path, model = run(config)
-    runner = load_runner(path, "fp32", 4, torch.float32)
+    runner = load_runner(NativeSource(path), "fp32", 4, torch.float32)
     assert isinstance(runner, PackedRunner)
     ids = tokens(config)
     with torch.no_grad():
         expected = model(torch.tensor([ids]))[0]
-    torch.testing.assert_close(runner.prefill(ids, 0, [2, 0, 3], every=True), expected, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        runner.prefill(ids, 0, [2, 0, 3], all_logits=True), expected, atol=2e-4, rtol=1e-4
+    )
     torch.testing.assert_close(runner.prefill(ids, 0, [1, 3, 0]), expected[-1], atol=2e-4, rtol=1e-4)
 
 
@@ -148,9 +151,9 @@ def test_fewer_bits_give_the_logits_of_the_rounded_weights(run, config, weights,
     ids = tokens(config)
     with torch.no_grad():
         expected = with_rounded_weights(model, weights)(torch.tensor([ids]))[0]
-    runner = load_runner(path, weights, 3, torch.float32)
+    runner = load_runner(NativeSource(path), weights, 3, torch.float32)
     assert isinstance(runner, PackedRunner)
-    assert divergence(runner.prefill(ids, 0, [0, 1, 2], every=True), expected) < most
+    assert divergence(runner.prefill(ids, 0, [0, 1, 2], all_logits=True), expected) < most
 
 
 @native
@@ -158,13 +161,13 @@ def test_fewer_bits_give_the_logits_of_the_rounded_weights(run, config, weights,
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_a_row_is_the_same_bits_in_a_prompt_alone_and_among_others(run, config, weights):
     path, _ = run(config)
-    runner = load_runner(path, weights, 80)
+    runner = load_runner(NativeSource(path), weights, 80)
     assert runner.batch_invariant and runner.prefill_is_decode
     sequences = [tokens(config, seed=seed) for seed in range(19)]
-    whole = runner.prefill(sequences[0], 0, [0, 1, 2], every=True)
+    whole = runner.prefill(sequences[0], 0, [0, 1, 2], all_logits=True)
 
     cut = [
-        runner.prefill(sequences[0][a:b], a, [3, 4, 5], every=True)
+        runner.prefill(sequences[0][a:b], a, [3, 4, 5], all_logits=True)
         for a, b in ((0, 1), (1, 77), (77, LENGTH))
     ]
     assert torch.equal(torch.cat(cut), whole)
@@ -190,14 +193,14 @@ def test_a_row_is_the_same_bits_in_a_prompt_alone_and_among_others(run, config, 
 def test_threads_change_no_bit(run, weights):
     config = CONFIGS["grouped-query"]
     path, _ = run(config)
-    runner = load_runner(path, weights, 3)
+    runner = load_runner(NativeSource(path), weights, 3)
     ids = tokens(config)
     before = torch.get_num_threads()
     logits = []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            logits.append(runner.prefill(ids, 0, [0, 1, 2], every=True))
+            logits.append(runner.prefill(ids, 0, [0, 1, 2], all_logits=True))
             logits.append(runner.decode(ids[-1:], [LENGTH - 1], [[0, 1, 2]]))
     finally:
         torch.set_num_threads(before)
@@ -212,13 +215,13 @@ def test_without_a_compiler_pytorch_computes_with_the_same_weights(run, monkeypa
     monkeypatch.setenv("PUNA_NATIVE", "0")
     build.load.cache_clear()
     with caplog.at_level(logging.WARNING):
-        runner = load_runner(path, weights, 3, torch.float32)
+        runner = load_runner(NativeSource(path), weights, 3, torch.float32)
     build.load.cache_clear()
     assert isinstance(runner, PlainRunner)
     assert len(caplog.records) == 1 and "slower" in caplog.text
     with torch.no_grad():
         expected = with_rounded_weights(model, weights)(torch.tensor([ids]))[0]
-    assert divergence(runner.prefill(ids, 0, [0, 1, 2], every=True), expected) < 2e-3
+    assert divergence(runner.prefill(ids, 0, [0, 1, 2], all_logits=True), expected) < 2e-3
 
 
 @native
@@ -235,7 +238,7 @@ def test_memory_is_that_of_the_bits(run):
         ("int8", 8.5, 8.5),
         ("int4", 4.5, 8.5),
     ):
-        runner = load_runner(path, weights, 1)
+        runner = load_runner(NativeSource(path), weights, 1)
         expected = (blocks * bits + ends * end_bits) / 8
         assert expected <= runner.weight_bytes <= 1.03 * expected, weights
 
@@ -243,13 +246,13 @@ def test_memory_is_that_of_the_bits(run):
 def test_a_cache_of_another_precision_is_refused(run):
     path, _ = run(PLAIN)
     with pytest.raises(ValueError, match="fp32 or bf16"):
-        load_runner(path, "int8", 1, torch.float16)
+        load_runner(NativeSource(path), "int8", 1, torch.float16)
 
 
 @native
 def test_a_position_without_a_block_is_a_fault_of_the_caller(run):
     path, _ = run(CONFIGS["llama"])
-    runner = load_runner(path, "bf16", 2)
+    runner = load_runner(NativeSource(path), "bf16", 2)
     for position, table in ((BLOCK, [0]), (0, [2]), (256, [0, 1, 0, 1, 0]), (-1, [0])):
         with pytest.raises(AssertionError):
             runner.decode([1], [position], [table])

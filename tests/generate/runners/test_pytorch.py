@@ -24,14 +24,14 @@ def test_logits_are_those_of_the_model(config):
     model = random_model(config)
     with torch.no_grad():
         whole = model(torch.tensor([TOKENS]))[0]
-    logits = PlainRunner(model, 6).prefill(TOKENS, 0, [5, 0, 3, 1], every=True)
+    logits = PlainRunner(model, 6).prefill(TOKENS, 0, [5, 0, 3, 1], all_logits=True)
     torch.testing.assert_close(logits, whole, atol=1e-5, rtol=1e-5)
 
 
 def test_the_last_row_is_what_prefill_gives_without_every(model):
     runner = PlainRunner(model, 4)
     last = runner.prefill(TOKENS, 0, [0, 1, 2, 3])
-    assert torch.equal(last, runner.prefill(TOKENS, 0, [0, 1, 2, 3], every=True)[-1])
+    assert torch.equal(last, runner.prefill(TOKENS, 0, [0, 1, 2, 3], all_logits=True)[-1])
 
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
@@ -49,11 +49,11 @@ def test_nor_do_they_with_two_threads():
 def require_bits_of_one_call(compute: torch.dtype, sizes: list[int]) -> None:
     runner = PlainRunner(random_model(compute=compute), 12)
     assert runner.prefill_is_decode  # of this machine's matrix library, tried out
-    whole = runner.prefill(TOKENS, 0, [7, 2, 9, 4], every=True)
+    whole = runner.prefill(TOKENS, 0, [7, 2, 9, 4], all_logits=True)
     rows, at, table = [], 0, [0, 11, 5, 8]
     for size in [*sizes, len(TOKENS)]:
         if part := TOKENS[at : at + size]:
-            rows.append(runner.prefill(part, at, table, every=True))
+            rows.append(runner.prefill(part, at, table, all_logits=True))
             at += size
     assert torch.equal(torch.cat(rows), whole)
 
@@ -86,16 +86,16 @@ def test_without_rows_alike_the_batch_is_still_independent(monkeypatch):
 @pytest.mark.parametrize("left", [float("nan"), float("inf")])
 def test_what_another_sequence_left_in_a_block_is_never_seen(model, left):
     runner = PlainRunner(model, 4)
-    expected = runner.prefill(TOKENS[:70], 0, [0, 1], every=True)
+    expected = runner.prefill(TOKENS[:70], 0, [0, 1], all_logits=True)
     for tensor in (runner.cache.keys, runner.cache.values):
         tensor[:, 2:] = left
-    assert torch.equal(runner.prefill(TOKENS[:70], 0, [2, 3], every=True), expected)
+    assert torch.equal(runner.prefill(TOKENS[:70], 0, [2, 3], all_logits=True), expected)
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.3), (torch.float16, 0.05)])
 def test_a_cache_of_half_precision_is_near(model, dtype, error):
-    exact = PlainRunner(model, 4).prefill(TOKENS, 0, range(4), every=True)
-    half = PlainRunner(model, 4, dtype).prefill(TOKENS, 0, range(4), every=True)
+    exact = PlainRunner(model, 4).prefill(TOKENS, 0, range(4), all_logits=True)
+    half = PlainRunner(model, 4, dtype).prefill(TOKENS, 0, range(4), all_logits=True)
     assert 0 < (half - exact).abs().max() < error
 
 
