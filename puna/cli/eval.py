@@ -11,7 +11,7 @@ from puna.cli.common import Json, Many, print_result
 from puna.devices import DeviceName
 
 if TYPE_CHECKING:
-    from puna.evaluate.harness import Judges, Job
+    from puna.evaluate.harness import Job, Judges
     from puna.evaluate.model import Model
 
 Normalisation = Literal["none", "char", "byte", "token", "answer-context"]
@@ -115,9 +115,8 @@ def evaluate(
     if cut == "first":
         chosen = [dataclasses.replace(t, check=closed_book.FIRST_CUT) if t.check is closed_book.check else t
                   for t in chosen]  # fmt: skip
-    options = Options(
-        limit, tuple(shots), samples, temperature, top_p, max_tokens, seed, answer_context, normalisation, control
-    )
+    sampling = limit, tuple(shots), samples, temperature, top_p, max_tokens, seed
+    options = Options(*sampling, answer_context, normalisation, control)
     files = Data(data)
     judges = _judges(toxicity, truth, unsafe_exec, any(task.judge == "sandbox" for task in chosen))
     asked = _model(model, weights, max_batch, device, endpoint_model)
@@ -213,7 +212,7 @@ def _run(run: Path) -> dict[str, Any]:
     from puna.files import read_json
 
     if not (run / "results.json").is_file():
-        raise ValueError(f"{run} holds no finished evaluation (no results.json); run: puna eval --out {run} …")
+        raise ValueError(f"{run} holds no finished evaluation (no results.json); run: puna eval")
     found: dict[str, Any] = read_json(run / "results.json")
     return found
 

@@ -1,7 +1,7 @@
 """Generated text -> the answer in it, and whether it equals a reference. Pure functions.
 
-    "  George W. Bush.\nQ: who …"  ──first_line──>  "George W. Bush"  ──normalised──>  "george w bush"
-    "… so 5 + 4 = 9. The answer is 9.\n\nQ:"  ──number──>  "9"
+"  George W. Bush.\nQ: who …"  ──first_line──>  "George W. Bush"  ──normalised──>  "george w bush"
+"… so 5 + 4 = 9. The answer is 9.\n\nQ:"  ──number──>  "9"
 """
 
 import re
@@ -57,7 +57,7 @@ def f1(answer: str, references: Iterable[str]) -> float:
     return best
 
 
-# What comes before a final answer: GSM8K's own mark, the chain-of-thought examples', the verifiers' solutions'.
+# Before a final answer: GSM8K's own mark, that of the chain-of-thought examples, that of published solutions.
 _MARK = re.compile(r"####|[Tt]he (?:final )?answer is:?|(?:^|\n)A:")
 _NUMBER = re.compile(r"-?\$?\s?-?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 
@@ -76,9 +76,9 @@ def number(text: str) -> str:
 
 
 def normalised_number(text: str) -> str:
-    """A number without commas, $, %, spaces, a trailing dot, leading or trailing zeros: "$1,250.00" -> "1250"."""
+    """A number without commas, $, %, spaces, a trailing dot, needless zeros: "$1,250.00" -> "1250"."""
     text = re.sub(r"[,$%\s]", "", text).rstrip(".")
-    whole, dot, fraction = text.partition(".")
+    whole, _, fraction = text.partition(".")
     sign = "-" if whole.startswith("-") else ""
     whole = whole.lstrip("-").lstrip("0") or "0"
     fraction = fraction.rstrip("0")

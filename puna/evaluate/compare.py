@@ -1,8 +1,8 @@
 """Two runs -> their differences on the same examples.
 
-    records of A ─┐
-                  ├─ paired by example ─> exact McNemar, paired bootstrap, Holm over all tasks, flipped examples
-    records of B ─┘
+records of A ─┐
+              ├─ paired by example ─> exact McNemar, paired bootstrap, Holm over all tasks, flipped examples
+records of B ─┘
 """
 
 from dataclasses import asdict
@@ -89,5 +89,7 @@ def lines(found: list[dict[str, Any]], flipped: int) -> list[str]:
         for name in ("only_first_ids", "only_second_ids"):
             if ids := row[name][:flipped]:
                 which = "first" if name.startswith("only_first") else "second"
-                said.append(f"    better in the {which}: {', '.join(ids)}{' …' if len(row[name]) > flipped else ''}")
+                said.append(
+                    f"    better in the {which}: {', '.join(ids)}{' …' if len(row[name]) > flipped else ''}"
+                )
     return said

@@ -1,7 +1,7 @@
 """Benchmark files in their original formats -> rows; every error names the file, the row and the field.
 
-    DIR/piqa/valid.jsonl ──json_lines──> Row({"goal": …, "sol1": …}) ──row["goal"]──> value, or ValueError
-    DIR/race/…           ──first(names)──> the first of several places where a file may lie
+DIR/piqa/valid.jsonl ──json_lines──> Row({"goal": …, "sol1": …}) ──row["goal"]──> value, or ValueError
+DIR/race/…           ──first(names)──> the first of several places where a file may lie
 """
 
 import csv
@@ -25,7 +25,9 @@ class Row(UserDict[str, Any]):
         self.file, self.number = file, number
 
     def __missing__(self, field: str) -> Any:
-        raise ValueError(f"{self.file}, row {self.number}: no field {field!r}; download the original file again")
+        raise ValueError(
+            f"{self.file}, row {self.number}: no field {field!r}; download the original file again"
+        )
 
     def error(self, what: str) -> ValueError:
         """An error that names this row."""
@@ -145,5 +147,7 @@ def labelled(rows: Iterator[Row], labels: Sequence[str]) -> Iterator[tuple[Row, 
     found = list(rows)
     if len(found) != len(labels):
         file = found[0].file if found else "an empty file"
-        raise ValueError(f"{file}: {len(found)} examples, but {len(labels)} labels; download both files again")
+        raise ValueError(
+            f"{file}: {len(found)} examples, but {len(labels)} labels; download both files again"
+        )
     yield from zip(found, labels, strict=True)

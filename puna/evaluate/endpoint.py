@@ -1,6 +1,6 @@
 """A model behind an OpenAI-compatible endpoint: it can only generate, so tasks with options are not for it.
 
-    prompt ──POST URL/completions──> text      retried on 429, on errors of the server, on broken connections
+prompt ──POST URL/completions──> text      retried on 429, on errors of the server, on broken connections
 """
 
 import hashlib
@@ -12,7 +12,8 @@ from typing import Any
 import httpx2
 import numpy as np
 
-from puna.evaluate.model import Generated, Prompt, Row, Scored, Tokens
+from puna.evaluate.model import Generated, Prompt
+from puna.generate.likelihood import Row, Scored, Tokens
 
 ATTEMPTS = 6
 TIMEOUT = 300.0

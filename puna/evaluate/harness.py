@@ -79,7 +79,9 @@ def plan(
             examples = tuple(task.read(data))[: options.limit]
             if not examples:
                 raise ValueError(f"{task.name} has no examples under {data.directory}")
-            for shots in dict.fromkeys(options.shots if task.shots or "shots" in task.basis else ()) or [task.shots]:
+            for shots in dict.fromkeys(options.shots if task.shots or "shots" in task.basis else ()) or [
+                task.shots
+            ]:
                 prompter = Prompter(task, data, model, shots, options.with_base)
                 prompter.prefix(examples[0].topic)
                 label = task.name if shots == task.shots else f"{task.name}-{shots}shot"

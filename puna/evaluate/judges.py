@@ -1,4 +1,4 @@
-"""Who says whether a generated text is right: the task's own check, the sandbox, or a judge that the user names.
+"""What says whether a generated text is right: the task's own check, the sandbox, or a judge of the user's.
 
     toxicity  a directory with a Hugging Face sequence classifier, or PerspectiveAPI (perspective.py)
     truth     a judge model behind an OpenAI-compatible endpoint
@@ -87,14 +87,18 @@ class Classifier:
             ValueError: no such directory, no transformers, or no label that says toxic.
         """
         if not (directory / "config.json").is_file():
-            raise ValueError(f"{directory} holds no classifier (no config.json); give a Hugging Face directory")
+            raise ValueError(
+                f"{directory} holds no classifier (no config.json); give a Hugging Face directory"
+            )
         try:
             from transformers import AutoModelForSequenceClassification, AutoTokenizer
         except ImportError as error:
             raise ValueError("a classifier needs transformers; run: pip install 'puna[judges]'") from error
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         self._tokenizer = AutoTokenizer.from_pretrained(directory, **options)
-        self._model = AutoModelForSequenceClassification.from_pretrained(directory, use_safetensors=True, **options)
+        self._model = AutoModelForSequenceClassification.from_pretrained(
+            directory, use_safetensors=True, **options
+        )
         self._model.eval()
         labels = {int(index): str(name).lower() for index, name in self._model.config.id2label.items()}
         toxic = [i for i, name in labels.items() if re.match(r"tox|hate|offens", name)]
@@ -110,7 +114,7 @@ class Classifier:
         self.identity = f"{directory.name}@{digest.hexdigest()[:16]} [{labels[self._column]}]"
 
     def judge(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Verdict]:
-        """See Judge. One text at a time within a batch of equal length would not change scores: padding is masked."""
+        """See Judge. Padding is masked."""
         import torch
 
         verdicts = []

@@ -62,10 +62,34 @@ def without_delimiters(text: str) -> str:
 _NUMERAL = re.compile(r"([0-9A-Z]+)_\{?(\d+)\}?")  # a number written in a base
 
 # What is deleted from an answer, and what is written another way (Minerva's lists).
-_UNITS = (
-    "square ways integers dollars mph inches ft hours km units points feet minutes digits cents degrees cm gm "
-    "pounds meters meals edges students childrentickets multiples sec"
-).split()
+_UNITS = [
+    "square",
+    "ways",
+    "integers",
+    "dollars",
+    "mph",
+    "inches",
+    "ft",
+    "hours",
+    "km",
+    "units",
+    "points",
+    "feet",
+    "minutes",
+    "digits",
+    "cents",
+    "degrees",
+    "cm",
+    "gm",
+    "pounds",
+    "meters",
+    "meals",
+    "edges",
+    "students",
+    "childrentickets",
+    "multiples",
+    "sec",
+]
 _DELETED = (r"\text{s}", r"\text{.}", r"\text{,}", r"\text{}", r"\mathrm{th}", r"^\circ", r"^{\circ}", r"\;",
             r",\!", "{,}", '"', r"\dots")  # fmt: skip
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mbox|overline)\{([^{}]*)\}")
@@ -78,7 +102,12 @@ def normalised(answer: str) -> str:
     text = text.replace("an ", "").replace("a ", "").replace(".$", "$").replace("\\$", "")
     text = text.replace(r"\ ", "").replace("mbox", "text").replace(",\\text{and}", ",")
     text = text.replace(r"\text{and}", ",").replace(r"\text{m}", r"\text{}").replace(r"\left", "")
-    text = text.replace(r"\right", "").replace(r"\!", "").replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
+    text = (
+        text.replace(r"\right", "")
+        .replace(r"\!", "")
+        .replace(r"\dfrac", r"\frac")
+        .replace(r"\tfrac", r"\frac")
+    )
     text = _UNIT.sub("", text)
     for part in _DELETED:
         text = text.replace(part, "")

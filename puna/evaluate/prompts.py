@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from puna.evaluate.data import Data
-from puna.evaluate.model import Model, Row, Tokens, common_prefix
+from puna.evaluate.model import Model
 from puna.evaluate.task import Example, Task
+from puna.generate.likelihood import Row, Tokens, common_prefix
 
 
 @dataclass(frozen=True)

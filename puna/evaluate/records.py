@@ -57,7 +57,12 @@ def described(prepared: Prepared, key: str, bos: bool) -> Record:
         record["groups"] = list(example.groups)
     if example.cluster:
         record["cluster"] = example.cluster
-    record |= {"prompt": prepared.context, "shots": prepared.shots, "bos": bos, "tokens": len(prepared.tokens)}
+    record |= {
+        "prompt": prepared.context,
+        "shots": prepared.shots,
+        "bos": bos,
+        "tokens": len(prepared.tokens),
+    }
     if prepared.rows:
         row = prepared.rows[0]
         ids = [row.context[-_BORDER:].tolist(), row.continuation[:_BORDER].tolist()]

@@ -57,7 +57,9 @@ def summarised(task: Task, records: Iterable[Record], normalisation: Normalisati
         for group in record.get("groups", ()):
             by_group.setdefault(group, []).append(next(iter(record["values"].values())))
     shared = clusters if any(clusters) else ()
-    means = {name: mean(found, shared if len(found) == len(clusters) else ()) for name, found in values.items()}
+    means = {
+        name: mean(found, shared if len(found) == len(clusters) else ()) for name, found in values.items()
+    }
     result: Result = {
         "task": task.name,
         "n": total - skipped,
@@ -81,7 +83,9 @@ def _shown(task: Task, found: Mean) -> Result:
     return values
 
 
-def recount(task: Task, path: Path, normalisation: Normalisation | None = None, n: int | None = None) -> Result:
+def recount(
+    task: Task, path: Path, normalisation: Normalisation | None = None, n: int | None = None
+) -> Result:
     """A task's result from its records alone."""
     records = (record for place, record in enumerate(iterate_records(path)) if n is None or place < n)
     return summarised(task, (recounted(task, record, normalisation) for record in records), normalisation)
@@ -105,7 +109,9 @@ def table_rows(result: Result) -> list[tuple[str, ...]]:
         paper = result["paper"].get(name)
         if paper is None and place == 0:  # NQ and TriviaQA: by the number of shots
             paper = result["paper"].get(f"{result.get('shots')}-shot")
-        value = _figure(found["value"], unit) + (f" ± {_figure(found['error'], unit)}" if found["error"] else "")
+        value = _figure(found["value"], unit) + (
+            f" ± {_figure(found['error'], unit)}" if found["error"] else ""
+        )
         label = f"{result['task']} {name}" if place == 0 else f"  {name}"
         control = result.get("control", {}).get(name)
         row = (label, value, _figure(result["chance"], unit) if place == 0 else "", n if place == 0 else "")

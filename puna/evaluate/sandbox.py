@@ -125,7 +125,14 @@ def _isolated(mode: Mode, limits: Limits) -> list[str]:
     mounts += [part for path in [*folders, *prefixes] for part in ("--ro-bind-try", path, path)]
     spaces = ["--unshare-user", "--disable-userns", "--uid", str(NOBODY), "--gid", str(NOBODY)]
     return [
-        *("bwrap", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
+        *(
+            "bwrap",
+            "--unshare-pid",
+            "--unshare-net",
+            "--unshare-ipc",
+            "--unshare-uts",
+            "--unshare-cgroup-try",
+        ),
         *(spaces if mode == "user" else []),
         *("--die-with-parent", "--new-session", "--clearenv", "--setenv", "HOME", "/tmp"),
         *mounts,
@@ -134,7 +141,7 @@ def _isolated(mode: Mode, limits: Limits) -> list[str]:
     ]
 
 
-def run_tests(job: Job, limits: Limits = Limits(), unsafe: bool = False) -> Outcome:  # noqa: B008
+def run_tests(job: Job, limits: Limits = Limits(), unsafe: bool = False) -> Outcome:
     """Test a program. `unsafe`: with the limits on resources alone, without isolation.
 
     Raises:
@@ -213,7 +220,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def run_many(jobs: Iterable[Job], limits: Limits = Limits(), unsafe: bool = False) -> Iterator[Outcome]:  # noqa: B008
+def run_many(jobs: Iterable[Job], limits: Limits = Limits(), unsafe: bool = False) -> Iterator[Outcome]:
     """Test programs, as many at a time as there are processors; outcomes in the order of the jobs."""
     with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
         yield from pool.map(lambda job: run_tests(job, limits, unsafe), jobs)

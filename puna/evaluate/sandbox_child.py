@@ -15,6 +15,7 @@ import json
 import os
 import resource
 import sys
+from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
 from itertools import islice
@@ -288,10 +289,8 @@ def main() -> None:
         os.write(int(verdict), json.dumps([passed, why]).encode())
     else:
         sys.argv[:] = [""]
-        try:
+        with suppress(EOFError):  # the judge ended
             candidate(wire, job["program"])
-        except EOFError:
-            pass
     os._exit(0)
 
 

@@ -1,19 +1,19 @@
 """Model answers -> verdicts -> values of metrics. Pure: records alone are enough, the model is not asked.
 
-    options' log-likelihoods ──normalisation──> chosen ──> accuracy, mc1, mc2
-    sampled texts ──verdict each──> mean, pass@k, maj1@k
+options' log-likelihoods ──normalisation──> chosen ──> accuracy, mc1, mc2
+sampled texts ──verdict each──> mean, pass@k, maj1@k
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from puna.evaluate.model import Scored
 from puna.evaluate.normalise import Normalisation, Option, choose, is_correct, mass_of_right, scores
 from puna.evaluate.prompts import Prepared
 from puna.evaluate.records import Record
 from puna.evaluate.statistics import majority_at_k, pass_at_k
 from puna.evaluate.task import Task, Verdict
+from puna.generate.likelihood import Scored
 
 KS = (1, 10, 80, 100, 256)  # of pass@k and maj1@k, as far as there are samples
 

@@ -103,7 +103,9 @@ def mcnemar(only_first: int, only_second: int) -> float:
     few = min(only_first, only_second)
     # Sums of integers are exact; a double cannot hold 2**n beyond n of about 1,000.
     tail = sum(math.comb(n, i) for i in range(few + 1))
-    return min(1.0, float(2 * tail / (1 << n)) if n < 1000 else math.exp(math.log(2 * tail) - n * math.log(2)))
+    return min(
+        1.0, float(2 * tail / (1 << n)) if n < 1000 else math.exp(math.log(2 * tail) - n * math.log(2))
+    )
 
 
 def compare(

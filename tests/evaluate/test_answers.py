@@ -41,7 +41,9 @@ def test_the_default_cut_leaves_every_reference_answerable(real):
     lost = {"final": 0, "first": 0}
     for example in TASKS["nq"].read(real):
         for cut in lost:
-            lost[cut] += not any(exact_match(first_line(r, cut), example.references) for r in example.references)
+            lost[cut] += not any(
+                exact_match(first_line(r, cut), example.references) for r in example.references
+            )
     assert lost == {"final": 0, "first": 316}
 
 
@@ -56,9 +58,20 @@ def test_normalised_references_agree_with_triviaqas_own(real):
 
 def test_gsm8k_takes_the_first_answer_mark_not_the_last_number():
     assert number(" 5 + 4 = 9. The answer is 9.\n\nQ: There are 20 cars. A: The answer is 20.") == "9"
-    assert number("so\n#### $1,250.00") == "1250" and number("\nA: 3.5%") == "3.5" and number("The answer is 7 apples.") == "7"
-    assert number("I think 12") == "" and number("The answer is -3.") == "-3" and number("The answer is unknown.\n5") == ""
-    assert normalised_number("$1,000.") == "1000" == gold_number("x\n#### 1,000") and normalised_number("-0") == "0"
+    assert (
+        number("so\n#### $1,250.00") == "1250"
+        and number("\nA: 3.5%") == "3.5"
+        and number("The answer is 7 apples.") == "7"
+    )
+    assert (
+        number("I think 12") == ""
+        and number("The answer is -3.") == "-3"
+        and number("The answer is unknown.\n5") == ""
+    )
+    assert (
+        normalised_number("$1,000.") == "1000" == gold_number("x\n#### 1,000")
+        and normalised_number("-0") == "0"
+    )
 
 
 def test_gsm8k_extraction_gives_all_labels_of_the_published_solutions(real):
@@ -76,12 +89,22 @@ def test_gold_answers_with_commas_match(real):
     rows = [row["answer"].rpartition("####")[2] for row in real.json_lines("gsm8k/test.jsonl")]
     commas = [text for text in rows if "," in text]
     assert len(commas) == 14
-    assert all(number(f"The answer is {text.replace(',', '').strip()}.") == normalised_number(text) for text in commas)
+    assert all(
+        number(f"The answer is {text.replace(',', '').strip()}.") == normalised_number(text)
+        for text in commas
+    )
 
 
 def test_a_majority_counts_normalised_answers_and_ignores_unparsable_ones():
-    assert majority(["", "", "", "7", "8", "8"]) == "8" and majority(["3", "4", "4", "3"]) == "3" and majority(["", ""]) == ""
-    assert majority_at_k(["1", "2", "2"], [True, False, False], 3) == 0 and majority_at_k(["1", "2", "2"], [True, False, False], 1) == 1
+    assert (
+        majority(["", "", "", "7", "8", "8"]) == "8"
+        and majority(["3", "4", "4", "3"]) == "3"
+        and majority(["", ""]) == ""
+    )
+    assert (
+        majority_at_k(["1", "2", "2"], [True, False, False], 3) == 0
+        and majority_at_k(["1", "2", "2"], [True, False, False], 1) == 1
+    )
     with pytest.raises(ValueError, match="at least 5 samples, got 3"):
         majority_at_k(["1", "2", "2"], [True] * 3, 5)
 

@@ -134,7 +134,10 @@ def test_a_comparison_that_hangs_ends_and_the_next_one_works(algebra):
 
 
 def test_the_final_answer_is_the_stated_one_else_the_last_balanced_box():
-    assert final_answer("Final Answer: The final answer is $x\n= 5$. I hope it is correct. \\boxed{7}") == "x\n= 5"
+    assert (
+        final_answer("Final Answer: The final answer is $x\n= 5$. I hope it is correct. \\boxed{7}")
+        == "x\n= 5"
+    )
     assert final_answer(r"so \boxed{1} and $\boxed{\frac{\sqrt{2}}{3}}$.") == r"\frac{\sqrt{2}}{3}"
     assert final_answer(r"\[ \fbox{ 7 } \]") == "7" and final_answer(r"\boxed 9 $") == "9"
     assert final_answer("no answer") is None and boxed(r"\boxed{3 \boxed{4}") == "4"

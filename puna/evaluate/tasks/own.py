@@ -115,7 +115,9 @@ def _example(row: Row, fields: dict[str, Any]) -> Example:
         references = tuple(value) if isinstance(value, list) else (str(value),)
         return Example(id=str(row.number), question=question, references=references)
     given = fields["options"]
-    texts = [f" {text}" for text in row[given]] if isinstance(given, str) else [_filled(t, row) for t in given]
+    texts = (
+        [f" {text}" for text in row[given]] if isinstance(given, str) else [_filled(t, row) for t in given]
+    )
     gold = row[fields["gold"]]
     readings: tuple[Callable[[], int], ...] = (
         lambda: int(gold),
