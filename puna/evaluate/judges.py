@@ -4,7 +4,7 @@
     truth     a judge model behind an OpenAI-compatible endpoint
     sandbox   runs generated programs (sandbox.py)
 
-Without a judge a text is kept and its row says "not scored"; `puna eval recount` with a judge scores it later.
+Without a judge a text is kept, and its row says "not scored"; `puna eval recount` can judge it later.
 """
 
 import hashlib

@@ -13,7 +13,7 @@ def _parsed(formula: str) -> list[Any]:
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 
     configs = (LatexExtractionConfig(), ExprExtractionConfig())
-    return parse(f"${formula}$", extraction_config=configs, parsing_timeout=None)  # type: ignore[arg-type]
+    return parse(f"${formula}$", extraction_config=configs, parsing_timeout=None)
 
 
 def _relative(one: Any, other: Any) -> float | None:

@@ -4,8 +4,9 @@
         │               ^ calls, values    bounded memory, CPU time, processes, output
         └───────> bubblewrap: judge ──verdict──> parent, which kills both
 
-The candidate runs the program; the judge runs the benchmark's tests against it through a pipe (sandbox_child.py).
-Neither can reach the other's memory, files or processes, and the parent takes the verdict from the judge alone.
+The candidate runs the program; the judge runs the benchmark's tests against it through a pipe
+(sandbox_child.py). Neither can reach the other's memory, files or processes, and the parent takes the verdict
+from the judge alone.
 """
 
 import json
@@ -134,7 +135,7 @@ def _isolated(mode: Mode, limits: Limits) -> list[str]:
             "--unshare-cgroup-try",
         ),
         *(spaces if mode == "user" else []),
-        *("--die-with-parent", "--new-session", "--clearenv", "--setenv", "HOME", "/tmp"),
+        *("--die-with-parent", "--as-pid-1", "--new-session", "--clearenv", "--setenv", "HOME", "/tmp"),
         *mounts,
         *("--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--size", str(limits.scratch)),
         *("--tmpfs", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp", "--"),

@@ -3,8 +3,8 @@
     judge: prompt and tests ──call solve(3)──> candidate: the generated program
                             <──── 9, as data ──
 
-The candidate never sees the tests, and the judge never runs the candidate's code: it receives values, rebuilt
-from JSON as plain numbers, texts and containers. What is no such value is a reference that equals only itself,
+The candidate never sees the tests, and the judge never runs the candidate's code: it receives values,
+rebuilt from JSON as plain numbers, texts and containers. What is no such value is a reference that equals only itself,
 so an object that claims to equal everything fails. Only the judge has the descriptor that the verdict is
 written to.
 """

@@ -6,7 +6,6 @@ few-shot prefixes are stored once; examples are drawn a page at a time.
 
 import html
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,7 @@ def _compact(path: Path, count: int) -> Iterator[dict[str, Any]]:
         if place == count:
             return
         prompt = record["prompt"]
-        shared = len(os.path.commonprefix((before, prompt)))
+        shared = _shared(before, prompt)
         yield _short(record) | {"p": [_utf16(prompt[:shared]), prompt[shared:]], "q": _question(prompt)}
         before = prompt
 
@@ -93,6 +92,15 @@ def _short(record: Record) -> dict[str, Any]:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
+
+
+def _shared(left: str, right: str) -> int:
+    """The number of characters that both begin with."""
+    low, high = 0, min(len(left), len(right))
+    while low < high:  # by halves: comparing slices is quick
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if left[:middle] == right[:middle] else (low, middle - 1)
+    return low
 
 
 def _utf16(text: str) -> int:

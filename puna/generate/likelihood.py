@@ -119,7 +119,7 @@ class _Scorer:
         self._prefix: Tokens = np.empty(0, np.uint32)  # what the first blocks hold
 
     def fitting(self, groups: Sequence[_Group], start: int) -> tuple[int, int]:
-        """The end of the batch that begins at `start`, and the tokens that its contexts share; 0: none fits."""
+        """The end of the batch that begins at `start`, and how much its contexts share; 0: none fits."""
         if not self._runner.prefill_is_decode:
             return 0, 0
         first = groups[start].context

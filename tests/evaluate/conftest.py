@@ -1,4 +1,4 @@
-"""Benchmark data in the original formats: real where PUNA_EVALDATA names it, tiny where it is written here."""
+"""Benchmark data in the original formats, where PUNA_EVALDATA names them."""
 
 import os
 from pathlib import Path
