@@ -221,6 +221,32 @@ def github(folder: str, /, *, out: Path, limit: Limit = None, json: Json = False
     return _fetch("github", lambda fetcher: publishers.exports(to_path(folder)), out, limit, 0.0, json)
 
 
+@app.command(name="eval")
+def benchmarks(
+    *, out: Path = Path("data/eval"), base: Base = None, pause: Pause = 0.0, json: Json = False
+) -> int:
+    """Original files of the benchmarks that `puna eval` reads, and the addresses of those in archives.
+
+    Parameters
+    ----------
+    out
+        Directory to write, with a folder per benchmark.
+    """
+    from puna.fetch.benchmarks import ARCHIVES, FILES, GITHUB, items
+    from puna.fetch.http import Fetcher, fetch_items
+
+    results = {}
+    with Fetcher(pause) as fetcher:
+        for folder in FILES:
+            found = items(folder, base or GITHUB)
+            say = lambda text: print(text, file=sys.stderr)  # noqa: E731
+            results[folder] = fetch_items("eval", found, out / folder, fetcher, say)
+    lines = [f"{out}: {', '.join(results)}", "only archives are published of these; unpack them there:"]
+    lines += [f"    {out}/{folder}: {url}" for folder, url in ARCHIVES.items()]
+    print_result({"files": results, "archives": ARCHIVES}, json, [*lines, f"next: puna eval --data {out}"])
+    return 0
+
+
 def _fetch(
     source: str, listed: Callable[..., list], out: Path, limit: int | None, pause: float, json: bool
 ) -> int:

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
@@ -125,6 +126,7 @@ def _isolated(mode: Mode, limits: Limits) -> list[str]:
     mounts = [part for path in above for part in ("--perms", "0755", "--dir", path)]
     mounts += [part for path in [*folders, *prefixes] for part in ("--ro-bind-try", path, path)]
     spaces = ["--unshare-user", "--disable-userns", "--uid", str(NOBODY), "--gid", str(NOBODY)]
+    spaces += ["--as-pid-1"]  # else bubblewrap's own process in there would be the program's to trace
     return [
         *(
             "bwrap",
@@ -135,7 +137,7 @@ def _isolated(mode: Mode, limits: Limits) -> list[str]:
             "--unshare-cgroup-try",
         ),
         *(spaces if mode == "user" else []),
-        *("--die-with-parent", "--as-pid-1", "--new-session", "--clearenv", "--setenv", "HOME", "/tmp"),
+        *("--die-with-parent", "--new-session", "--clearenv", "--setenv", "HOME", "/tmp"),
         *mounts,
         *("--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--size", str(limits.scratch)),
         *("--tmpfs", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp", "--"),
@@ -158,19 +160,20 @@ def _run(job: Job, limits: Limits, mode: Mode | None) -> Outcome:
     reply_r, reply_w = os.pipe()
     verdict_r, verdict_w = os.pipe()
     theirs = [ask_r, ask_w, reply_r, reply_w, verdict_w]
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[_Process] = []
     deadline = time.monotonic() + limits.seconds
     judged = {"tests": job.tests, "prompt": job.prompt, "entry": job.entry}
     try:
-        started.append(_start("candidate", (ask_r, reply_w), -1, {"program": job.program}, limits, mode))
-        started.append(_start("judge", (reply_r, ask_w), verdict_w, judged, limits, mode))
+        program = {"program": job.program}
+        started.append(_Process("candidate", (ask_r, reply_w), -1, program, limits, mode))
+        started.append(_Process("judge", (reply_r, ask_w), verdict_w, judged, limits, mode))
         while theirs:
             os.close(theirs.pop())
         ready, _, _ = select.select([verdict_r], [], [], max(0.0, deadline - time.monotonic()))
         said = os.read(verdict_r, 4096) if ready else b""
     finally:
         for process in started:
-            _kill(process)
+            process.kill()
         for descriptor in (verdict_r, *theirs):
             os.close(descriptor)
     if not ready:
@@ -182,43 +185,61 @@ def _run(job: Job, limits: Limits, mode: Mode | None) -> Outcome:
     return Outcome(passed is True, str(why))
 
 
-def _start(
-    role: str, wire: tuple[int, int], verdict: int, job: dict[str, str], limits: Limits, mode: Mode | None
-) -> subprocess.Popen[bytes]:
-    descriptors = [*wire, *([verdict] if verdict >= 0 else [])]
-    user = next(_USERS) if mode == "root" else 0
-    bounds = (limits.memory, int(limits.seconds) + 1, limits.processes, limits.scratch, user)
-    command = [sys.executable, "-I", "-c", _source(), role, *map(str, (*wire, verdict, *bounds))]
-    process = subprocess.Popen(
-        [*_isolated(mode, limits), *command] if mode else command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        pass_fds=descriptors,
-        start_new_session=True,
-        cwd="/",
-    )
-    assert process.stdin
-    try:
-        process.stdin.write(json.dumps(job).encode())
-        process.stdin.close()
-    except OSError:
-        pass  # it ended already; the verdict will say so
-    return process
+class _Process:
+    """A program in the sandbox, with all that it starts."""
+
+    def __init__(
+        self,
+        role: str,
+        wire: tuple[int, int],
+        verdict: int,
+        job: dict[str, str],
+        limits: Limits,
+        mode: Mode | None,
+    ) -> None:
+        descriptors = [*wire, *([verdict] if verdict >= 0 else [])]
+        user = next(_USERS) if mode == "root" else 0
+        bounds = (limits.memory, int(limits.seconds) + 1, limits.processes, limits.scratch, user)
+        command = [sys.executable, "-I", "-c", _source(), role, *map(str, (*wire, verdict, *bounds))]
+        self._info, info = os.pipe()
+        os.set_blocking(self._info, False)
+        outer = [*_isolated(mode, limits)[:-1], "--info-fd", str(info), "--"] if mode else []
+        try:
+            self._outer = subprocess.Popen(
+                [*outer, *command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[*descriptors, *([info] if mode else [])],
+                start_new_session=True,
+                cwd="/",
+            )
+        finally:
+            os.close(info)
+        assert self._outer.stdin
+        with suppress(OSError):  # it ended already; the verdict will say so
+            self._outer.stdin.write(json.dumps(job).encode())
+            self._outer.stdin.close()
+
+    def kill(self) -> None:
+        """End it and all that it started: a namespace dies with its first process.
+
+        Bubblewrap kills that process when it dies itself, but the program may have told the kernel otherwise.
+        """
+        with suppress(OSError, ValueError, KeyError):
+            first = int(json.loads(os.read(self._info, 4096))["child-pid"])
+            if self._outer.poll() is None:  # so that the number is still that process's
+                os.kill(first, signal.SIGKILL)
+        os.close(self._info)
+        with suppress(OSError):
+            os.killpg(self._outer.pid, signal.SIGKILL)
+        self._outer.kill()
+        self._outer.wait()
 
 
 @cache
 def _source() -> str:
     return _CHILD.read_text("utf-8")
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it started: its namespace dies with its first process."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        process.kill()
-    process.wait()
 
 
 def run_many(jobs: Iterable[Job], limits: Limits = Limits(), unsafe: bool = False) -> Iterator[Outcome]:

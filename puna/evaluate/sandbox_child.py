@@ -4,9 +4,9 @@
                             <──── 9, as data ──
 
 The candidate never sees the tests, and the judge never runs the candidate's code: it receives values,
-rebuilt from JSON as plain numbers, texts and containers. What is no such value is a reference that equals only itself,
-so an object that claims to equal everything fails. Only the judge has the descriptor that the verdict is
-written to.
+rebuilt from JSON as plain numbers, texts and containers. What is no such value is a reference that equals
+only itself, so an object that claims to equal everything fails. Only the judge has the descriptor that the
+verdict is written to.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""Runs: prompts as token ids, records, resuming, recounting, comparing, the page; with a small random model."""
+"""Prompts as token ids, records, resuming, recounting, comparing, the page; with a small random model."""
 
 import dataclasses
 import json
@@ -48,7 +48,7 @@ def model(directory) -> EngineModel:
     return load_model(directory, "small", "fp32")
 
 
-WORDS = "river stone apple light seven cloud green table paper north".split()
+WORDS = ["river", "stone", "apple", "light", "seven", "cloud", "green", "table", "paper", "north"]
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +67,18 @@ def data(tmp_path_factory) -> Data:
     write("piqa/valid.jsonl", [{"goal": words(4), "sol1": words(2), "sol2": words(5)} for _ in range(40)])
     (root / "piqa/valid-labels.lst").write_text("".join(f"{rng.randrange(2)}\n" for _ in range(40)))
     sentences = [f"{words(2)} _ {words(3)}" for _ in range(12)]
-    write("winogrande/dev.jsonl", [{"qID": f"q{i}", "sentence": s, "option1": "Ann", "option2": "Bob", "answer": "1"}
-                                   for i, s in enumerate(sentences)])  # fmt: skip
+    names = {"option1": "Ann", "option2": "Bob", "answer": "1"}
+    write("winogrande/dev.jsonl", [{"qID": f"q{i}", "sentence": s, **names} for i, s in enumerate(sentences)])
     write("nq_open/NQ-open.dev.jsonl", [{"question": words(4), "answer": [words(1)]} for _ in range(10)])
     pool = [{"question": words(4), "answer": [words(1)]} for _ in range(30)]
     write("nq_open/NQ-open.efficientqa.dev.1.1.jsonl", pool)
     for split, count in (("dev", 5), ("test", 6)):
         (root / f"mmlu/{split}").mkdir(parents=True, exist_ok=True)
         for subject in ("anatomy", "astronomy"):
-            rows = [f"{words(5)},{words(1)},{words(1)},None,{words(1)},{rng.choice('ABCD')}\n" for _ in range(count)]
+            rows = [
+                f"{words(5)},{words(1)},{words(1)},None,{words(1)},{rng.choice('ABCD')}\n"
+                for _ in range(count)
+            ]
             (root / f"mmlu/{split}/{subject}_{split}.csv").write_text("".join(rows))
     return Data(root)
 
@@ -161,7 +164,9 @@ def test_a_skipped_example_is_counted_in_n_of_total(model, data, tmp_path):
 # ---- the same bits
 
 
-def test_records_are_the_same_bytes_for_any_batch_order_and_limit(directory, model, data, tmp_path, monkeypatch):
+def test_records_are_the_same_bytes_for_any_batch_order_and_limit(
+    directory, model, data, tmp_path, monkeypatch
+):
     evaluate(model, data, tmp_path / "a")
     monkeypatch.setattr(harness, "WINDOW", 3)
     single = load_model(directory, "small", "fp32", 1)
@@ -196,9 +201,10 @@ from puna.evaluate.model import load_model
 from puna.evaluate.tasks import TASKS
 harness.WINDOW = 2
 model, data, out = map(Path, sys.argv[1:])
-jobs, _ = harness.plan([TASKS["piqa"], TASKS["nq"]], Data(data), load_model(model, "small", "fp32"), Options(max_tokens=4), {})
+engine, options = load_model(model, "small", "fp32"), Options(max_tokens=4)
+jobs, _ = harness.plan([TASKS["piqa"], TASKS["nq"]], Data(data), engine, options, {})
 print("ready", flush=True)
-harness.run(jobs, load_model(model, "small", "fp32"), out, Options(max_tokens=4), lambda label, tokens: None)
+harness.run(jobs, engine, out, options, lambda label, tokens: None)
 """
 
 
@@ -224,7 +230,9 @@ def test_a_run_that_is_killed_resumes_to_the_same_bytes(directory, data, tmp_pat
             path.write_bytes(data_[: len(data_) - rng.randrange(40)] if data_ else data_)
     assert start(tmp_path / "killed").wait(120) == 0
     for name in ("piqa", "nq"):
-        assert (tmp_path / f"killed/{name}.jsonl").read_bytes() == (tmp_path / f"whole/{name}.jsonl").read_bytes()
+        assert (tmp_path / f"killed/{name}.jsonl").read_bytes() == (
+            tmp_path / f"whole/{name}.jsonl"
+        ).read_bytes()
 
 
 def test_what_was_scored_is_not_scored_again_and_a_change_is_a_miss(directory, data, tmp_path):
@@ -274,7 +282,19 @@ def test_a_record_lets_anyone_recompute_the_number(model, data, tmp_path):
         assert results.recount(task, path)["metrics"] == result["metrics"]
         for record in iterate_records(path):
             assert line(record) in path.read_text()
-            assert {"id", "key", "prompt", "shots", "bos", "tokens", "border", "options", "scores", "gold", "values"} <= record.keys()
+            assert {
+                "id",
+                "key",
+                "prompt",
+                "shots",
+                "bos",
+                "tokens",
+                "border",
+                "options",
+                "scores",
+                "gold",
+                "values",
+            } <= record.keys()
             assert set(record["scores"]) == {"none", "char", "byte", "token", "answer-context"}
             assert record["bos"] is True
     other = results.recount(TASKS["piqa"], tmp_path / "piqa.jsonl", "answer-context")
@@ -320,7 +340,7 @@ def test_a_task_whose_data_is_missing_is_a_row_and_the_others_are_scored(model, 
     jobs, missing = harness.plan([TASKS["piqa"], TASKS["boolq"]], data, model, Options(), {})
     assert [job.label for job in jobs] == ["piqa"]
     assert missing[0]["task"] == "boolq" and "no file" in missing[0]["why"]
-    with pytest.raises(ValueError, match="boolq/val.jsonl"):
+    with pytest.raises(ValueError, match=r"boolq/val\.jsonl"):
         harness.plan([TASKS["boolq"]], data, model, Options(), {})
 
 
@@ -329,7 +349,9 @@ def test_without_a_judge_a_row_says_not_scored(model, data, tmp_path):
     jobs, _ = harness.plan([task], data, model, Options(limit=2, max_tokens=3), {})
     (found,) = harness.run(jobs, model, tmp_path, Options(limit=2, max_tokens=3), lambda label, tokens: None)
     assert results.table_rows(found)[0][1] == "not scored" and found["metrics"] == {}
-    assert all(record["samples"][0]["text"] is not None for record in iterate_records(tmp_path / "toxic.jsonl"))
+    assert all(
+        record["samples"][0]["text"] is not None for record in iterate_records(tmp_path / "toxic.jsonl")
+    )
 
 
 # ---- two runs
@@ -361,7 +383,10 @@ def test_two_runs_are_compared_on_the_same_examples(model, data, tmp_path):
 
 
 def test_the_page_holds_every_example_and_cannot_be_broken_out_of(model, data, tmp_path):
-    examples = [dataclasses.replace(e, question=e.question + "</script><b>" + chr(0x1F600)) for e in TASKS["piqa"].read(data)]
+    examples = [
+        dataclasses.replace(e, question=e.question + "</script><b>" + chr(0x1F600))
+        for e in TASKS["piqa"].read(data)
+    ]
     task = dataclasses.replace(TASKS["piqa"], read=lambda data: examples)
     jobs, _ = harness.plan([task], data, model, Options(), {})
     found = harness.run(jobs, model, tmp_path, Options(), lambda label, tokens: None)
@@ -378,8 +403,11 @@ def test_the_page_holds_every_example_and_cannot_be_broken_out_of(model, data, t
 
 
 def test_items_that_share_thirteen_tokens_with_the_shards_are_found(model, tmp_path):
-    texts = ["river stone apple light seven cloud green table paper north river stone apple light " * 2,
-             "paper table green cloud seven light apple stone river north table table paper paper " * 2, "short"]  # fmt: skip
+    texts = [
+        "river stone apple light seven cloud green table paper north river stone apple light " * 2,
+        "paper table green cloud seven light apple stone river north table table paper paper " * 2,
+        "short",
+    ]
     (ids,) = model.encode([texts[0]])
     shard = np.concatenate([np.arange(7, 60), ids[1:], np.arange(9, 90)]).astype(np.uint16)
     np.save(tmp_path / "00000.npy", shard)

@@ -75,7 +75,10 @@ def test_perspective_waits_and_tries_again(server):
     verdicts = judge.judge([EXAMPLE] * 3, ["a bad day", " a day", ""])
     assert [verdict.value for verdict in verdicts] == [0.9, 0.1, 0.0]
     assert len(server.asked) == 6  # the empty text is not sent
-    assert server.asked[0][1]["requestedAttributes"] == {"TOXICITY": {}} and server.asked[0][1]["doNotStore"] is True
+    assert (
+        server.asked[0][1]["requestedAttributes"] == {"TOXICITY": {}}
+        and server.asked[0][1]["doNotStore"] is True
+    )
 
 
 def test_perspective_gives_up_without_telling_the_key(server):
@@ -114,7 +117,7 @@ def test_a_dead_endpoint_is_named(server):
     model = Endpoint(f"{server.url}/v1")
     server.moods = [500] * 20
     prompt = Prompt("x", np.zeros(1, np.uint32), Sampling(temperature=0, top_p=1), 9, ())
-    with pytest.raises(Unanswered, match=r"completions does not answer \(status 500.*the same command resumes"):
+    with pytest.raises(Unanswered, match=r"does not answer \(status 500.*the same command resumes"):
         list(model.generate([prompt], lambda tokens: None))
     with pytest.raises(ValueError, match=r"127.0.0.1:9/v1/models does not answer"):
         Endpoint("http://127.0.0.1:9/v1")
@@ -139,7 +142,9 @@ def test_a_classifier_directory_scores_toxicity(tmp_path):
     words = {"[UNK]": 0, "[PAD]": 1, "a": 2, "bad": 3, "day": 4}
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", pad_token="[PAD]")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="[UNK]", pad_token="[PAD]"
+    )
     tokenizer.save_pretrained(tmp_path)
     config = transformers.BertConfig(
         vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,

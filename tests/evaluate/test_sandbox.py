@@ -62,6 +62,16 @@ def f():
         except OSError: pass
     return 1 if hit and PARENT == hit else 0
 """,
+    "outliving its parent": """
+import ctypes, os, time
+libc = ctypes.CDLL(None)
+libc.prctl(1, 0, 0, 0, 0)  # PR_SET_PDEATHSIG
+for _ in range(3):
+    if os.fork() == 0:
+        os.setsid(); time.sleep(60); os._exit(0)
+def f():
+    time.sleep(60); return 1
+""",
     "sleeping": "import time\ndef f():\n    time.sleep(3600); return 1\n",
     "patched checker": """
 import builtins, sys, __main__
@@ -101,9 +111,9 @@ def f():
 """,
     "/proc writes": """
 def f():
-    for path in ("/proc/sys/kernel/hostname", "/proc/sysrq-trigger", "/proc/PARENT/oom_score_adj", "/proc/PARENT/mem"):
+    for path in ("sys/kernel/hostname", "sysrq-trigger", "PARENT/oom_score_adj", "PARENT/mem"):
         try:
-            with open(path, "w") as file: file.write("1")
+            with open("/proc/" + path, "w") as file: file.write("1")
             return 1
         except OSError: pass
     return 0
@@ -194,7 +204,8 @@ def test_another_user_is_isolated_too(tmp_path):
         "assert os.geteuid() == 65534 and not problem(), problem()\n"
         "assert run_tests(Job('def f(): return 1', 'assert f() == 1'), Limits(8)).passed\n"
         f"for name, text in {programs!r}.items():\n"
-        "    outcome = run_tests(Job(text.replace('PARENT', str(os.getpid())), 'assert f() == 1'), Limits(4))\n"
+        "    text = text.replace('PARENT', str(os.getpid()))\n"
+        "    outcome = run_tests(Job(text, 'assert f() == 1'), Limits(4))\n"
         "    if outcome.passed: print('OUT', name, outcome)\n"
         "print('done')\n"
     )
@@ -203,7 +214,9 @@ def test_another_user_is_isolated_too(tmp_path):
             path.chmod(0o755)
     if not os.access(tmp_path, os.R_OK):
         pytest.skip("the temporary folder is not readable by others")
-    done = subprocess.run([python, str(script)], capture_output=True, text=True, user=65534, group=65534, timeout=200)
+    done = subprocess.run(
+        [python, str(script)], capture_output=True, text=True, user=65534, group=65534, timeout=200
+    )
     if "Permission denied" in done.stderr:
         pytest.skip("the temporary folder is not readable by others")
     assert done.stdout == "done\n", done.stdout + done.stderr
@@ -211,8 +224,19 @@ def test_another_user_is_isolated_too(tmp_path):
 
 @isolated
 def test_objects_of_the_program_can_be_passed_back_but_equal_only_themselves():
-    program = "class Node:\n    def __init__(self, v): self.v, self.left = v, None\ndef total(n):\n    return n.v + (total(n.left) if n.left else 0)\n"
-    tests = "root = Node(1)\nroot.left = Node(2)\nassert total(root) == 3\nassert root.left.v == 2\nassert not root == 3\n"
+    program = """
+class Node:
+    def __init__(self, v): self.v, self.left = v, None
+def total(n):
+    return n.v + (total(n.left) if n.left else 0)
+"""
+    tests = """
+root = Node(1)
+root.left = Node(2)
+assert total(root) == 3
+assert root.left.v == 2
+assert not root == 3
+"""
     assert run_tests(Job(program, tests), LIMITS).passed
 
 
@@ -220,7 +244,7 @@ def test_objects_of_the_program_can_be_passed_back_but_equal_only_themselves():
 @pytest.mark.parametrize(
     ("value", "test"),
     [
-        ("[(1, 2), {3: {4}}, b'x', 1j, None, True]", "assert f() == [(1, 2), {3: {4}}, b'x', 1j, None, True]"),
+        ("[(1, 2), {3: {4}}, b'x', 1j, True]", "assert f() == [(1, 2), {3: {4}}, b'x', 1j, True]"),
         ("map(str, [1, 2])", "assert list(f()) == ['1', '2']"),
         ("float('nan')", "assert f() != f()"),
         ("10 ** 5000", "assert f() == 10 ** 5000"),
@@ -244,7 +268,7 @@ def test_without_a_sandbox_the_error_names_the_wall_and_the_fix(monkeypatch):
     sandbox.problem.cache_clear()
     try:
         monkeypatch.setattr(shutil, "which", lambda name: None)
-        with pytest.raises(ValueError, match=r"no bubblewrap; install it \(apt install bubblewrap.*--unsafe-exec"):
+        with pytest.raises(ValueError, match=r"no bubblewrap; install it \(apt install.*--unsafe-exec"):
             run_tests(Job("", ""))
         sandbox.problem.cache_clear()
         monkeypatch.setattr(shutil, "which", lambda name: "/bin/true")
@@ -265,7 +289,10 @@ def test_unsafe_exec_runs_with_limits_alone():
 @isolated
 def test_some_reference_solutions_pass_and_their_mutants_fail(real):
     """All of them: test_all_reference_solutions_pass."""
-    examples = [*list(humaneval(real))[::20], *[mbpp_example(row) for row in real.json_lines("mbpp/mbpp.jsonl")][::80]]
+    examples = [
+        *list(humaneval(real))[::20],
+        *[mbpp_example(row) for row in real.json_lines("mbpp/mbpp.jsonl")][::80],
+    ]
     outcomes = run_many([solved(e) for e in examples], Limits(seconds=30))
     assert [(e.id, o.why) for e, o in zip(examples, outcomes, strict=True) if not o.passed] == []
 
