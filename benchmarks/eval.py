@@ -112,8 +112,8 @@ def main() -> None:
             pairs = zip(answers(task, examples, found), answers(task, examples, theirs), strict=True)
             changed = sum(a != b for a, b in pairs)
             print(
-                f"    lm-eval hf fp32 {theirs_seconds:.1f} s: puna is {theirs_seconds / seconds:.2f} times "
-                f"as fast; largest difference {difference:.1e} nats; {changed} of {len(examples)} answers differ",
+                f"    lm-eval {theirs_seconds:.1f} s: puna is {theirs_seconds / seconds:.2f} times "
+                f"as fast; largest difference {difference:.1e} nats; {changed} answers differ",
                 flush=True,
             )
         base = answers(task, examples, found)

@@ -22,6 +22,7 @@ from itertools import islice
 from typing import Any
 
 LARGEST = 8 << 20  # bytes of a message
+CONTAINERS: tuple[tuple[Any, str], ...] = ((list, "l"), (tuple, "t"), (set, "S"), (frozenset, "F"))
 MOST = 200_000  # items of an iterator that a test looks at
 
 
@@ -71,13 +72,14 @@ def encode(value: Any, refer: Any) -> Any:
     """A value as JSON: the plain types and their subclasses by value, others through `refer`."""
     if value is None or value is True or value is False:
         return value
-    for kind, plain in ((str, str.__str__), (int, int.__int__), (float, float.__float__)):
+    # Through the plain types' own methods: a subclass's may say something else.
+    scalars: tuple[tuple[type, Any], ...] = ((str, str.__str__), (int, int.__int__), (float, float.__float__))
+    for kind, plain in scalars:
         if isinstance(value, kind):
             return plain(value)
-    kinds: tuple[tuple[type, str], ...] = ((list, "l"), (tuple, "t"), (set, "S"), (frozenset, "F"))
-    for kind, tag in kinds:
-        if isinstance(value, kind):
-            return [tag, *(encode(item, refer) for item in kind.__iter__(value))]
+    for container, tag in CONTAINERS:
+        if isinstance(value, container):
+            return [tag, *(encode(item, refer) for item in container.__iter__(value))]
     if isinstance(value, dict):
         return ["d", *([encode(k, refer), encode(v, refer)] for k, v in dict.items(value))]
     if isinstance(value, (bytes, bytearray)):
@@ -88,7 +90,7 @@ def encode(value: Any, refer: Any) -> Any:
         return ["R", value.start, value.stop, value.step]
     if type(value) in (Decimal, Fraction):
         return [type(value).__name__, str(value)]
-    if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
+    if isinstance(value, type) and vars(builtins).get(value.__name__) is value:
         return ["T", value.__name__]
     if type(value).__module__ == "numpy":
         return encode(value.tolist(), refer)
@@ -243,9 +245,10 @@ class Client:
             raise EOFError(f"malformed reply: {raised}") from raised
         if error:
             name, _, text = str(error).partition(": ")
-            kind = getattr(builtins, name, None)
-            is_exception = isinstance(kind, type) and issubclass(kind, Exception)
-            raise kind(text) if is_exception and kind is not AssertionError else RuntimeError(error)
+            kind = vars(builtins).get(name)
+            if isinstance(kind, type) and issubclass(kind, Exception) and kind is not AssertionError:
+                raise kind(text)
+            raise RuntimeError(error)
         return value
 
     def _remote(self, index: int, kind: str) -> Remote:

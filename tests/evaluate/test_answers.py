@@ -1,5 +1,7 @@
 """Extraction and comparison of generated answers."""
 
+import re
+
 import pytest
 
 from puna.evaluate.answers import (
@@ -37,14 +39,16 @@ def test_an_answer_is_cut_at_the_line_break_then_loses_one_dot_or_comma():
 
 
 def test_the_default_cut_leaves_every_reference_answerable(real):
-    """Cutting at the first dot or comma makes 316 of NQ's 3,610 questions unanswerable."""
+    """All references of 316 of NQ's questions hold a dot or a comma; 310 remain so when normalised."""
     lost = {"final": 0, "first": 0}
-    for example in TASKS["nq"].read(real):
+    examples = list(TASKS["nq"].read(real))
+    assert sum(all(re.search("[.,]", r) for r in example.references) for example in examples) == 316
+    for example in examples:
         for cut in lost:
             lost[cut] += not any(
                 exact_match(first_line(r, cut), example.references) for r in example.references
             )
-    assert lost == {"final": 0, "first": 316}
+    assert lost == {"final": 0, "first": 310}
 
 
 def test_normalised_references_agree_with_triviaqas_own(real):

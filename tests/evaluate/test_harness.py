@@ -137,11 +137,12 @@ def test_shots_that_do_not_fit_are_dropped_last_first_and_an_example_that_never_
     examples = list(task.read(data))[:2]
     prompter = Prompter(task, data, model, 5)
     (full,) = prompter.prepare(examples[:1])
-    (alone,) = Prompter(task, data, model, 0).prepare(examples[:1])
     assert full.shots == 5
-    (word,) = model.encode([" stone"])
-    room = CONFIG.context - len(alone.tokens) - (len(full.tokens) - len(alone.tokens)) // 2
-    long = dataclasses.replace(examples[0], question=" stone" * (room // len(word)) + examples[0].question)
+    long = examples[0]
+    for words in range(0, CONFIG.context, 10):
+        long = dataclasses.replace(long, question=" stone" * words + examples[0].question)
+        if prompter.prepare([long])[0].shots < 5:
+            break
     never = dataclasses.replace(examples[0], question="stone " * CONFIG.context * 2)
     (fewer,), (skipped,) = prompter.prepare([long]), prompter.prepare([never])
     header, shots = prompter.prefix("anatomy")
