@@ -96,38 +96,58 @@ def _figure(value: float | None, unit: float = 100) -> str:
 
 
 def table_rows(result: Result) -> list[tuple[str, ...]]:
-    """The table's rows of one task: metric, value ± error, chance, n of N, the paper's figures."""
+    """The table's rows of one task: task, metric, value, chance, n of N, control, the paper's figures."""
+    empty = ("",) * len(SIZES)
     if "why" in result:
-        return [(result["task"], "not scored", "", "", result["why"], *("" for _ in SIZES))]
+        return [(result["task"], "", "not scored", "", "", "", *empty)]
     n = f"{result['n']:,}" if result["n"] == result["of"] else f"{result['n']:,} of {result['of']:,}"
     unit = result.get("unit", 100)
     if not result["metrics"]:
-        return [(result["task"], "not scored", "", n, result.get("judge", "no judge"), *("" for _ in SIZES))]
+        return [(result["label"], "no judge", "not scored", "", n, "", *empty)]
     rows = []
     named = {**result["metrics"], **{g: v for g, v in result["groups"].items() if g in result["paper"]}}
     for place, (name, found) in enumerate(named.items()):
         paper = result["paper"].get(name)
         if paper is None and place == 0:  # NQ and TriviaQA: by the number of shots
             paper = result["paper"].get(f"{result.get('shots')}-shot")
-        value = _figure(found["value"], unit) + (
-            f" ± {_figure(found['error'], unit)}" if found["error"] else ""
-        )
-        label = f"{result['task']} {name}" if place == 0 else f"  {name}"
+        error = f" ± {_figure(found['error'], unit)}" if found["error"] else ""
         control = result.get("control", {}).get(name)
-        row = (label, value, _figure(result["chance"], unit) if place == 0 else "", n if place == 0 else "")
-        note = f"swapped stems: {_figure(control['value'], unit)}" if control else ""
-        rows.append((*row, note, *(_figure(figure, unit) for figure in paper or (None,) * 4)))
+        head = (result["label"], _figure(result["chance"], unit), n) if place == 0 else ("", "", "")
+        row = (head[0], name, _figure(found["value"], unit) + error, *head[1:])
+        rows.append(
+            (
+                *row,
+                _figure(control["value"], unit) if control else "",
+                *(_figure(figure, unit) for figure in paper or (None,) * 4),
+            )
+        )
     return rows
 
 
+COLUMNS = ("task", "metric", "value", "chance", "n", "swapped", *SIZES)
+
+
 def print_table(results: Sequence[Result], console: Console | None = None) -> None:
-    """Print the table of all tasks."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("task", "value", "chance", "n", ""):
-        table.add_column(title, justify="right" if title in ("value", "chance", "n") else "left")
-    for size in SIZES:
-        table.add_column(f"LLaMA {size}", justify="right", style="dim")
+    """Print the table of all tasks, and why tasks were not scored."""
+    rows = [row for result in results for row in table_rows(result)]
+    shown = [
+        place for place, name in enumerate(COLUMNS) if name != "swapped" or any(row[place] for row in rows)
+    ]
+    title = "LLaMA 7B to 65B: the paper's figures"
+    table = Table(box=None, header_style="bold", pad_edge=False, caption=title, caption_justify="right")
+    for place in shown:
+        is_text = place < 2
+        style = "dim" if COLUMNS[place] in SIZES else ""
+        table.add_column(COLUMNS[place], justify="left" if is_text else "right", style=style, no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[place] for place in shown))
+    if console is None:
+        console = Console()
+        console = console if console.is_terminal else Console(width=140)
+    console.print(table)
     for result in results:
-        for row in table_rows(result):
-            table.add_row(*row)
-    (console or Console()).print(table)
+        if "why" in result:
+            console.print(f"{result['task']} is not scored: {result['why']}", soft_wrap=True, highlight=False)
+        if found := result.get("contamination"):
+            count = f"{found['items']:,} of {found['of']:,} items"
+            console.print(f"{result['label']}: {count} share 13 tokens in a row with the shards")

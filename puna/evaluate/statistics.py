@@ -35,7 +35,7 @@ def mean(values: Sequence[float], clusters: Sequence[str] = ()) -> Mean:
     deviations = x - average
     if clusters:
         _, places = np.unique(np.asarray(clusters), return_inverse=True)
-        deviations = np.bincount(places, weights=deviations)
+        deviations = np.bincount(places, weights=deviations).astype(np.float64)
     units = len(deviations)
     if units < 2:
         return Mean(average, None, len(x))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.evaluate.records import Record, iterate_records
-from puna.evaluate.results import SIZES, table_rows
+from puna.evaluate.results import COLUMNS, table_rows
 from puna.files import atomic_file
 
 
@@ -34,8 +34,7 @@ def write_page(run: Path, results: dict[str, Any], target: Path) -> None:
 
 
 def _summary(results: list[dict[str, Any]]) -> str:
-    titles = ("task", "value", "chance", "n", "", *(f"LLaMA {size}" for size in SIZES))
-    head = "".join(f"<th>{title}</th>" for title in titles)
+    head = "".join(f"<th>{title}</th>" for title in COLUMNS)
     rows = [row for result in results for row in table_rows(result)]
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows

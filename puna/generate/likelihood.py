@@ -173,11 +173,14 @@ class _Scorer:
         longer: list[Span] = []
         for group, table in zip(groups, tables, strict=True):
             length = len(group.context)
-            for continuation in group.continuations():
-                if len(continuation) > 1:
-                    tokens, count = continuation[:-1], len(continuation) - 1
-                    branch = self._forked(table, length, length + count)
-                    longer.append(Span(tokens, length, branch, np.arange(count), continuation[1:]))
+            rest = [continuation for continuation in group.continuations() if len(continuation) > 1]
+            for place, continuation in enumerate(rest):
+                count = len(continuation) - 1
+                # The last one may go on in the context's own blocks.
+                is_last = place == len(rest) - 1
+                end = length + count
+                branch = self._extended(table, end) if is_last else self._forked(table, length, end)
+                longer.append(Span(continuation[:-1], length, branch, np.arange(count), continuation[1:]))
         return _divided(groups, first, self._run(longer))
 
     def alone(self, group: _Group) -> list[list[Scored]]:
@@ -216,6 +219,10 @@ class _Scorer:
         if partial and fresh:
             self._runner.copy_block(table[whole], fresh[0])
         return [*table[:whole], *fresh]
+
+    def _extended(self, table: list[int], end: int) -> list[int]:
+        """A table of the same sequence up to `end`."""
+        return [*table, *(self._free.pop() for _ in range(-(-end // BLOCK) - len(table)))]
 
     def _run(self, spans: Sequence[Span]) -> Likelihoods:
         if not spans:

@@ -349,7 +349,7 @@ def test_without_a_judge_a_row_says_not_scored(model, data, tmp_path):
     task = dataclasses.replace(TASKS["nq"], name="toxic", check=None, judge="toxicity")
     jobs, _ = harness.plan([task], data, model, Options(limit=2, max_tokens=3), {})
     (found,) = harness.run(jobs, model, tmp_path, Options(limit=2, max_tokens=3), lambda label, tokens: None)
-    assert results.table_rows(found)[0][1] == "not scored" and found["metrics"] == {}
+    assert results.table_rows(found)[0][2] == "not scored" and found["metrics"] == {}
     assert all(
         record["samples"][0]["text"] is not None for record in iterate_records(tmp_path / "toxic.jsonl")
     )
