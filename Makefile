@@ -11,13 +11,15 @@ BIN    := $(VENV)/bin
 demo: $(VENV)/.installed          ## raw dumps -> a model that answers
 	$(BIN)/puna demo
 
-test: check                       ## lint, types, and the test suite
-	$(BIN)/python -m pytest
+test: check                       ## lint, types, and the test suite (with coverage from Python 3.12 on)
+	$(BIN)/python -m pytest $$($(BIN)/python -c 'import sys; print("--cov" * (sys.version_info >= (3, 12)))')
 
-check: $(VENV)/.installed-dev     ## ruff (lint, format) and mypy
+check: $(VENV)/.installed-dev     ## ruff (lint, format), mypy, spelling; the code's size beside its budgets
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/python tests/code_size.py
 
 slow: $(VENV)/.installed-dev      ## the tests that take minutes or need the package index
 	$(BIN)/python -m pytest -m "slow or network"
@@ -36,7 +38,7 @@ $(VENV)/bin/python:
 # torch first and alone: the other packages then take the build that is there.
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install "torch==2.13.*"
-	$(BIN)/pip install -e .
+	$(BIN)/pip install -e ".[all]"
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed

@@ -1,4 +1,4 @@
-"""One contestant of corpus.py, in a process of its own: cleans WET files, prints one line of JSON.
+"""One contestant of corpus.py, in a separate process: cleans WET files, prints one line of JSON.
 
 python _corpus_contestant.py NAME FOLDER OUT MODEL BAD_WORDS
 
@@ -40,10 +40,10 @@ def datatrove(folder, out, model, bad_words, fast):
 def puna(folder, out, bad_words):
     from puna.corpus.c4.source import Options
     from puna.corpus.clean import clean_source
-    from puna.stages.stage import Runs
+    from puna.stages.stage import Executor
 
     options = Options(deduplicate=False, bad_words=str(bad_words))
-    clean_source("c4", [folder], out, options, Runs(workers=1))
+    clean_source("c4", [folder], out, options, Executor(workers=1))
 
 
 def lines(folder, out):
@@ -99,15 +99,15 @@ def lines(folder, out):
     return {"cpu": seconds, "bytes": size, "removed": removed}
 
 
-def road(folder, out, workers):
-    """The whole road of CommonCrawl but for the models, in processes. Returns the seconds of work in them."""
+def pipeline(folder, out, workers):
+    """CommonCrawl's whole pipeline without the models, in processes. Returns the seconds of work in them."""
     from puna.corpus.clean import clean_source
     from puna.corpus.commoncrawl import source as commoncrawl
-    from puna.stages.stage import Runs, plan_shards
+    from puna.stages.stage import Executor, plan_shards
 
     # A shard a file, as of real dumps, whose files are larger than these.
     commoncrawl.plan_shards = partial(plan_shards, shard_bytes=1)
-    return clean_source("commoncrawl", [folder], out, runs=Runs(workers=workers))["seconds"]
+    return clean_source("commoncrawl", [folder], out, executor=Executor(workers=workers))["seconds"]
 
 
 def main(name, folder, out, model, bad_words):
@@ -120,9 +120,9 @@ def main(name, folder, out, model, bad_words):
         "puna": lambda folder, out: puna(folder, out, bad_words),
         "datatrove": lambda folder, out: datatrove(folder, out, model, bad_words, fast=False),
         "datatrove fast": lambda folder, out: datatrove(folder, out, model, bad_words, fast=True),
-        "road": lambda folder, out: road(folder, out, workers=2),
+        "pipeline": lambda folder, out: pipeline(folder, out, workers=2),
     }
-    if name != "road":
+    if name != "pipeline":
         runs[name](folder / "warm", out.with_name(out.name + "-warm"))
     wall, cpu = time.perf_counter(), spent()
     work = runs[name](folder / "wet", out)

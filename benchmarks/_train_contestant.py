@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# name: dim, layers, heads, ffn, vocabulary, context, sequences a step
+# name: dim, layers, heads, ffn, vocabulary, context, sequences per step
 SIZES = {
     "15m": (288, 6, 6, 768, 4096, 512, 16),
     "110m": (768, 12, 12, 2048, 32_000, 512, 4),
@@ -160,7 +160,7 @@ def puna_step(shape: tuple[int, ...], precision: str):
     """puna's own step, as puna.train takes it."""
     import numpy as np
 
-    from puna.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
+    from puna.config import ModelConfig, OptimConfig, RunConfig, ScheduleConfig
     from puna.devices import use_onednn_for_fp32
     from puna.kernels.elementwise import compile_kernels
     from puna.model.llama import Llama
@@ -180,7 +180,7 @@ def puna_step(shape: tuple[int, ...], precision: str):
     initialise(model)
     optimizer = build_optimizer(model, OptimConfig())
     guard = OutlierGuard(0, torch.device("cpu"))
-    run = RunConfig(model=config, train=TrainConfig(micro_batch=1024))
+    run = RunConfig(model=config, schedule=ScheduleConfig(micro_batch=1024))
 
     def step(tokens: torch.Tensor, targets: torch.Tensor) -> float:
         sources = np.zeros(len(tokens), np.int64)

@@ -1,19 +1,19 @@
-"""Cleaning web pages against a peer, interleaved in one run; line deduplication; the whole road.
+"""Cleaning web pages against a peer, interleaved in one run; line deduplication; the whole pipeline.
 
     python benchmarks/corpus.py                     50 MB of text, three rounds
     python benchmarks/corpus.py --mb 200 --rounds 5
-    python benchmarks/corpus.py --quick             3 MB, one round: whether everything runs
-    python benchmarks/corpus.py --only lines        or c4, or road
+    python benchmarks/corpus.py --quick             3 MB, one round: a smoke test
+    python benchmarks/corpus.py --only lines        or c4, or pipeline
 
-In:  the real pages under PUNA_REALDATA, made into WET files by repetition with variation.
-Out: MB of text by CPU-second (WET -> language -> C4's rules -> Parquet) and the times between puna and
-     datatrove; MB by CPU-second and peak memory of line deduplication over 1 and 8 times the input; MB by
-     second of CommonCrawl's whole road in two processes.
+In:  the real pages under PUNA_REALDATA, repeated with variation into WET files.
+Out: MB of text per CPU-second (WET -> language -> C4's rules -> Parquet) and the ratio of puna to datatrove;
+     MB per CPU-second and peak memory of line deduplication over 1 and 8 times the input; MB per second of
+     CommonCrawl's whole pipeline in two processes.
 
-datatrove is given every advantage that is like for like: the same lid.176.ftz and the same list of bad words
-from disk, and WET records that name their media type, so that it does not ask libmagic for each. Its full
-setting counts sentences (spaCy) and looks for bad words, as puna does; its fast setting does neither. It runs
-in an environment of its own (`make peers`), or where --peers says.
+datatrove gets the same conditions: the same lid.176.ftz and list of bad words from disk, and WET records
+with their media type, so that it need not call libmagic. Its full setting counts sentences (spaCy) and
+searches for bad words, as puna does; its fast setting does neither. It runs in a separate environment
+(`make peers`), or the one of --peers.
 """
 
 import argparse
@@ -147,16 +147,16 @@ def run(mb, rounds, only, peers):
                 folder = root / f"lines-{times}"
                 write_wet(folder, times * mb * 1_000_000, times, seed=50)
                 result["lines"][times] = contestant("lines", folder, root / f"lines-out-{times}", peers)
-        if "road" in only:
-            result["road"] = []
+        if "pipeline" in only:
+            result["pipeline"] = []
             for number in range(rounds):
-                folder = root / f"road-{number}"
+                folder = root / f"pipeline-{number}"
                 size = write_wet(folder / "wet", 4 * mb * 1_000_000, 8, seed=70 + number)
-                found = contestant("road", folder, root / f"road-out-{number}", peers)
-                result["road"].append({**found, "bytes": size})
-            one = root / "road-one"
+                found = contestant("pipeline", folder, root / f"pipeline-out-{number}", peers)
+                result["pipeline"].append({**found, "bytes": size})
+            one = root / "pipeline-one"
             write_wet(one / "wet", mb * 500_000, 1, seed=90)
-            result["road_of_one_file"] = contestant("road", one, root / "road-out-one", peers)
+            result["pipeline_of_one_file"] = contestant("pipeline", one, root / "pipeline-out-one", peers)
     return result
 
 
@@ -186,34 +186,35 @@ def show(result):
                 f"{times}x: {size:,.0f} MB at {size / item['cpu']:.1f} MB/CPU-s, "
                 f"peak {item['rss_mb']:.0f} MB, {item['removed']:,} lines removed"
             )
-    if "road" in result:
+    if "pipeline" in result:
         wall, work, cpu = (
-            [item["bytes"] / 1e6 / item[key] for item in result["road"]] for key in ("wall", "work", "cpu")
+            [item["bytes"] / 1e6 / item[key] for item in result["pipeline"]]
+            for key in ("wall", "work", "cpu")
         )
-        size = result["road"][0]["bytes"] / 1e6
-        print(f"CommonCrawl's whole road, {size:,.0f} MB in 8 files, two processes")
+        size = result["pipeline"][0]["bytes"] / 1e6
+        print(f"CommonCrawl's whole pipeline, {size:,.0f} MB in 8 files, two processes")
         print(
             f"{statistics.median(wall):.1f} MB/s ({min(wall):.1f} - {max(wall):.1f}) with the start of "
             f"processes, {2 * statistics.median(work):.1f} without; {statistics.median(cpu):.1f} MB/CPU-s"
         )
-        peaks = [item["child_rss_mb"] for item in (result["road_of_one_file"], *result["road"])]
+        peaks = [item["child_rss_mb"] for item in (result["pipeline_of_one_file"], *result["pipeline"])]
         print(f"peak of a process: {peaks[0]:.0f} MB for 1 file, {max(peaks[1:]):.0f} MB for 8")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Cleaning web pages against a peer.")
-    parser.add_argument("--mb", type=int, help="50 when not given, 3 with --quick")
-    parser.add_argument("--rounds", type=int, help="3 when not given, 1 with --quick")
+    parser.add_argument("--mb", type=int, help="default 50, with --quick 3")
+    parser.add_argument("--rounds", type=int, help="default 3, with --quick 1")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", choices=["c4", "lines", "road"], action="append")
+    parser.add_argument("--only", choices=["c4", "lines", "pipeline"], action="append")
     parser.add_argument(
         "--peers", type=Path, default=interpreter("datatrove"), help="a Python with datatrove"
     )
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     if not (REAL / "ccnet_output").is_dir():
-        print("left out: no real pages; set PUNA_REALDATA to the folder that holds ccnet_output")
+        print("skipped: no real pages; set PUNA_REALDATA to the folder that holds ccnet_output")
         sys.exit(0)
     mb, rounds = given.mb or (3 if given.quick else 50), given.rounds or (1 if given.quick else 3)
-    measured = run(mb, rounds, given.only or ["c4", "lines", "road"], given.peers)
+    measured = run(mb, rounds, given.only or ["c4", "lines", "pipeline"], given.peers)
     print(json.dumps(measured)) if given.json else show(measured)

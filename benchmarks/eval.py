@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from _peers import interpreter
 
-from puna.cli.models import model_path
+from puna.api import find_model
 from puna.evaluate.data import Data
 from puna.evaluate.model import EngineModel, load_model
 from puna.evaluate.normalise import Option, choose, score
@@ -83,7 +83,7 @@ def main() -> None:
         print(f"no benchmark data at {options.data}; set PUNA_EVALDATA or give --data")
         return
     options.work.mkdir(parents=True, exist_ok=True)
-    directory = model_path("smollm2")
+    directory = find_model("smollm2")
     hub = options.work / "hf"
     if not (hub / "model.safetensors").is_file():
         command = [sys.executable, "-m", "puna.cli", "convert", str(directory), str(hub), "--to", "hf"]

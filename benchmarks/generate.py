@@ -8,10 +8,10 @@ Every contestant is a process of its own with its model loaded, idle while anoth
 Each is compared at the same bits: bf16 with BF16, int8 with Q8_0, int4 with Q4_0 (heads of 8 bits in both
 of the last). A round is a prompt of 512 tokens, 128 steps after a prompt of 64, and 32 steps of 16
 sequences after prompts of 64. Prints medians (least-most); GB/s are the bytes of weights that a step must
-read, times steps a second, beside what the machine's memory gives to a loop that only reads, in the same
+read, times steps per second, beside what the machine's memory gives to a loop that only reads, in the same
 run. Quality is measured on a text (--text FILE), against fp32.
 
-The models are made once and kept in the cache. Peers that are not installed are left out: `make peers`.
+The models are made once and kept in the cache. Peers that are not installed are skipped: `make peers`.
 """
 
 import argparse
@@ -211,7 +211,8 @@ def _range(values: list[float]) -> str:
 
 
 def measure_quality(directory: Path, names: list[str], text: Path, tokens: int) -> None:
-    from puna.generate.quality import quality
+    from _quality import quality
+
     from puna.tokens.tokenizer import Tokenizer
 
     tokenizer = next(directory.glob("tokenizer.[gjm]*"))
@@ -232,11 +233,11 @@ def main() -> None:
     )
     parser.add_argument("--model", action="append", choices=["135m", "1.1b"])
     parser.add_argument("--only", action="append", choices=CONTESTANTS)
-    parser.add_argument("--rounds", type=int, help="3 when not given, 1 with --quick")
+    parser.add_argument("--rounds", type=int, help="default 3, with --quick 1")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="short: prompts of 128, answers of 16 tokens")
     parser.add_argument("--llama-python", type=Path, default=PEERS, help="a Python with llama-cpp-python")
-    parser.add_argument("--text", type=Path, help="for quality; the sample corpus's sonnets when not given")
+    parser.add_argument("--text", type=Path, help="for quality; default: the sample corpus's sonnets")
     parser.add_argument("--quality-tokens", type=int, default=4096, help="0: no quality")
     options = parser.parse_args()
     names = options.only or CONTESTANTS

@@ -1,21 +1,21 @@
-"""Encoding speed and memory against peers, interleaved in one run; and the loader's.
+"""Encoding speed and memory against peers, and speed of the loader, interleaved in one run.
 
     python benchmarks/tokenize.py                       five rounds, then memory over 1 GB, then the loader
     python benchmarks/tokenize.py --rounds 9 --memory-mb 0
-    python benchmarks/tokenize.py --quick               one round, memory over 20 MB: whether everything runs
+    python benchmarks/tokenize.py --quick               one round, memory over 20 MB: a smoke test
 
-In:  the demo's corpus (real text), a real vocabulary of 32,000 pieces (Mistral 7B's first).
-Out: MB of text by CPU-second, median and range of the rounds; whether the ids are SentencePiece's; growth of
-     resident memory over 1 GB of text; tokens/s of the loader.
+In:  the demo's corpus (real text), a real vocabulary of 32,000 tokens (the first of Mistral 7B).
+Out: MB of text per CPU-second, median and range of the rounds; whether the ids are SentencePiece's; growth
+     of resident memory over 1 GB of text; tokens/s of the loader.
 
-Every contestant is a process of its own, idle while another encodes, on one thread. Texts are cut to 20 kB,
-shuffled, and dealt to the rounds, so that no contestant sees a text twice: what it remembers it has learned
-from other texts. The first deal is for warming up. kitoken runs in an environment of its own (`make
-peers`). fastokens and tokie are left out because their ids differ; ids that differ are said here too.
+Every contestant is a separate process with one thread, idle while another encodes. Texts are cut to 20 kB,
+shuffled and distributed over the rounds, so that no contestant encodes a text twice and its caches come from
+other texts. The first round is a warm-up. kitoken runs in a separate environment (`make peers`). fastokens
+and tokie are omitted because their ids differ; differing ids are reported.
 """
 
-# Named after what it measures, this file hides a module of Python's own from the scripts beside it, which
-# look in this folder first: whoever imports it is given the module that was meant.
+# This file shadows a module of Python's standard library for the scripts beside it, which look in this folder
+# first: an import of `tokenize` returns the standard module.
 import sys
 
 if __name__ == "tokenize":
@@ -206,7 +206,7 @@ def loader(directories, model, folder):
     rates, tokens, first = [], 0, 0.0
     for step in range(300):
         began = time.process_time()
-        tokens += (given := mixture.batch(step).tokens)
+        tokens += (given := mixture.batch(step).global_tokens)
         if step >= 10:
             rates.append(given / (time.process_time() - began))
         else:
@@ -279,8 +279,8 @@ def show(result):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Encoding speed against peers.")
-    parser.add_argument("--rounds", type=int, help="5 when not given, 1 with --quick")
-    parser.add_argument("--memory-mb", type=int, help="1000 when not given, 20 with --quick")
+    parser.add_argument("--rounds", type=int, help="default 5, with --quick 1")
+    parser.add_argument("--memory-mb", type=int, help="default 1000, with --quick 20")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--contestant", nargs=3, help=argparse.SUPPRESS)

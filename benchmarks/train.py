@@ -6,7 +6,7 @@
 
 Every contestant is a process of its own, idle while another trains, and they take turns of a few steps:
 whatever else the machine does affects all alike. transformers is a development dependency of puna; litgpt
-has an environment of its own (`make peers`), and is left out where that is missing. Prints tokens/s (median
+has an environment of its own (`make peers`), and is skipped if that is missing. Prints tokens/s (median
 and range), the share of the machine's matrix peak measured in the same run (MFU), peak memory, and the loss
 after the last step, which must be alike.
 """
@@ -44,7 +44,7 @@ def start(name: str, size: str, precision: str) -> subprocess.Popen | None:
     """A contestant's process, or None where it is not installed."""
     python = interpreter("litgpt") if name.startswith("litgpt") else Path(sys.executable)
     if python is None:
-        print(f"{name}: not installed, left out; run: make peers", file=sys.stderr)
+        print(f"{name}: not installed, skipped; run: make peers", file=sys.stderr)
         return None
     return subprocess.Popen(
         [str(python), str(HERE / "_train_contestant.py"), name, size, precision],
@@ -112,7 +112,7 @@ def compete(size: str, precision: str, steps: int, turn: int, names: list[str]) 
     best_peer = max(
         (tokens / statistics.median(times) for name, times in seconds.items() if name != "puna"), default=0.0
     )
-    print(f"\n{size}, {precision}, {tokens:,} tokens a step, {steps} steps each in turns of {turn}")
+    print(f"\n{size}, {precision}, {tokens:,} tokens per step, {steps} steps each in turns of {turn}")
     print(f"matrix peak {peak / 1e9:.0f} GFLOP/s ({min(peaks) / 1e9:.0f}-{max(peaks) / 1e9:.0f})")
     print(f"{'':22}{'tokens/s':>10}{'range':>16}{'MFU':>8}{'peak RSS':>12}{'last loss':>11}")
     for name, times in seconds.items():

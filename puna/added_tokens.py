@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from puna.files import read_json
+from puna.files import read_object
 
 HUB, CONFIG = "tokenizer.json", "tokenizer_config.json"
 ADDED, SPECIAL_MAP = "added_tokens.json", "special_tokens_map.json"
@@ -61,18 +61,19 @@ def added_tokens(folder: Path) -> dict[int, AddedToken]:
 
 def _said(folder: Path) -> Iterator[tuple[int, AddedToken]]:
     file = folder / HUB
-    for entry in _object(file).get("added_tokens") or []:
+    for entry in read_object(file, optional=True).get("added_tokens") or []:
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), int):
             raise ValueError(f"{file} holds an added token without an id: {entry!r:.80}; fetch it again")
         yield entry["id"], _token(file, entry)
     file = folder / CONFIG
-    for id, entry in (_object(file).get("added_tokens_decoder") or {}).items():
+    for id, entry in (read_object(file, optional=True).get("added_tokens_decoder") or {}).items():
         if not str(id).isdecimal() or not isinstance(entry, dict):
             raise ValueError(f"{file} holds an added token without an id: {id!r:.80}; fetch it again")
         yield int(id), _token(file, entry)
     file = folder / ADDED
-    special = _special(_object(folder / SPECIAL_MAP)) | _special(_object(folder / CONFIG))
-    for content, id in _object(file).items():
+    special = _special(read_object(folder / SPECIAL_MAP, optional=True))
+    special |= _special(read_object(folder / CONFIG, optional=True))
+    for content, id in read_object(file, optional=True).items():
         if not isinstance(id, int):
             raise ValueError(f"{file} gives {content!r} the id {id!r}; it must be a number")
         yield id, AddedToken(content, content in special, file)
@@ -95,10 +96,3 @@ def _special(values: Mapping[str, Any]) -> set[str]:
             found.append(value)
     texts = [value.get("content") if isinstance(value, dict) else value for value in found]
     return {text for text in texts if isinstance(text, str)}
-
-
-def _object(file: Path) -> dict[str, Any]:
-    value = read_json(file) if file.is_file() else {}
-    if not isinstance(value, dict):
-        raise ValueError(f"{file} is not a JSON object; fetch it again")
-    return value

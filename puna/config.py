@@ -1,78 +1,86 @@
-"""A run's full configuration: typed, validated, written beside the weights, read back to reproduce it.
+"""A run's whole configuration: typed, checked, written beside the weights, read back to reproduce the run.
 
     recipe 15m ─> RunConfig ─> --section.field value ─> validate ─> RUN/config.json ─> --config RUN
 
-The docstring under a field is its help text on the command line.
+The docstring under a field is its help text on the command line, where --schedule.batch-tokens sets
+`schedule.batch_tokens`. puna/recipes.py holds the defaults of each model size.
 """
 
 import dataclasses
 import json
-import math
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
 
 from puna.files import read_json
+from puna.rundir import CONFIG
+from puna.validation import (
+    Count,
+    Fraction,
+    NonNegativeNumber,
+    Positive,
+    PositiveNumber,
+    check,
+    from_dict,
+    require,
+    strict,
+)
 
-CONFIG = "config.json"
+Activations = Literal["manual", "selective", "full", "none"]
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
+@strict
+@dataclass(frozen=True)
+class RopeScaling:
+    """RoPE scaling of Llama 3.1 and later, which extends the context of a pretrained model.
 
-
-class RopeScaling(NamedTuple):
-    """How Llama 3.1 and later slow the rotary angles down, so that a longer context fits.
-
-    Turns longer than original_context / low_freq_factor are slowed by `factor`, those shorter than
-    original_context / high_freq_factor are left, and those between go over smoothly.
+    Frequencies are divided by `factor` for wavelengths above original_context / low_freq_factor, unchanged
+    for those below original_context / high_freq_factor, and interpolated smoothly between the two.
     """
 
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_context: int
+    factor: Annotated[float, Ge(1)]
+    """RoPE scaling factor (Llama 3.1): by how much the context is extended; scaling is off when unset."""
+    low_freq_factor: PositiveNumber = 1.0
+    """RoPE scaling: wavelengths above original_context / low_freq_factor are scaled fully."""
+    high_freq_factor: PositiveNumber = 4.0
+    """RoPE scaling: wavelengths below original_context / high_freq_factor are not scaled."""
+    original_context: Positive = 8192
+    """RoPE scaling: the context that the model was pretrained with, in tokens."""
 
 
+@strict
 @dataclass(frozen=True)
 class ModelConfig:
     """The architecture (paper section 2.2)."""
 
-    dim: int = 288
+    dim: Positive = 288
     """Width of the residual stream, D."""
-    n_layers: int = 6
+    n_layers: Positive = 6
     """Number of transformer blocks."""
-    n_heads: int = 6
+    n_heads: Positive = 6
     """Number of attention heads; each has dim / n_heads dimensions."""
-    ffn_dim: int = 768
+    ffn_dim: Positive = 768
     """Hidden width of the SwiGLU feed-forward layer."""
-    vocab_size: int = 32_000
-    """Number of tokens in the vocabulary."""
-    context: int = 512
+    vocab_size: Positive = 32_000
+    """Number of tokens in the vocabulary; it must be that of the shards' tokenizer."""
+    context: Positive = 512
     """Tokens per training sequence, and the longest sequence in generation."""
-    norm_eps: float = 1e-6
+    norm_eps: PositiveNumber = 1e-6
     """Epsilon of RMSNorm, added to the mean square."""
-    n_kv_heads: int | None = None
+    n_kv_heads: Positive | None = None
     """Number of key and value heads (grouped-query attention); defaults to n_heads."""
     tied_embeddings: bool = False
     """Share the embedding's weights with the output projection."""
-    rope_base: float = 10_000.0
+    rope_base: Annotated[float, Gt(1)] = 10_000.0
     """Base of the rotary position embedding (theta)."""
-    rope_factor: float | None = None
-    """RoPE scaling factor (Llama 3.1); disabled when unset."""
-    rope_low_freq_factor: float = 1.0
-    """RoPE scaling: wavelengths above rope_original_context / rope_low_freq_factor are scaled fully."""
-    rope_high_freq_factor: float = 4.0
-    """RoPE scaling: wavelengths below rope_original_context / rope_high_freq_factor are not scaled."""
-    rope_original_context: int = 8192
-    """RoPE scaling: the context that the model was pretrained with."""
+    rope_scaling: RopeScaling | None = None
 
     @property
     def kv_heads(self) -> int:
-        """Key and value heads, resolved."""
+        """Number of key and value heads, resolved."""
         return self.n_kv_heads or self.n_heads
 
     @property
@@ -80,161 +88,126 @@ class ModelConfig:
         """Width of one head."""
         return self.dim // self.n_heads
 
-    @property
-    def rope_scaling(self) -> RopeScaling | None:
-        """The four numbers of Llama 3.1's scaling, or None."""
-        if self.rope_factor is None:
-            return None
-        return RopeScaling(
-            self.rope_factor,
-            self.rope_low_freq_factor,
-            self.rope_high_freq_factor,
-            self.rope_original_context,
-        )
-
     def validate(self) -> None:
-        """Raises ValueError naming the first invalid field."""
-        for name in ("dim", "n_layers", "n_heads", "ffn_dim", "vocab_size", "context"):
-            _require(getattr(self, name) > 0, f"model.{name} is {getattr(self, name)}; it must be positive")
-        _require(
+        """Raises ValueError naming the first invalid field, or those that do not fit together."""
+        check(self, "model")
+        require(
             self.dim % self.n_heads == 0,
             f"model.dim is {self.dim}, not divisible by model.n_heads {self.n_heads}; change either",
         )
-        _require(
+        require(
             self.head_dim % 2 == 0,
             f"model.dim / model.n_heads is {self.head_dim}; RoPE rotates pairs, so it must be even",
         )
-        _require(
+        require(
             self.n_heads % self.kv_heads == 0,
             f"model.n_kv_heads is {self.kv_heads}; it must divide model.n_heads {self.n_heads}",
         )
-        _require(self.norm_eps > 0, f"model.norm_eps is {self.norm_eps}; it must be positive")
-        _require(self.rope_base > 1, f"model.rope_base is {self.rope_base}; it must be above 1")
-        if self.rope_factor is not None:
-            _require(self.rope_factor >= 1, f"model.rope_factor is {self.rope_factor}; it must be at least 1")
-            _require(
-                0 < self.rope_low_freq_factor < self.rope_high_freq_factor,
-                f"model.rope_low_freq_factor is {self.rope_low_freq_factor}; it must be positive and below "
-                f"model.rope_high_freq_factor {self.rope_high_freq_factor}",
-            )
-            _require(
-                self.rope_original_context > 0,
-                f"model.rope_original_context is {self.rope_original_context}; it must be positive",
+        if (scaling := self.rope_scaling) is not None:
+            require(
+                scaling.low_freq_factor < scaling.high_freq_factor,
+                f"model.rope_scaling.low_freq_factor is {scaling.low_freq_factor}; it must be below "
+                f"model.rope_scaling.high_freq_factor {scaling.high_freq_factor}",
             )
 
 
+@strict
 @dataclass(frozen=True)
 class MixtureConfig:
-    """Which share of the training tokens each source gives (Table 1)."""
+    """The proportion of each source in the training data (paper Table 1)."""
 
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, PositiveNumber] = field(default_factory=dict)
     """Proportion per source, as in --mixture.weights.books 4.5. Default: Table 1 over the sources present."""
     seed: int = 1
-    """Random seed of the order of training windows."""
-
-    def validate(self) -> None:
-        """Raises ValueError naming the first invalid field."""
-        for source, weight in self.weights.items():
-            _require(weight > 0, f"mixture.weights.{source} is {weight}; it must be positive, or left out")
+    """Random seed for the order of the training sequences."""
 
 
+@strict
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its schedule (paper section 2.3)."""
+    """AdamW, its learning-rate schedule and gradient clipping (paper section 2.3)."""
 
-    lr: float = 1e-3
+    lr: PositiveNumber = 1e-3
     """Peak learning rate."""
-    final_lr_fraction: float = 0.1
+    final_lr_fraction: Fraction = 0.1
     """Final learning rate of the cosine schedule, as a fraction of the peak."""
-    warmup_steps: int = 100
+    warmup_steps: Count = 100
     """Number of linear warm-up steps."""
-    beta1: float = 0.9
+    beta1: Fraction = 0.9
     """AdamW's decay rate of the first moment."""
-    beta2: float = 0.95
+    beta2: Fraction = 0.95
     """AdamW's decay rate of the second moment."""
-    eps: float = 1e-8
+    eps: PositiveNumber = 1e-8
     """AdamW's epsilon, added to the root of the second moment."""
-    weight_decay: float = 0.1
+    weight_decay: NonNegativeNumber = 0.1
     """Weight decay of matrices; norms are not decayed."""
-    clip: float = 1.0
+    clip: PositiveNumber = 1.0
     """Maximum global gradient norm; larger gradients are clipped."""
-
-    def validate(self) -> None:
-        """Raises ValueError naming the first invalid field."""
-        _require(self.lr > 0, f"optim.lr is {self.lr}; it must be positive")
-        _require(self.clip > 0, f"optim.clip is {self.clip}; it must be positive")
-        _require(self.eps > 0, f"optim.eps is {self.eps}; it must be positive")
-        _require(
-            self.warmup_steps >= 0, f"optim.warmup_steps is {self.warmup_steps}; it must not be negative"
-        )
-        _require(
-            self.weight_decay >= 0, f"optim.weight_decay is {self.weight_decay}; it must not be negative"
-        )
-        for name in ("beta1", "beta2", "final_lr_fraction"):
-            _require(
-                0 <= getattr(self, name) <= 1, f"optim.{name} is {getattr(self, name)}; it must be in 0..1"
-            )
+    skip_outliers: NonNegativeNumber = 0.0
+    """Skip a step whose gradient norm exceeds this multiple of the median of the last 64; 0 never skips."""
 
 
-Activations = Literal["manual", "selective", "full", "none"]
-
-
+@strict
 @dataclass(frozen=True)
-class TrainConfig:
-    """The loop."""
+class ScheduleConfig:
+    """How long a run is and how large its batches are."""
 
-    steps: int = 1000
+    steps: Positive = 1000
     """Total number of optimiser steps."""
-    batch_tokens: int = 4096
+    batch_tokens: Positive = 4096
     """Tokens per optimiser step, over all ranks and micro-batches; a multiple of model.context."""
-    micro_batch: int = 8
-    """Sequences per forward pass; gradients are accumulated over the rest of the batch."""
+    micro_batch: Positive = 8
+    """Sequences per forward pass; gradients are accumulated over the micro-batches of a step."""
+
+
+@strict
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How a step is computed: precision, memory and the use of the machine."""
+
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Compute dtype of matrix products; all else is fp32. auto: bf16 where the device computes it as fast."""
-    seed: int = 1
-    """Random seed of weight initialisation."""
-    validate_every: int = 200
-    """Steps between evaluations of the held-out loss; 0 evaluates only at the end."""
-    validation_windows: int = 32
-    """Held-out windows per source in each evaluation; the final one uses all windows."""
-    sample_every: int = 0
-    """Steps between sample continuations; 0 samples only at the end."""
-    save_every: int = 100
-    """Steps between checkpoints; 0 saves only at the end."""
-    keep: int = 2
-    """Number of newest checkpoints to keep."""
-    skip_outliers: float = 0.0
-    """Skip a step whose gradient norm exceeds this multiple of the median of the last 64; 0 never skips."""
-    deterministic: bool = False
-    """Use deterministic algorithms only; slower on a GPU, no change on a CPU."""
-    track: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Additional trackers that receive the metrics."""
-    profile: int = 0
-    """Number of steps to profile, after the first ten, into RUN/trace.json; 0 disables the profiler."""
     activations: Activations = "manual"
-    """Which activations are saved for backward; see puna/model/activations.py."""
+    """Which activations are saved for the backward pass; manual saves the outputs of linear layers alone."""
     compile: bool = True
     """Compile the elementwise kernels with torch.compile on GPUs. CPUs use compiled C++ kernels instead."""
-    allocator: Literal["keep", "system"] = "keep"
-    """keep: reuse freed memory within the process (puna/train/allocator.py); system: the system's default."""
-    threads: int = 0
+    threads: Count = 0
     """Number of CPU threads; 0 uses PyTorch's default. Results depend on it by rounding."""
-
-    def validate(self) -> None:
-        """Raises ValueError naming the first invalid field."""
-        for name in ("steps", "batch_tokens", "micro_batch", "validation_windows", "keep"):
-            _require(getattr(self, name) > 0, f"train.{name} is {getattr(self, name)}; it must be positive")
-        for name in self.track:
-            _require(
-                name in ("tensorboard", "wandb"),
-                f"train.track names {name!r}; it must be tensorboard or wandb",
-            )
-        for name in ("validate_every", "sample_every", "save_every", "skip_outliers", "profile", "threads"):
-            _require(
-                getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; it must not be negative"
-            )
+    deterministic: bool = False
+    """Use deterministic algorithms only; slower on a GPU, no change on a CPU."""
+    allocator: Literal["keep", "system"] = "keep"
+    """keep: the process reuses the memory it frees, which is faster; system: the C library's default."""
 
 
+@strict
+@dataclass(frozen=True)
+class SaveConfig:
+    """When checkpoints are written, and how many are kept."""
+
+    every: Count = 100
+    """Number of steps between checkpoints; 0 saves only at the end."""
+    keep: Positive = 2
+    """Number of newest checkpoints to keep."""
+
+
+@strict
+@dataclass(frozen=True)
+class WatchConfig:
+    """What is measured and shown while a run trains."""
+
+    validate_every: Count = 200
+    """Number of steps between evaluations of the held-out loss; 0 evaluates only at the end."""
+    validation_windows: Positive = 32
+    """Held-out sequences per source in each evaluation; the final one uses all of them."""
+    sample_every: Count = 0
+    """Number of steps between sample continuations; 0 samples only at the end."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Additional trackers that receive the metrics."""
+    profile_steps: Count = 0
+    """Number of steps to profile, after the first ten, into RUN/trace.json; 0 disables the profiler."""
+
+
+@strict
 @dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a training run."""
@@ -243,35 +216,40 @@ class RunConfig:
     """Recipe that gives the default sizes and optimiser settings; see puna/recipes.py."""
     data: tuple[str, ...] = ()
     """Directories of token shards, as written by `puna shards`."""
+    seed: int = 1
+    """Random seed for weight initialisation."""
     model: ModelConfig = field(default_factory=ModelConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    save: SaveConfig = field(default_factory=SaveConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
 
     def validate(self) -> None:
         """Raises ValueError naming the first invalid field and how to fix it."""
+        check(self)
         self.model.validate()
-        self.mixture.validate()
-        self.optim.validate()
-        self.train.validate()
-        sequences, rest = divmod(self.train.batch_tokens, self.model.context)
-        _require(
+        sequences, rest = divmod(self.schedule.batch_tokens, self.model.context)
+        require(
             rest == 0,
-            f"train.batch_tokens is {self.train.batch_tokens}, not a multiple of "
+            f"schedule.batch_tokens is {self.schedule.batch_tokens}, not a multiple of "
             f"model.context {self.model.context}; change either",
         )
-        _require(
-            sequences % min(self.train.micro_batch, sequences) == 0,
-            f"train.micro_batch is {self.train.micro_batch}; it must divide the {sequences} sequences a step",
+        require(
+            sequences % min(self.schedule.micro_batch, sequences) == 0,
+            f"schedule.micro_batch is {self.schedule.micro_batch}; it must divide the {sequences} sequences "
+            "per step",
         )
-        _require(bool(self.data), "data names no directory; give token shards with --data DIR")
+        require(bool(self.data), "data names no directory; give token shards with --data DIR")
 
     @property
     def batch_sequences(self) -> int:
-        """Sequences a step."""
-        return self.train.batch_tokens // self.model.context
+        """Sequences per step."""
+        return self.schedule.batch_tokens // self.model.context
 
 
+@strict
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn: the repetition penalty first, then temperature, top-k, top-p, min-p.
@@ -279,37 +257,25 @@ class Sampling:
     Temperature 0 is greedy, and needs no filter.
     """
 
-    temperature: float = 0.8
+    temperature: NonNegativeNumber = 0.8
     """Sampling temperature; 0 always picks the most likely token, 1 samples the model's distribution."""
-    top_k: int = 0
+    top_k: Count = 0
     """Sample from the k most likely tokens; 0 disables."""
-    top_p: float = 0.95
+    top_p: Annotated[PositiveNumber, Le(1)] = 0.95
     """Sample from the fewest most likely tokens of total probability p (Holtzman et al. 2020); 1 disables."""
-    min_p: float = 0.0
+    min_p: Fraction = 0.0
     """Sample from tokens at least p times as likely as the best one (Nguyen et al. 2024); 0 disables."""
-    repetition_penalty: float = 1.0
+    repetition_penalty: PositiveNumber = 1.0
     """Penalty on the logits of tokens already in the text (Keskar et al. 2019); 1 disables."""
-    seed: int = 1
+    seed: Annotated[int, Ge(-(1 << 63)), Lt(1 << 63)] = 1
     """Random seed of sampling; the same seed gives the same text."""
 
     def validate(self) -> None:
-        """Raises ValueError naming the invalid option."""
-        # Said so that NaN, which compares as False, is refused too.
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or above")
-        if self.top_k < 0:
-            raise ValueError(f"top-k is {self.top_k}; it must be 0 (all) or above")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top-p is {self.top_p}; it must be above 0 and at most 1")
-        if not 0 <= self.min_p <= 1:
-            raise ValueError(f"min-p is {self.min_p}; it must be from 0 to 1")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise ValueError(f"repetition-penalty is {self.repetition_penalty}; it must be above 0")
-        if not -(1 << 63) <= self.seed < 1 << 63:
-            raise ValueError(f"seed is {self.seed}; it must fit into 64 bits")
-
-
-T = TypeVar("T")
+        """Raises ValueError naming the first invalid option as it is typed: top-p."""
+        try:
+            check(self)
+        except ValueError as error:
+            raise ValueError(str(error).replace("_", "-")) from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -317,43 +283,52 @@ def to_dict(config: Any) -> dict[str, Any]:
     return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config))))
 
 
-def from_dict(kind: type[T], values: dict[str, Any], path: str = "") -> T:
-    """Build a configuration dataclass from JSON values; fields left out keep their defaults.
+def run_config(values: Any) -> RunConfig:
+    """Build a RunConfig from the JSON values of a config.json, also of one that version 0.1 wrote.
 
     Raises:
-        ValueError: naming an unknown field or a value of the wrong type.
+        ValueError: naming an unknown field or the first invalid value.
     """
-    hints = typing.get_type_hints(kind)
-    arguments = {}
-    for name, value in values.items():
-        if name not in hints:
-            raise ValueError(f"unknown field {path}{name}; the fields are: {', '.join(hints)}")
-        arguments[name] = _coerce(hints[name], value, f"{path}{name}")
-    return kind(**arguments)
+    return from_dict(RunConfig, upgrade(values))
 
 
-def _coerce(hint: Any, value: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if not isinstance(value, dict):
-            raise ValueError(f"{path} is {value!r}; it must be a section of fields")
-        return from_dict(hint, value, f"{path}.")
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        accepted = value in arguments
-    elif origin is tuple:
-        accepted = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
-        value = tuple(value) if accepted else value
-    elif origin is dict:
-        accepted = isinstance(value, dict)
-        value = {key: float(item) for key, item in value.items()} if accepted else value
-    else:
-        kinds = arguments if origin in (typing.Union, types.UnionType) else (hint,)
-        if float in kinds and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        accepted = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-    if not accepted:
-        raise ValueError(f"{path} is {value!r}; it must be {getattr(hint, '__name__', None) or hint}")
-    return value
+# Where the fields of version 0.1's section `train` are now.
+_TRAIN_FIELDS = {
+    **{name: ("schedule", name) for name in ("steps", "batch_tokens", "micro_batch")},
+    **{
+        name: ("compute", name)
+        for name in ("precision", "activations", "compile", "threads", "deterministic", "allocator")
+    },
+    **{name: ("watch", name) for name in ("validate_every", "validation_windows", "sample_every")},
+    "save_every": ("save", "every"),
+    "keep": ("save", "keep"),
+    "track": ("watch", "trackers"),
+    "profile": ("watch", "profile_steps"),
+    "skip_outliers": ("optim", "skip_outliers"),
+}
+
+
+def upgrade(values: Any) -> Any:
+    """The values of a config.json in today's layout; those that are in it already are returned unchanged.
+
+    Version 0.1 had one section `train`, and five fields `model.rope_*` for RoPE scaling.
+    """
+    if not isinstance(values, dict):
+        return values
+    values = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
+    if isinstance(values.get("train"), dict):
+        for name, value in values.pop("train").items():
+            if name == "seed":
+                values["seed"] = value
+            else:
+                section, field = _TRAIN_FIELDS.get(name, ("train", name))
+                values.setdefault(section, {})[field] = value
+    model = values.get("model")
+    if isinstance(model, dict) and "rope_factor" in model:
+        names = ("factor", "low_freq_factor", "high_freq_factor", "original_context")
+        scaling = {name: model.pop(f"rope_{name}") for name in names if f"rope_{name}" in model}
+        model["rope_scaling"] = scaling if scaling["factor"] is not None else None
+    return values
 
 
 def read_config(path: Path) -> RunConfig:
@@ -370,4 +345,4 @@ def read_config(path: Path) -> RunConfig:
     values = read_json(file)
     if not isinstance(values, dict):
         raise ValueError(f"{file} is not a run configuration; give a run directory or its {CONFIG}")
-    return from_dict(RunConfig, values)
+    return run_config(values)

@@ -1,15 +1,15 @@
-"""Where puna computes, in which precision, and how fast that is: the one place that knows the machine.
+"""The device that computes, its precision and its speed: the one module that inspects the machine.
 
     --device auto ────> choose_device ────> a CUDA device where there is one, else the CPU
                         configure ────────> PyTorch's process-wide settings, all of them
     precision auto ───> fast_precision ───> bf16 where it multiplies at least as fast as fp32
                         measure ──────────> Machine: what was chosen, and the matrix peak of MFU
 
-`--device mps` is only taken when asked for: nothing here has been run on Apple's GPUs yet, and a Mac's CPU
-is known to work.
+`auto` never chooses Apple's GPUs (`--device mps`): nothing has been run on them yet, while a Mac's CPU is
+known to work.
 
-PUNA_CPU=avx2 makes a larger CPU act as one with AVX2 alone: puna's kernels and PyTorch's libraries are
-limited to it. The libraries read their settings once, so it must be set before puna and torch are imported.
+PUNA_CPU=avx2 limits puna's kernels and PyTorch's libraries to AVX2 on CPUs that have more. The libraries read
+their settings once, so it must be set before puna and torch are imported.
 """
 
 import os
@@ -29,7 +29,7 @@ DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["bf16", "fp32"]
 
 CPU_LIMIT = "PUNA_CPU"
-# What the libraries under PyTorch are told at each level.
+# Environment variables of the libraries under PyTorch at each level.
 CPU_LEVELS = {
     "avx2": {
         "ONEDNN_MAX_CPU_ISA": "AVX2",
@@ -48,7 +48,7 @@ def cpu_limit() -> str | None:
     """The level that PUNA_CPU limits this process to, or None.
 
     Raises:
-        ValueError: when there is no such level, or this processor is not an x86-64 one.
+        ValueError: there is no such level, or this processor is not an x86-64 one.
     """
     level = os.environ.get(CPU_LIMIT) or None
     if level is not None and level not in CPU_LEVELS:
@@ -61,12 +61,12 @@ def cpu_limit() -> str | None:
 
 
 def limit_cpu() -> None:
-    """Hand the limit of PUNA_CPU on to the libraries under PyTorch; child processes inherit it.
+    """Pass the limit of PUNA_CPU to the libraries under PyTorch; child processes inherit it.
 
-    An unknown level limits nothing here: `cpu_limit` refuses it where an error can be one line.
+    An unknown level is ignored here: `cpu_limit` refuses it where an error can be one line.
 
     Raises:
-        ImportError: torch was imported before puna, so that the limit comes too late.
+        ImportError: torch was imported before puna, so that the limit has no effect.
     """
     wanted = CPU_LEVELS.get(os.environ.get(CPU_LIMIT, ""), {})
     if all(os.environ.get(name) == value for name, value in wanted.items()):
@@ -79,10 +79,10 @@ def limit_cpu() -> None:
 
 
 def choose_device(name: DeviceName = "auto") -> "torch.device":
-    """The device that a name stands for; `auto`: a CUDA device where there is one, else the CPU.
+    """The device of a name; `auto`: a CUDA device where there is one, else the CPU.
 
     Raises:
-        ValueError: when this machine has no such device.
+        ValueError: this machine has no such device.
     """
     import torch
 
@@ -100,13 +100,13 @@ def choose_device(name: DeviceName = "auto") -> "torch.device":
 
 
 def configure(device: "torch.device", threads: int = 0, deterministic: bool = False) -> None:
-    """Set what PyTorch keeps for the whole process. `threads`: CPU threads; 0 leaves PyTorch's choice."""
+    """Set PyTorch's process-wide settings. `threads`: number of CPU threads; 0 uses PyTorch's default."""
     import torch
 
     if threads:
         torch.set_num_threads(threads)
     if deterministic:
-        if device.type == "cuda":  # without it cuBLAS refuses to run in this mode
+        if device.type == "cuda":  # cuBLAS is deterministic only with a workspace of fixed size
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     if device.type == "cpu":
@@ -114,12 +114,12 @@ def configure(device: "torch.device", threads: int = 0, deterministic: bool = Fa
 
 
 def use_onednn_for_fp32() -> bool:
-    """Send the CPU's fp32 products to oneDNN if they stay fp32; returns whether they go there.
+    """Compute the CPU's fp32 products by oneDNN if they stay fp32; returns whether they do.
 
-    On CPUs that are not Intel's, MKL's fp32 kernels run at half the rate of oneDNN's, and PyTorch gives
-    oneDNN fp32 products only when told that they may be rounded to bf16 inside. CPUs with AMX would then
-    really round; those without have nothing to gain from it, and compute in fp32. So the setting is tried,
-    and stays only if the products come out with fp32's accuracy.
+    On CPUs that are not Intel's, MKL's fp32 kernels run at half the rate of oneDNN's, and PyTorch uses oneDNN
+    for fp32 products only if they may be rounded to bf16 internally. CPUs with AMX do round; those without
+    gain nothing from it, and compute in fp32. So the setting is tried, and stays only if the products have
+    fp32's accuracy.
     """
     import torch
 
@@ -143,9 +143,9 @@ def fp32_error() -> float:
 
 
 def matrix_rate(device: "torch.device", precision: Precision, seconds: float, size: int = SMALLEST) -> float:
-    """The fastest that PyTorch multiplies square matrices on a device, in FLOP/s.
+    """The highest rate at which PyTorch multiplies square matrices on a device, in FLOP/s.
 
-    Sizes are doubled from `size` on as long as the next one is sure to fit into `seconds`, so that a CPU that
+    Sizes are doubled from `size` on while the next one certainly fits into `seconds`, so that a CPU that
     computes bf16 at a hundredth of its fp32 rate is measured in the same time.
     """
     import torch
@@ -178,7 +178,7 @@ def _seconds_of(a: "torch.Tensor", b: "torch.Tensor") -> float:
 
 
 def synchronize(device: "torch.device") -> None:
-    """Wait until a device has done all that it was given; a CPU has."""
+    """Wait until a device has finished all queued work; a CPU always has."""
     import torch
 
     if device.type == "cuda":
@@ -189,7 +189,7 @@ def synchronize(device: "torch.device") -> None:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    # On a busy machine threads wait for each other, which costs small products more than it does large ones.
+    # On a busy machine threads wait for each other, which slows small products more than large ones.
     import torch
 
     before = torch.get_num_threads()
@@ -201,21 +201,21 @@ def _one_thread() -> Iterator[None]:
 
 
 def probe(device: "torch.device") -> dict[Precision, float]:
-    """The rates of both precisions, FLOP/s, on a CPU of one core, by some 50 ms of products."""
+    """The rates of both precisions, FLOP/s, measured in some 50 ms; on a CPU those of one core."""
     precisions: tuple[Precision, ...] = ("bf16", "fp32")
     with _one_thread():
         return {precision: matrix_rate(device, precision, PROBE_SECONDS) for precision in precisions}
 
 
 def fast_precision(device: "torch.device") -> Precision:
-    """What `precision = auto` means on a device: bf16 where it multiplies at least as fast as fp32."""
+    """The precision of `precision = auto` on a device: bf16 where it multiplies at least as fast as fp32."""
     rates = probe(device)
     return "bf16" if rates["bf16"] >= rates["fp32"] else "fp32"
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run computes on."""
+    """The device of a run and its measured speed."""
 
     device: "torch.device"
     name: str
@@ -225,9 +225,9 @@ class Machine:
     precision: Precision
     """Precision of the matrix products."""
     bf16_speed: float
-    """How many times as fast as fp32 the device multiplies bf16."""
+    """The rate of bf16 products divided by that of fp32 products."""
     peak: float
-    """The fastest matrix product that was measured, FLOP/s: what MFU is relative to."""
+    """The highest measured rate of a matrix product, FLOP/s; MFU is relative to it."""
 
     def __str__(self) -> str:
         """`cpu, AMD EPYC, 2 threads, fp32 (bf16 is 37 times slower here), 111 GFLOP/s`."""
@@ -244,7 +244,7 @@ def _times(factor: float) -> str:
 
 
 def measure(device: "torch.device", precision: Precision) -> Machine:
-    """Measure the device that a run uses, in well under a second; bf16 that is slow there is warned of."""
+    """Measure the device of a run, in well under a second; warns where bf16 is slow."""
     import logging  # here, because --help imports this module
 
     import torch
@@ -254,14 +254,14 @@ def measure(device: "torch.device", precision: Precision) -> Machine:
     if precision == "bf16" and speed < 0.5:
         logging.getLogger(__name__).warning(
             "the precision is bf16, which PyTorch multiplies %s times slower than fp32 on %s; "
-            "for a new run use --train.precision auto",
+            "for a new run use --compute.precision auto",
             _times(1 / speed),
             device_name(device),
         )
-    # Widening bf16 to fp32 is exact, so where that is faster it is the rate at which bf16 can be multiplied.
+    # Converting bf16 to fp32 is exact, so where fp32 is faster, bf16 can be multiplied at the rate of fp32.
     fastest: Precision = "bf16" if precision == "bf16" and speed >= 1 else "fp32"
-    # Where other work delays the threads, small products tell nothing: begin with as large a one as even one
-    # core computes in a part of the time.
+    # On a busy machine small products are no measure: begin with the largest one that a single core computes
+    # in a part of the time.
     size = SMALLEST
     while size < LARGEST_ON_CPU and 2 * (2 * size) ** 3 / rates[fastest] < PEAK_SECONDS / 4:
         size *= 2
@@ -277,7 +277,7 @@ def device_name(device: "torch.device") -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name as the system gives it."""
+    """The processor's name as the operating system reports it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -287,7 +287,7 @@ def cpu_name() -> str:
 
 
 def to_device(array: Any, device: "torch.device") -> "torch.Tensor":
-    """A NumPy array on a device. A CUDA device is not waited for: it reads from pinned memory when it can."""
+    """A NumPy array on a device; the copy to a CUDA device is asynchronous, from pinned memory."""
     import torch
 
     tensor = torch.from_numpy(array)
@@ -299,8 +299,8 @@ def to_device(array: Any, device: "torch.device") -> "torch.Tensor":
 def copy_to_cpu(tensors: "dict[str, torch.Tensor]") -> "tuple[dict[str, torch.Tensor], Callable[[], None]]":
     """Copies of tensors in the CPU's memory, and a function that waits until they are there.
 
-    A CUDA device makes the copies in its own order, behind what it was given before and ahead of what
-    follows: the tensors may be overwritten by later work at once, without a wait.
+    A CUDA device copies in stream order, after the work queued before and before the work queued later: later
+    work may overwrite the tensors at once, without a wait.
     """
     import torch
 

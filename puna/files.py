@@ -1,11 +1,11 @@
-"""Files that are whole or absent: atomic writes, digests, manifests.
+"""Files that are whole or absent: atomic writes, digests, JSON, object storage.
 
 Every stage reads a directory and writes a directory. What it wrote counts only once `manifest.json`
 is there, and that is written last, in one step:
 
     runs/demo/documents/wikipedia/
         00000-enwiki.parquet        written under a temporary name, then renamed
-        00000-enwiki.parquet.json   the shard's record: digest, counts, what was bad
+        00000-enwiki.parquet.json   the shard's record: digest, counts, damaged records
         manifest.json               stage, fingerprint, inputs, configuration, code version, counts
 """
 
@@ -16,26 +16,38 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from puna import __version__
+from puna.retry import TryAgain, one_line, retry
 
 MANIFEST = "manifest.json"
 _READ_BYTES = 1 << 20
+_WAITS = (1.0, 4.0)  # seconds between attempts to read from object storage
+# Folders and modules that decide the output of a wing beside its own source.
+_DECIDING = {
+    "corpus": ("stages",),
+    "tokens": ("stages", "added_tokens", "gguf"),
+    "train": ("kernels", "model"),
+    "formats": ("model", "added_tokens", "gguf"),
+}
 
 
 def fingerprint(value: object) -> str:
-    """A 16-digit hexadecimal name for any JSON value: equal values, equal names."""
+    """16 hexadecimal digits that name a JSON value: equal values have equal fingerprints."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+T = TypeVar("T")
+
+
 def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal, read in pieces."""
+    """The SHA-256 of a file's bytes, in hexadecimal, read in blocks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_READ_BYTES):
@@ -44,7 +56,7 @@ def sha256_file(path: Path) -> str:
 
 
 def to_path(location: str | Path) -> Path:
-    """A path here, or with `://` one in object storage, which does what a Path does (s3://, gs://, memory://)."""
+    """A local path, or for a URL (s3://, gs://, …) one in object storage with the methods of a Path."""
     if "://" not in str(location):
         return Path(location)
     from upath import UPath  # fsspec's file systems behind pathlib's interface
@@ -57,19 +69,81 @@ def is_remote(path: Path) -> bool:
     return not isinstance(path, Path)
 
 
+def read_remote(path: Path, read: Callable[[], T]) -> T:
+    """Call `read`, which reads `path`; in object storage, retry what may pass.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: naming the path and the cause, when object storage cannot be read.
+    """
+    if not is_remote(path):
+        return read()
+
+    def attempt() -> T:
+        try:
+            return read()
+        except (FileNotFoundError, ValueError):
+            raise
+        except ImportError as error:
+            raise ValueError(f"{path} needs another package ({error}); install it with pip") from error
+        except Exception as error:  # storage libraries have exceptions of many kinds of their own
+            raise TryAgain(one_line(error)) from error
+
+    try:
+        return retry(attempt, _WAITS)
+    except TryAgain as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); check the URL, the credentials and the network, "
+            "then run the same command again"
+        ) from error
+
+
+def local_copy(path: Path, sha256: str) -> Path:
+    """The file itself, or a copy of one in object storage, which is kept in the cache under its digest.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it cannot be read, or its SHA-256 is another.
+    """
+    if not is_remote(path):
+        return path
+    copy = cache_dir() / "copies" / f"{sha256}{path.suffix}"
+
+    def download() -> None:
+        with atomic_file(copy) as temporary:
+            with path.open("rb") as source, temporary.open("wb") as file:
+                shutil.copyfileobj(source, file, _READ_BYTES)
+            # Checked before the file has its name, and so before anything can use it.
+            if (found := sha256_file(temporary)) != sha256:
+                raise ValueError(
+                    f"{path} has SHA-256 {found[:12]}..., expected {sha256[:12]}...: "
+                    "it was changed or truncated; copy it there again"
+                )
+
+    if not copy.is_file():
+        read_remote(path, download)
+    return copy
+
+
 @cache
-def code_version() -> str:
-    """`0.1.0+1a2b3c4d`: the release, and a digest of the package's source as it is on disk."""
+def code_version(*wings: str) -> str:
+    """`0.1.0+1a2b3c4d`: the release, and a digest of the source of these folders of the package.
+
+    A stage names the wing that decides its output: a change elsewhere does not void what it has begun.
+    """
     digest = hashlib.sha256()
     package = Path(__file__).parent
-    for path in sorted(path for ending in ("py", "cpp", "h") for path in package.rglob(f"*.{ending}")):
-        digest.update(str(path.relative_to(package)).encode())
-        digest.update(path.read_bytes())
+    for name in dict.fromkeys(name for wing in wings for name in (wing, *_DECIDING.get(wing, ()))):
+        kinds = (".py", ".cpp", ".h", ".txt")
+        files = sorted(path for path in (package / name).rglob("*") if path.suffix in kinds)
+        for path in files or [package / f"{name}.py"]:
+            digest.update(str(path.relative_to(package)).encode())
+            digest.update(path.read_bytes())
     return f"{__version__}+{digest.hexdigest()[:8]}"
 
 
 def cache_dir() -> Path:
-    """Where downloads and compiled kernels are kept: $PUNA_CACHE, or `puna` in the cache folder."""
+    """The folder of downloads and compiled kernels: $PUNA_CACHE, or `puna` in the user's cache folder."""
     if chosen := os.environ.get("PUNA_CACHE"):
         return Path(chosen).expanduser()
     if chosen := os.environ.get("XDG_CACHE_HOME"):
@@ -91,15 +165,15 @@ def _sync_directory(path: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    # Unlike any other's: process numbers repeat on the machines that share a disk.
+    # Random, because process numbers repeat on machines that share a disk.
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it becomes `path`, on any error it is gone.
+    """Yield a temporary path beside `path`; on success it is renamed to `path`, on any error deleted.
 
-    In object storage, where a write is whole or absent of itself, the temporary file is on this machine.
+    In object storage, where writes are atomic, the temporary file is on this machine.
 
     Raises:
         OSError: naming `path`, for example when the disk is full.
@@ -124,7 +198,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary directory beside `path`; on success it becomes `path`, on any error it is gone."""
+    """Yield a temporary directory beside `path`; on success it is renamed to `path`, on any error deleted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -145,9 +219,9 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def remove_partials(directory: Path, name: str = "") -> None:
-    """Delete the temporary files of names that begin with `name`, which a killed run left in `directory`."""
+    """Delete temporary files that a killed process left in `directory`, of names that begin with `name`."""
     if is_remote(directory):
-        return  # temporary files are never there
+        return  # it never holds temporary files
     for partial in directory.glob(f".{name}*.partial"):
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
@@ -161,38 +235,41 @@ def write_json(path: Path, value: object) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, fix: str = "delete it and run its stage again") -> Any:
     """Read a JSON file.
 
     Raises:
-        ValueError: naming the file, when it is not JSON.
+        FileNotFoundError: when there is no such file.
+        ValueError: naming the file, and how to fix it, when it is not JSON.
     """
+    data = read_remote(path, path.read_bytes)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); delete it and run its stage again") from error
+        return json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # malformed JSON or UTF-8; nested without end
+        raise ValueError(f"{path} is not valid JSON ({one_line(error)}); {fix}") from error
+
+
+def read_object(path: Path, optional: bool = False) -> dict[str, Any]:
+    """Read another program's JSON file that holds an object; empty when an `optional` file is missing.
+
+    Raises:
+        ValueError: naming the file, when it is missing, not JSON, or holds something else.
+    """
+    fix = "get the file again"
+    try:
+        value = read_json(path, fix)
+    except FileNotFoundError as error:
+        if optional:
+            return {}
+        raise ValueError(f"{path} is missing; it belongs beside the weights") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, expected a JSON object; {fix}")
+    return value
 
 
 def read_json_lines(path: Path) -> list[Any]:
     """The records of a JSON-lines file. Split at \\n alone: texts may hold other line separators."""
     return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
-
-
-def read_manifest(directory: Path, stage: str, command: str) -> dict[str, Any]:
-    """The manifest of a finished `stage` in `directory`; `command` is what makes one, for the error.
-
-    Raises:
-        ValueError: when there is none, or it is another stage's.
-    """
-    path = directory / MANIFEST
-    if not path.is_file():
-        raise ValueError(f"{directory} holds no finished {stage} (no {MANIFEST}); make it with: {command}")
-    manifest: dict[str, Any] = read_json(path)
-    if manifest.get("stage") != stage:
-        raise ValueError(
-            f"{directory} holds {manifest.get('stage')!r}, not {stage!r}; make it with: {command}"
-        )
-    return manifest
 
 
 def human_bytes(count: float) -> str:

@@ -1,15 +1,16 @@
-"""The header of a GGUF file: metadata by key, and where each tensor lies.
+"""The header of a GGUF file: metadata by key, and the position of each tensor.
 
     "GGUF"  version  tensors  keys
     key, type, value             × keys        llama.block_count = 30, tokenizer.ggml.tokens = ["<s>", …
     name, dims, type, offset     × tensors     blk.0.attn_q.weight  [576, 576]  Q4_1  12345
     padding, then the tensors' bytes
 
-The `gguf` package has a reader, but it believes the sizes that a file claims: a count of 2^60 keeps it busy
-until memory ends; and it makes objects of a kilobyte for each token of a vocabulary. Here each size is
-compared with what the file still has before it is used. Types and block sizes are the package's.
+The `gguf` package has a reader, but it does not check the sizes that a file claims: a count of 2^60 exhausts
+memory; it also makes an object of a kilobyte per token of a vocabulary. Here each size is compared with the
+bytes that remain before it is used. Types and block sizes are the package's.
 """
 
+import mmap
 import struct
 from dataclasses import dataclass
 from math import prod
@@ -40,7 +41,7 @@ _SCALARS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A key's value, its type (of the elements, for an array), and its bytes with the key's."""
+    """A metadata entry: its value, its type (of the elements, for an array), and its bytes in the file."""
 
     value: Any
     kind: GGUFValueType
@@ -50,7 +51,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """Where a tensor lies; its shape in rows and columns as PyTorch has it."""
+    """Type and position of a tensor; the shape is in PyTorch's order."""
 
     kind: GGMLQuantizationType
     shape: tuple[int, ...]
@@ -60,7 +61,7 @@ class TensorPlace:
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file says before its tensors."""
+    """The metadata and tensor table of a GGUF file."""
 
     version: int
     entries: dict[str, Entry]
@@ -89,7 +90,7 @@ def read_header(path: Path, data: bytes | None = None) -> Header:
 
 
 def vocabulary_only(header: Header) -> bytes:
-    """A GGUF file of the tokenizer's keys alone, no tensors, in the bytes that they had."""
+    """A GGUF file without tensors that holds only the tokenizer's entries, byte for byte."""
     kept = [
         entry.raw
         for key, entry in header.entries.items()
@@ -101,23 +102,25 @@ def vocabulary_only(header: Header) -> bytes:
 class _Reader:
     def __init__(self, path: Path, data: bytes | None) -> None:
         self._path, self._at = path, 0
-        self._bytes: np.ndarray
+        self._bytes: bytes | mmap.mmap
         if data is not None:
-            self._bytes = np.frombuffer(data, np.uint8)
+            self._bytes = data
         elif path.stat().st_size == 0:
             raise self._damaged("it is empty")
         else:  # mapped: a header of a few MB is read from a file of many GB
-            self._bytes = np.memmap(path, dtype=np.uint8, mode="r")
+            with path.open("rb") as file:
+                self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._size = len(self._bytes)
 
     def _damaged(self, how: str) -> ValueError:
-        return ValueError(f"{self._path} is no sound GGUF file: {how}; get the file again")
+        return ValueError(f"{self._path} is not a valid GGUF file: {how}; get the file again")
 
     def _take(self, count: int, what: str) -> bytes:
-        left = len(self._bytes) - self._at
-        if count > left:
-            raise self._damaged(f"{what} should be {count} bytes long, and {left} are left")
-        self._at += count
-        return self._bytes[self._at - count : self._at].tobytes()
+        begin, end = self._at, self._at + count
+        if end > self._size:
+            raise self._damaged(f"{what} should be {count} bytes long, and {self._size - begin} are left")
+        self._at = end
+        return self._bytes[begin:end]
 
     def _number(self, kind: str, what: str) -> int:
         return int(struct.unpack("<" + kind, self._take(struct.calcsize(kind), what))[0])
@@ -125,10 +128,23 @@ class _Reader:
     def _text(self, what: str) -> str:
         return self._take(self._number("Q", what), what).decode("utf-8")
 
+    def _texts(self, count: int, what: str) -> list[str]:
+        """An array of texts. A vocabulary has hundreds of thousands, so that calls count here."""
+        data, at, size, length_at = self._bytes, self._at, self._size, struct.Struct("<Q").unpack_from
+        texts = []
+        for _ in range(count):
+            begin = at + 8
+            at = begin + length_at(data, at)[0] if begin <= size else size + 1
+            if at > size:
+                raise self._damaged(f"{what} ends beyond the end of the file")
+            texts.append(data[begin:at].decode("utf-8"))
+        self._at = at
+        return texts
+
     def _count(self, smallest: int, what: str) -> int:
         """How many entries follow, each of `smallest` bytes or more."""
         count = self._number("Q", what)
-        if count * smallest > len(self._bytes) - self._at:
+        if count * smallest > self._size - self._at:
             raise self._damaged(f"it claims {count} {what}, more than its size has room for")
         return count
 
@@ -172,11 +188,11 @@ class _Reader:
             count = 1
         values: list[Any]
         if kind == GGUFValueType.STRING:
-            values = [self._text(key) for _ in range(count)]
+            values = self._texts(count, key)
         else:
             dtype = np.dtype(_SCALARS[kind])
             values = np.frombuffer(self._take(count * dtype.itemsize, key), dtype).tolist()
-        raw = self._bytes[begin : self._at].tobytes()
+        raw = self._bytes[begin : self._at]
         return key, Entry(values if is_array else values[0], kind, is_array, raw)
 
     def _kind(self, key: str) -> GGUFValueType:
@@ -210,9 +226,9 @@ class _Reader:
                     f"{name} has rows of {shape[-1]}, not a multiple of {kind.name}'s {block}"
                 )
             end = start + offset + prod(shape) // block * size
-            if end > len(self._bytes):
+            if end > self._size:
                 raise self._damaged(
-                    f"{name} ends at byte {end}, and the file has {len(self._bytes)}: it is truncated"
+                    f"{name} ends at byte {end}, and the file has {self._size}: it is truncated"
                 )
             tensors[name] = TensorPlace(kind, shape, start + offset)
         return tensors

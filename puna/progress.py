@@ -1,7 +1,7 @@
-"""Progress that a person and a program can follow.
+"""Progress bars for terminals, and progress as JSON lines for programs.
 
-On a terminal: one bar on stderr, with the rate and the time left. Beside it, always, one JSON line a
-second in a log file. Where stderr is not a terminal: only the log.
+On a terminal: one bar on stderr, with the rate and the time left. Always: at most one JSON line per second,
+appended to a log file.
 """
 
 import json
@@ -46,7 +46,8 @@ class _Done(ProgressColumn):
 class Bar:
     """One line of progress over `total` units; a context manager.
 
-    `log` is a JSON-lines file that is appended to: {"label", "done", "total", "unit", "rate", "seconds"}.
+    `done` units were completed before. `log` is a JSON-lines file to append to, with lines of
+    {"label", "done", "total", "unit", "rate", "seconds"}.
     """
 
     def __init__(

@@ -1,12 +1,20 @@
-"""The sizes: Table 2 of the paper, and small ones for one machine, as plain functions.
+"""Recipes: the models of the paper's Table 2, and small ones for one machine, as plain functions.
 
-A recipe is a start: every field can be changed on the command line with --section.field value.
+A recipe gives the defaults; every field can be changed on the command line with --section.field value.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 
-from puna.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
+from puna.config import (
+    ComputeConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    SaveConfig,
+    ScheduleConfig,
+    WatchConfig,
+)
 
 BATCH_4M = 2**22  # the paper's batch of 4M tokens, as a multiple of its context of 2,048
 
@@ -31,13 +39,9 @@ def _paper(
             context=2048,
         ),
         optim=OptimConfig(lr=lr, warmup_steps=2000),
-        train=TrainConfig(
-            steps=_steps(tokens, BATCH_4M),
-            batch_tokens=BATCH_4M,
-            micro_batch=4,
-            validate_every=1000,
-            save_every=1000,
-        ),
+        schedule=ScheduleConfig(_steps(tokens, BATCH_4M), BATCH_4M, micro_batch=4),
+        save=SaveConfig(every=1000),
+        watch=WatchConfig(validate_every=1000),
     )
 
 
@@ -62,20 +66,20 @@ def recipe_65b() -> RunConfig:
 
 
 def recipe_1b() -> RunConfig:
-    """A 1.3B model on the architecture's rules, for one node: 1.0T tokens at the paper's settings."""
+    """A 1.3B model for one node: the paper's architecture and optimiser, 1.0T tokens."""
     config = _paper("1b", 2048, 16, 24, 5632, 1e-6, 3.0e-4, 1.0e12)
-    return replace(config, train=replace(config.train, batch_tokens=2**20, steps=_steps(1.0e12, 2**20)))
+    return replace(config, schedule=ScheduleConfig(_steps(1.0e12, 2**20), 2**20, micro_batch=4))
 
 
 def recipe_110m() -> RunConfig:
-    """A 110M model (dim 768, 12 layers, vocabulary 32,000) for one GPU or a patient CPU."""
+    """A 110M model (dim 768, 12 layers, vocabulary 32,000) for one GPU, or some days on a CPU."""
     return RunConfig(
         recipe="110m",
         model=ModelConfig(dim=768, n_heads=12, n_layers=12, ffn_dim=2048, vocab_size=32_000, context=1024),
         optim=OptimConfig(lr=6e-4, warmup_steps=500),
-        train=TrainConfig(
-            steps=20_000, batch_tokens=2**17, micro_batch=8, save_every=500, validate_every=500
-        ),
+        schedule=ScheduleConfig(steps=20_000, batch_tokens=2**17, micro_batch=8),
+        save=SaveConfig(every=500),
+        watch=WatchConfig(validate_every=500),
     )
 
 
@@ -85,7 +89,7 @@ def recipe_15m() -> RunConfig:
         recipe="15m",
         model=ModelConfig(dim=288, n_heads=6, n_layers=6, ffn_dim=768, vocab_size=32_000, context=512),
         optim=OptimConfig(lr=1e-3, warmup_steps=100),
-        train=TrainConfig(steps=1000, batch_tokens=4096, micro_batch=8),
+        schedule=ScheduleConfig(steps=1000, batch_tokens=4096, micro_batch=8),
     )
 
 
@@ -95,15 +99,10 @@ def recipe_tiny() -> RunConfig:
         recipe="tiny",
         model=ModelConfig(dim=64, n_heads=4, n_layers=2, ffn_dim=256, vocab_size=1024, context=64),
         optim=OptimConfig(lr=3e-3, warmup_steps=10),
-        train=TrainConfig(
-            steps=100,
-            batch_tokens=1024,
-            micro_batch=16,
-            save_every=20,
-            validate_every=50,
-            validation_windows=16,
-            compile=False,  # it would take longer than the run
-        ),
+        schedule=ScheduleConfig(steps=100, batch_tokens=1024, micro_batch=16),
+        compute=ComputeConfig(compile=False),  # compiling would take longer than the run
+        save=SaveConfig(every=20),
+        watch=WatchConfig(validate_every=50, validation_windows=16),
     )
 
 
@@ -120,10 +119,10 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 
 
 def recipe(name: str) -> RunConfig:
-    """The configuration that a recipe's name stands for.
+    """The configuration of a recipe by its name.
 
     Raises:
-        ValueError: when there is no such recipe, naming those there are.
+        ValueError: when there is no such recipe, naming the recipes that exist.
     """
     if name not in RECIPES:
         raise ValueError(f"unknown recipe {name!r}; choose one of: {', '.join(RECIPES)}")

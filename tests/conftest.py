@@ -1,13 +1,17 @@
 """A small corpus of our own, cleaned, tokenized and sharded once for all tests that train on it."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from puna.config import RunConfig
 from puna.corpus.document import Document
 from puna.corpus.parquet import write_documents
-from puna.files import fingerprint, sha256_file, write_json
+from puna.files import fingerprint
+from puna.manifest import Manifest, Output, write_manifest
 from puna.tokens.shards import write_shards
 from puna.tokens.training import train_tokenizer
 
@@ -38,22 +42,25 @@ def write_corpus(directory: Path, source: str, texts: list[str]) -> Path:
     """A finished documents directory, as `puna corpus` would leave it."""
     path = directory / "00000.parquet"
     write_documents((Document(f"{source}-{i}", source, text) for i, text in enumerate(texts)), path)
-    output = {"path": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-    write_json(
-        directory / "manifest.json",
-        {
-            "stage": "documents",
-            "fingerprint": fingerprint([source, output["sha256"]]),
-            "config": {"source": source},
-            "counts": {"kept": len(texts), "characters": sum(map(len, texts))},
-            "bad": 0,
-            "bytes": output["bytes"],
-            "seconds": 0.1,
-            "inputs": [],
-            "outputs": [output],
-        },
+    output = Output.file(path)
+    manifest = Manifest(
+        stage="documents",
+        fingerprint=fingerprint([source, output.sha256]),
+        config={"source": source},
+        code_version="",
+        counts={"kept": len(texts), "characters": sum(map(len, texts))},
+        outputs=(output,),
+        bytes=output.bytes,
     )
+    write_manifest(directory, manifest)
     return directory
+
+
+def changed(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
+    """A configuration with some fields changed: changed(config, schedule={"steps": 3}, save={"keep": 1})."""
+    return replace(
+        config, **{name: replace(getattr(config, name), **fields) for name, fields in sections.items()}
+    )
 
 
 @pytest.fixture(scope="session")

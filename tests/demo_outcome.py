@@ -25,7 +25,7 @@ def check(run: Path, output: str) -> str:
     report = run / "report.html"
     assert lines[-1].split() == ["open", str(report)], f"the last line is {lines[-1]!r}"
     manifest = json.loads((run / "manifest.json").read_text())
-    loss = manifest["validation"]["loss"]
+    loss = manifest["details"]["validation"]["loss"]
     share = loss / math.log(manifest["config"]["model"]["vocab_size"])
     assert share <= MOST_OF_LN_V, f"held-out loss {loss:.3f} is {share:.1%} of ln V, above {MOST_OF_LN_V:.0%}"
     assert f"held-out loss {loss:.3f}" in output, "the demo does not say what it reached"

@@ -115,7 +115,7 @@ def test_every_stage_leaves_a_manifest_and_a_report(undisturbed):
 
 
 def test_the_mixture_as_run_is_near_the_intended(undisturbed):
-    for row in json.loads((undisturbed / "manifest.json").read_text())["mixture"]:
+    for row in json.loads((undisturbed / "manifest.json").read_text())["details"]["mixture"]:
         assert row["intended"] == pytest.approx(1 / 3)
         assert row["realised"] == pytest.approx(1 / 3, abs=0.01)
 
@@ -172,13 +172,13 @@ def test_training_takes_five_minutes_on_a_machine_of_any_speed(largest_rate):
     config, rate = demo.choose_config(Path("shards"), corpus, rate_of)
     config.validate()
     assert rate == rate_of(config)
-    tokens = config.train.steps * config.train.batch_tokens
+    tokens = config.schedule.steps * config.schedule.batch_tokens
     seconds = tokens / rate
     if seconds < 295:
         assert tokens == pytest.approx(demo.MAX_EPOCHS * corpus, rel=0.01)
     if seconds > 305:
-        assert config.train.steps == demo.SIZES[-1][1]
-    assert config.optim.warmup_steps < config.train.steps / 4
+        assert config.schedule.steps == demo.SIZES[-1][1]
+    assert config.optim.warmup_steps < config.schedule.steps / 4
 
 
 def test_a_slower_machine_never_trains_a_larger_model():

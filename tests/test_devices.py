@@ -106,7 +106,7 @@ def test_bf16_where_it_is_slow_is_warned_of_once_with_the_factor(monkeypatch, ca
     machine = measure(CPU, "bf16")
     (record,) = caplog.records
     assert "63 times slower than fp32" in record.message
-    assert "--train.precision auto" in record.message
+    assert "--compute.precision auto" in record.message
     assert "\n" not in record.message
     # bf16 widened to fp32 reaches fp32's rate, so MFU is relative to that.
     assert machine.peak == 126e9

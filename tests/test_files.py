@@ -11,14 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.files import (
-    MANIFEST,
     atomic_directory,
     atomic_file,
     fingerprint,
     human_bytes,
     human_seconds,
     read_json,
-    read_manifest,
     remove_partials,
     sha256_file,
     write_json,
@@ -121,15 +119,6 @@ def test_broken_json_is_named_with_the_mend(tmp_path):
         path.write_bytes(data)
         with pytest.raises(ValueError, match=r"x\.json is not valid JSON .*run its stage again"):
             read_json(path)
-
-
-def test_a_directory_counts_only_with_the_manifest_of_its_stage(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no finished shards .*make it with: puna shards"):
-        read_manifest(tmp_path, "shards", "puna shards")
-    write_json(tmp_path / MANIFEST, {"stage": "documents"})
-    with pytest.raises(ValueError, match=r"holds 'documents', not 'shards'; make it with: puna shards"):
-        read_manifest(tmp_path, "shards", "puna shards")
-    assert read_manifest(tmp_path, "documents", "puna corpus") == {"stage": "documents"}
 
 
 @pytest.mark.parametrize(

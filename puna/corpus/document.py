@@ -1,15 +1,14 @@
-"""What a cleaner takes and gives: one Document type, and a Drop that says why.
+"""What readers and cleaners return: a Document, a Drop with its reason, or a DamagedRecord.
 
-record --clean--> Document(id, source, text, meta)   kept
-              └-> Drop("no section")                 left out by a rule, counted by reason
-file   --read---> Bad(file, offset, reason)          damaged input: named, counted, set aside
+file   --read---> record
+              └-> DamagedRecord(file, offset, reason)    named, counted, set aside
+record --clean--> Document(id, source, text, meta)       kept
+              └-> Drop("no section")                     dropped by a rule, counted by reason
 """
 
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
@@ -51,21 +50,16 @@ class Document:
 
 @dataclass(frozen=True)
 class Drop:
-    """A record that a rule left out. `reason` is a short fixed phrase, counted; `detail` varies."""
+    """A record dropped by a rule. `reason` is a short fixed phrase that is counted; `detail` varies."""
 
     reason: str
     detail: str = ""
 
 
 @dataclass(frozen=True)
-class Bad:
-    """Damaged input. `file` may name a member (`dump.tar!paper.tex`); `offset` is in bytes."""
+class DamagedRecord:
+    """A damaged record. `file` may name a member (`dump.tar!paper.tex`); `offset` is in bytes."""
 
     file: str
     offset: int
     reason: str
-
-
-Record = TypeVar("Record")
-Reader = Callable[[Path], Iterator[Record | Bad]]
-Cleaner = Callable[[Record], Document | Drop]

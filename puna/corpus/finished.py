@@ -1,13 +1,12 @@
 """Directories of finished documents -> their files: what a step that learns from documents begins with."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from puna.corpus.document import Document
 from puna.corpus.parquet import read_documents
-from puna.files import MANIFEST, read_manifest
+from puna.manifest import Input, read_manifest
 
 _COMMAND = "puna corpus SOURCE INPUT… --out DIR"
 
@@ -41,48 +40,20 @@ def find_finished(directories: Sequence[Path]) -> list[Finished]:
     found = []
     for directory in directories:
         manifest = read_manifest(directory, "documents", _COMMAND)
-        for item in manifest["outputs"]:
-            path = directory / item["path"]
-            if not path.is_file() or path.stat().st_size != item["bytes"]:
+        for item in manifest.outputs:
+            path = directory / item.path
+            if not path.is_file() or path.stat().st_size != item.bytes:
                 raise ValueError(
-                    f"{path} is missing or not the {item['bytes']} bytes that its manifest says; "
+                    f"{path} is missing or not the {item.bytes} bytes that its manifest says; "
                     f"delete {directory} and make it again with: {_COMMAND}"
                 )
-        names = [item["path"] for item in manifest["outputs"] if item["path"].endswith(".parquet")]
-        found.append(Finished(directory, manifest["fingerprint"], tuple(directory / name for name in names)))
+        names = [item.path for item in manifest.outputs if item.path.endswith(".parquet")]
+        found.append(Finished(directory, manifest.fingerprint, tuple(directory / name for name in names)))
     return found
 
 
-def as_inputs(found: Iterable[Finished]) -> list[dict[str, str]]:
-    """What a manifest says of them."""
-    return [{"path": str(item.directory), "fingerprint": item.fingerprint} for item in found]
-
-
-def trained_before(
-    out: Path,
-    files: Sequence[str],
-    stage: tuple[str, str],
-    config: Mapping[str, Any],
-    inputs: Sequence[Mapping[str, str]],
-    kind: str,
-    learned_from: str = "documents",
-) -> dict[str, Any] | None:
-    """The manifest of what was trained in `out`, None when that is not finished.
-
-    `stage` is its name and the command that makes it, `files` what it must hold, `kind` what to call it.
-
-    Raises:
-        ValueError: when it was trained with another configuration, or from other inputs.
-    """
-    if not all((out / name).is_file() for name in (MANIFEST, *files)):
-        return None
-    manifest = read_manifest(out, *stage)
-    differing = [key for key in config if manifest["config"].get(key) != config[key]]
-    if [item["fingerprint"] for item in manifest["inputs"]] != [item["fingerprint"] for item in inputs]:
-        differing.append(learned_from)
-    if differing:
-        raise ValueError(
-            f"{out} holds a {kind} trained with another {' and '.join(differing)}; "
-            f"choose another --out, or delete {out} to train again"
-        )
-    return manifest
+def as_inputs(found: Iterable[Finished]) -> tuple[Input, ...]:
+    """The directories as inputs of another stage's manifest."""
+    return tuple(
+        Input(str(item.directory), stage="documents", fingerprint=item.fingerprint) for item in found
+    )

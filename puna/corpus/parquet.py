@@ -1,8 +1,8 @@
-"""A shard's files: documents as Parquet (zstd), and beside them what was damaged and what was dropped.
+"""A shard's files: documents as Parquet (zstd), damaged records and dropped records beside them.
 
 00000.parquet            documents (SCHEMA)
-00000.bad.jsonl          damaged input, one JSON object a line: file, offset, reason
-dropped/00000.parquet    with --keep-dropped: what a rule left out, the reason, the record as it was
+00000.bad.jsonl          damaged records, one JSON object per line: file, offset, reason
+dropped/00000.parquet    with --keep-dropped: the records that a rule dropped, with the reason
 """
 
 import dataclasses
@@ -12,15 +12,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from puna.corpus.document import SCHEMA, Bad, Document, Drop
+from puna.corpus.document import SCHEMA, DamagedRecord, Document, Drop
 from puna.files import atomic_file
 
 ROW_GROUP_CHARACTERS = 8 << 20
+
+Record = TypeVar("Record")
 
 DROPPED_SCHEMA = pa.schema(
     [
@@ -60,6 +62,32 @@ class _Rows:
         self._writer.close()
 
 
+class DamageList:
+    """The damaged records of one shard, set aside in NAME.bad.jsonl."""
+
+    def __init__(self, out: Path, name: str) -> None:
+        self._path = out / f"{name}.bad.jsonl"
+        self._damaged: list[DamagedRecord] = []
+
+    def __len__(self) -> int:
+        return len(self._damaged)
+
+    def take(self, records: Iterable[Record | DamagedRecord]) -> Iterator[Record]:
+        """The intact records; the damaged ones are set aside."""
+        for record in records:
+            if isinstance(record, DamagedRecord):
+                self._damaged.append(record)
+            else:
+                yield record
+
+    def write(self) -> None:
+        """Write the list, unless it is empty."""
+        if self._damaged:
+            lines = (json.dumps(vars(item), ensure_ascii=False) + "\n" for item in self._damaged)
+            with atomic_file(self._path) as temporary:
+                temporary.write_text("".join(lines), encoding="utf-8")
+
+
 class ShardWriter:
     """Writes one shard's files; a context manager, after which `result()` is what the shard's work returns.
 
@@ -69,7 +97,7 @@ class ShardWriter:
     def __init__(self, out: Path, name: str, source: str, keep_dropped: bool = False) -> None:
         self.counts: Counter[str] = Counter()
         self._out, self._name, self._source, self._keeps = out, name, source, keep_dropped
-        self._bad: list[Bad] = []
+        self._damaged = DamageList(out, name)
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -86,31 +114,33 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.__exit__(kind, error, trace)
-        if kind is None and self._bad:
-            with atomic_file(self._out / f"{self._name}.bad.jsonl") as temporary:
-                lines = (json.dumps(vars(item), ensure_ascii=False) + "\n" for item in self._bad)
-                temporary.write_text("".join(lines), encoding="utf-8")
+        if kind is None:
+            self._damaged.write()
+
+    def take(self, records: Iterable[Record | DamagedRecord]) -> Iterator[Record]:
+        """The intact records; the damaged ones are set aside."""
+        return self._damaged.take(records)
 
     def add(self, result: Document | Drop, record: Any = None) -> None:
-        """Keep a document, or count a drop; `record` is what the drop was made from, for --keep-dropped."""
+        """Write a document, or count a drop; `record` is the dropped record, written with --keep-dropped."""
         if isinstance(result, Drop):
             self.counts[f"dropped: {result.reason}"] += 1
             if self._keeps:
-                held = _as_json(record)
+                written = _as_json(record)
                 row = {"source": self._source, "reason": result.reason, "detail": result.detail}
-                self._dropped.add({**row, "record": held}, len(held))
+                self._dropped.add({**row, "record": written}, len(written))
             return
         self.counts["kept"] += 1
         self.counts["characters"] += len(result.text)
         self._documents.add(result.row(), len(result.text))
 
-    def bad(self, bad: Bad) -> None:
-        """Set damaged input aside."""
-        self._bad.append(bad)
-
     def result(self) -> dict[str, Any]:
         """What the shard's work returns."""
-        return {"outputs": [self.path], "counts": dict(sorted(self.counts.items())), "bad": len(self._bad)}
+        return {
+            "outputs": [self.path],
+            "counts": dict(sorted(self.counts.items())),
+            "bad": len(self._damaged),
+        }
 
 
 def _as_json(record: Any) -> str:

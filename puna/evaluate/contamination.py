@@ -71,11 +71,11 @@ def overlap(shards: Path, tasks: Mapping[str, Sequence[Example]], model: Model) 
     hit[item[is_seen]] = True
     result: dict[str, dict[str, Any]] = {}
     for task, examples in tasks.items():
-        ids = [
+        hits = [
             examples[i].id for (name, i), is_hit in zip(owners, hit, strict=True) if name == task and is_hit
         ]
         result[task] = {
-            "contamination": {"items": len(ids), "of": len(examples), "too_short": short[task], "ids": ids}
+            "contamination": {"items": len(hits), "of": len(examples), "too_short": short[task], "ids": hits}
         }
     return result
 

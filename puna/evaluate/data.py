@@ -12,7 +12,7 @@ import tarfile
 from collections import UserDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from puna.files import sha256_file
 
@@ -93,7 +93,7 @@ class Data:
         Quotes enclose cells only in CSV files. Cells stay text: "None" is the text None.
         """
         path, text = self.text(*names)
-        quoting = csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE
+        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=quoting)
         header = list(columns) if columns else next(reader, [])
         for number, cells in enumerate(reader, 1 if columns else 2):
@@ -138,16 +138,13 @@ def parse_row(text: str, file: Path, number: int) -> Row:
     return Row(values, file, number)
 
 
-def labelled(rows: Iterator[Row], labels: Sequence[str]) -> Iterator[tuple[Row, str]]:
+def labelled(rows: Sequence[Row], labels: Sequence[str]) -> Iterator[tuple[Row, str]]:
     """Rows with the labels of a file beside theirs.
 
     Raises:
         ValueError: when the numbers differ.
     """
-    found = list(rows)
-    if len(found) != len(labels):
-        file = found[0].file if found else "an empty file"
-        raise ValueError(
-            f"{file}: {len(found)} examples, but {len(labels)} labels; download both files again"
-        )
-    yield from zip(found, labels, strict=True)
+    if len(rows) != len(labels):
+        file = rows[0].file if rows else "an empty file"
+        raise ValueError(f"{file}: {len(rows)} examples, but {len(labels)} labels; download both files again")
+    yield from zip(rows, labels, strict=True)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from puna.evaluate.answers import until_stop
 from puna.evaluate.sandbox import Job, Limits, run_many
 from puna.evaluate.task import Check, Example, Task, Verdict
+from puna.extras import require
 from puna.files import sha256_file
 
 
@@ -84,16 +85,16 @@ class Classifier:
         """Load it.
 
         Raises:
-            ValueError: no such directory, no transformers, or no label that says toxic.
+            ValueError: no such directory, or no label that says toxic.
+            MissingExtra: no transformers.
         """
         if not (directory / "config.json").is_file():
             raise ValueError(
                 f"{directory} holds no classifier (no config.json); give a Hugging Face directory"
             )
-        try:
-            from transformers import AutoModelForSequenceClassification, AutoTokenizer
-        except ImportError as error:
-            raise ValueError("a classifier needs transformers; run: pip install 'puna[judges]'") from error
+        require("transformers")
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         self._tokenizer = AutoTokenizer.from_pretrained(directory, **options)
         self._model = AutoModelForSequenceClassification.from_pretrained(

@@ -13,7 +13,8 @@ def _parsed(formula: str) -> list[Any]:
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 
     configs = (LatexExtractionConfig(), ExprExtractionConfig())
-    return parse(f"${formula}$", extraction_config=configs, parsing_timeout=None)
+    parsed: list[Any] = parse(f"${formula}$", extraction_config=configs, parsing_timeout=None)
+    return parsed
 
 
 def _relative(one: Any, other: Any) -> float | None:

@@ -100,8 +100,11 @@ class EngineModel:
                 yield index, Generated(texts[index], counts[index], chunk.finish)
 
 
-def model_digest(directory: Path, precision: str) -> str:
+def model_digest(path: Path, precision: str) -> str:
     """A digest of a model's files (weights, tokenizer, configuration) and of the precision it computes in."""
+    if path.is_file():
+        return hashlib.sha256(f"{sha256_file(path)} {precision}".encode()).hexdigest()[:32]
+    directory = path
     checkpoints = sorted(directory.glob("checkpoints/*/weights.safetensors"))[-1:]
     files = [path for path in directory.iterdir() if path.is_file() and _is_model(path)] + checkpoints
     parts = [f"{path.name}:{sha256_file(path)}" for path in sorted(files)]

@@ -90,9 +90,9 @@ def encode(value: Any, refer: Any) -> Any:
         return ["R", value.start, value.stop, value.step]
     if type(value) in (Decimal, Fraction):
         return [type(value).__name__, str(value)]
-    if isinstance(value, type) and vars(builtins).get(value.__name__) is value:
-        return ["T", value.__name__]
-    if type(value).__module__ == "numpy":
+    if isinstance(value, type) and vars(builtins).get(name := str(value.__name__)) is value:
+        return ["T", name]
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
         return encode(value.tolist(), refer)
     return refer(value)
 
@@ -191,6 +191,7 @@ class Remote:
         return ["ref", self._index, self._kind]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the object in the program."""
         return self._wire.ask("call", self, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:

@@ -22,7 +22,8 @@ def option_record(task: Task, prepared: Prepared, scored: Sequence[Scored]) -> R
     """The record's part that says what the model made of the options."""
     options = prepared.example.options
     count = len(options)
-    bases = [item.logprob for item in scored[count:]] or [None] * count
+    bases: list[float | None] = [item.logprob for item in scored[count:]]
+    bases = bases or [None] * count
     answers = [
         Option(text, item.logprob, len(row.continuation), base, item.greedy)
         for text, item, row, base in zip(options, scored[:count], prepared.rows[:count], bases, strict=True)

@@ -1,33 +1,37 @@
-"""Download published dumps: resumed, checked, polite.
+"""Download published dumps: resumable, verified, rate-limited.
 
-In:  items: a URL, the name it is kept under, and where the publisher says them its size and digest.
-Out: a folder of whole files, and manifest.json with where each came from and its SHA-256.
+In:  items: a URL, a file name, and the published size and digest where there are any.
+Out: a folder of complete files, and manifest.json with the URL and SHA-256 of each.
 
-    NAME.part  <── GET, or GET Range: bytes=N- where one was cut ── 403 429 5xx, cut: wait, again
+    NAME.part  <── GET, or GET with Range: bytes=N- to resume ── 403, 429, 5xx, truncated: wait, retry
        └─ size and digest as published? ──> NAME
 
-Run again, it goes on: what is whole stays, what is partial is continued, and only if it is still the same
-file there. Nothing is fetched twice, and no more than one request at a time is made of a publisher.
+Running the same command again resumes it: complete files are skipped, and a partial file is continued if it
+is still the same on the server. Each publisher gets one request at a time.
 """
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TypeVar
 
 import httpx2
 
 from puna import __version__
-from puna.files import MANIFEST, human_bytes, read_json, sha256_file, to_path, write_json
+from puna.files import MANIFEST, code_version, fingerprint, human_bytes, to_path
+from puna.manifest import Input, Manifest, Output, load_manifest, write_manifest
 from puna.progress import Bar
+from puna.retry import TryAgain, one_line, retry
 
-_WAITS = (1.0, 4.0, 15.0, 60.0, 120.0)  # seconds between attempts that bring nothing
-_LONGEST_WAIT = 600.0
-_AGAIN = frozenset({403, 408, 429, 500, 502, 503, 504})  # publishers answer 403 to who comes too often
+_WAITS = (1.0, 4.0, 15.0, 60.0, 120.0)  # seconds between attempts without progress
+_AGAIN = frozenset({403, 408, 429, 500, 502, 503, 504})  # some publishers answer 403 to frequent requests
 _BLOCK_BYTES = 1 << 18
-_SAMPLED = 8  # files asked for their size, where there are too many to ask for each
+_SAMPLED = 8  # files whose size is requested to estimate the total
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,15 +45,15 @@ class Item:
 
     def __post_init__(self) -> None:
         if PurePosixPath(self.name).name != self.name or "\\" in self.name:
-            raise FetchError(f"{self.url} is to be kept as {self.name!r}, which is no file's name")
+            raise FetchError(f"{self.url} would be saved as {self.name!r}, which is not a valid file name")
 
 
 class FetchError(ValueError):
-    """A file that could not be had, or is not what was published."""
+    """A download failed, or its contents are not what was published."""
 
 
 class Fetcher:
-    """Asks one publisher for files, one after the other, at most one request in `pause` seconds."""
+    """Downloads files of one publisher sequentially, at most one request per `pause` seconds."""
 
     def __init__(self, pause: float = 0.0, waits: Sequence[float] = _WAITS, timeout: float = 60.0) -> None:
         headers = {"User-Agent": f"puna/{__version__} (corpus download)", "Accept-Encoding": "identity"}
@@ -64,33 +68,33 @@ class Fetcher:
         self._client.close()
 
     def read(self, url: str) -> bytes:
-        """A small file: an index.
+        """Download a small file, such as an index.
 
         Raises:
-            FetchError: when it cannot be had.
+            FetchError: when the download fails.
         """
 
         def attempt() -> bytes:
             self._be_polite()
             return _checked(self._client.get(url)).content
 
-        return self._persist(url, attempt, lambda: False)
+        return self._persist(url, attempt)
 
     def size(self, url: str) -> int | None:
-        """Bytes of a file as the server says them; None when it does not."""
+        """Size of a file in bytes by the server's headers; None when they do not tell."""
 
         def attempt() -> int | None:
             self._be_polite()
             length = _checked(self._client.head(url)).headers.get("Content-Length")
             return int(length) if length else None
 
-        return self._persist(url, attempt, lambda: False)
+        return self._persist(url, attempt)
 
     def download(self, item: Item, folder: Path, advance: Callable[[int], None] = lambda count: None) -> Path:
-        """The whole file in `folder`.
+        """Download a file into `folder`, resuming a partial one.
 
         Raises:
-            FetchError: when it cannot be had, or is not what was published.
+            FetchError: when the download fails, or is not what was published.
             OSError: when it cannot be written.
         """
         target = folder / item.name
@@ -98,22 +102,22 @@ class Fetcher:
         partial = target.with_name(target.name + ".part")
         begun = partial.stat().st_size if partial.is_file() else 0
         advance(begun)
-        held = [begun]  # bytes at the last attempt's end: as long as they grow, there is no giving up
+        held = [begun]  # bytes after the last attempt: while they grow, the download is retried
 
         def attempt() -> None:
             self._get_rest(item, partial, advance)
 
-        def has_gained() -> bool:
+        def has_progressed() -> bool:
             before, held[0] = held[0], partial.stat().st_size if partial.is_file() else 0
             return held[0] > before
 
-        self._persist(item.url, attempt, has_gained)
+        self._persist(item.url, attempt, has_progressed)
         _check_digest(item, partial)
         partial.replace(target)
         return target
 
     def _get_rest(self, item: Item, partial: Path, advance: Callable[[int], None]) -> None:
-        """Ask for what `partial` lacks, and append it."""
+        """Request what `partial` lacks, and append it."""
         begun = partial.stat().st_size if partial.is_file() else 0
         if item.size is not None and begun == item.size:
             return
@@ -123,21 +127,21 @@ class Fetcher:
         tag = partial.with_name(partial.name + ".etag")
         headers = {}
         if begun and tag.is_file():
-            # If it has changed there since, the server sends all of the new one.
+            # If the file has changed on the server, the whole new file is sent.
             headers = {"Range": f"bytes={begun}-", "If-Range": tag.read_text(encoding="utf-8")}
         elif begun and item.digest:
-            headers = {"Range": f"bytes={begun}-"}  # were it another file, the digest would tell
+            headers = {"Range": f"bytes={begun}-"}  # another file is detected by its digest
         self._be_polite()
         with self._client.stream("GET", item.url, headers=headers) as response:
-            if response.status_code == 416:  # what is held is longer than what is there
+            if response.status_code == 416:  # the partial file is longer than the file on the server
                 partial.unlink()
-                raise _TryAgain("the file there is shorter than what was begun of it")
+                raise TryAgain("the file on the server is shorter than the partial download")
             _checked(response)
             continues = response.status_code == 206
             if not continues and begun:
                 advance(-begun)
             known = response.headers.get("ETag") or response.headers.get("Last-Modified") or "W/"
-            if not known.startswith("W/"):  # a weak tag does not say that the bytes are the same
+            if not known.startswith("W/"):  # a weak tag does not guarantee identical bytes
                 tag.write_text(known, encoding="utf-8")
             expected = _expected_size(response, begun if continues else 0)
             if item.size is not None and expected not in (None, item.size):
@@ -145,14 +149,14 @@ class Fetcher:
                     f"{item.url} has {expected} bytes, and {item.size} were published; fetch the list again"
                 )
             with partial.open("ab" if continues else "wb") as file:
-                for block in response.iter_raw():  # as it comes: nothing of it is lost when it is cut
+                for block in response.iter_raw():  # unbuffered: nothing is lost when the connection drops
                     file.write(block)
                     advance(len(block))
         size = partial.stat().st_size
         if expected is not None and size < expected:
-            raise _TryAgain(f"cut after {size} of {expected} bytes")
+            raise TryAgain(f"truncated after {size} of {expected} bytes")
         if item.size is not None and size != item.size:
-            raise _TryAgain(f"{size} bytes came, {item.size} were published")
+            raise TryAgain(f"received {size} bytes, {item.size} were published")
         tag.unlink(missing_ok=True)
 
     def _be_polite(self) -> None:
@@ -161,49 +165,42 @@ class Fetcher:
             time.sleep(wait)
         self._last = time.monotonic()
 
-    def _persist(self, url: str, attempt: Callable[[], Any], has_gained: Callable[[], bool]) -> Any:
-        """Attempt until it succeeds; give up after as many attempts in a row as there are waits, and one."""
-        failures = 0
-        while True:
-            asked = 0.0
+    def _persist(
+        self, url: str, attempt: Callable[[], T], has_progressed: Callable[[], bool] = lambda: False
+    ) -> T:
+        """Retry a request; every attempt that made progress resets the count of failures."""
+
+        def request() -> T:
             try:
                 return attempt()
-            except _TryAgain as error:
-                trouble, asked = str(error), error.wait
             except httpx2.TransportError as error:
-                trouble = " ".join(str(error).split()) or type(error).__name__
-            failures = 0 if has_gained() else failures + 1
-            if failures > len(self._waits):
-                raise FetchError(
-                    f"{url} could not be downloaded ({trouble}); the same command goes on from here"
-                )
-            wait = self._waits[max(0, failures - 1)] if self._waits else 0.0
-            time.sleep(min(max(asked, wait), _LONGEST_WAIT))
+                raise TryAgain(one_line(error)) from error
 
-
-class _TryAgain(Exception):
-    def __init__(self, trouble: str, wait: float = 0.0) -> None:
-        super().__init__(trouble)
-        self.wait = wait
+        try:
+            return retry(request, self._waits, has_progressed)
+        except TryAgain as error:
+            raise FetchError(
+                f"{url} could not be downloaded ({error}); run the same command again to resume"
+            ) from error
 
 
 def _checked(response: httpx2.Response) -> httpx2.Response:
     if response.status_code in _AGAIN:
         after = response.headers.get("Retry-After", "")
-        raise _TryAgain(f"HTTP {response.status_code}", float(after) if after.isdecimal() else 0.0)
+        raise TryAgain(f"HTTP {response.status_code}", float(after) if after.isdecimal() else 0.0)
     if response.status_code >= 400:
-        raise FetchError(f"{response.url} answers HTTP {response.status_code}; check its name")
+        raise FetchError(f"{response.url} returned HTTP {response.status_code}; check its name")
     return response
 
 
 def _expected_size(response: httpx2.Response, begun: int) -> int | None:
-    """Bytes of the whole file, by what this answer says of itself."""
+    """Bytes of the whole file, by the headers of a response."""
     length = response.headers.get("Content-Length")
     return begun + int(length) if length else None
 
 
 def _copy_rest(item: Item, partial: Path, begun: int, advance: Callable[[int], None]) -> None:
-    """What `partial` lacks of a file in object storage; its file system has retries of its own."""
+    """Append what `partial` lacks of a file in object storage, whose file system has retries of its own."""
     with to_path(item.url).open("rb") as source, partial.open("ab") as file:
         source.seek(begun)
         while block := source.read(_BLOCK_BYTES):
@@ -226,7 +223,7 @@ def _check_digest(item: Item, partial: Path) -> None:
 
 
 def total_size(items: Sequence[Item], fetcher: Fetcher) -> tuple[int | None, bool]:
-    """(bytes of all items, whether that is exact); asks for a few sizes where none were published."""
+    """(total bytes, whether that is exact); estimated from a few files where no sizes were published."""
     known = [item.size for item in items if item.size is not None]
     unknown = [item for item in items if item.size is None]
     if not unknown:
@@ -245,16 +242,15 @@ def fetch_items(
     out: Path,
     fetcher: Fetcher,
     say: Callable[[str], None] = lambda t: None,
-) -> dict[str, Any]:
-    """Download what `out` does not hold whole, then write and return its manifest.
+) -> Manifest:
+    """Download the files that `out` does not hold whole, then return its manifest.
 
     Raises:
-        FetchError: naming the first file that could not be had.
+        FetchError: naming the first file that could not be downloaded.
         OSError: when a file cannot be written.
     """
-    manifest_path = out / MANIFEST
-    held = {entry["name"]: entry for entry in _entries(manifest_path)}
-    missing = [item for item in items if not _is_held(item, out, held)]
+    held = _held(out)
+    missing = [item for item in items if not _is_whole(item, out, held)]
     size, exact = total_size(missing, fetcher)
     amount = "of unknown size" if size is None else f"{'' if exact else 'about '}{human_bytes(size)}"
     say(f"{source}: {len(missing):,} of {len(items):,} files to fetch, {amount}")
@@ -262,35 +258,58 @@ def fetch_items(
     with Bar(f"fetch {source}", size or 0, "bytes", out / "progress.jsonl") as bar:
         for item in missing:
             path = fetcher.download(item, out, bar.advance)
-            held[item.name] = {
-                "name": item.name,
-                "url": item.url,
-                "bytes": path.stat().st_size,
-                "sha256": sha256_file(path),
-                **({item.digest[0]: item.digest[1]} if item.digest else {}),
-            }
-            # After every file: a fetch of weeks may be stopped at any time.
-            write_json(manifest_path, {"stage": "fetch", "source": source, "files": _in_order(held)})
-    return {"source": source, "out": str(out), "files": _in_order(held)}
+            published = [":".join(item.digest)] if item.digest else []
+            held[item.name] = _Held(item.url, Output.file(path), published)
+            # After every file: a download of weeks may be stopped at any time.
+            write_manifest(out, _manifest(source, held))
+    return _manifest(source, held)
 
 
-def _in_order(held: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    return [held[name] for name in sorted(held)]
+@dataclass(frozen=True)
+class _Held:
+    """A downloaded file: its URL, size and SHA-256, and the digest that was published, if any."""
+
+    url: str
+    file: Output
+    published: list[str]
 
 
-def _entries(manifest: Path) -> Iterator[dict[str, Any]]:
-    if manifest.is_file():
-        yield from read_json(manifest)["files"]
+def _manifest(source: str, held: Mapping[str, _Held]) -> Manifest:
+    files = [held[name] for name in sorted(held)]
+    return Manifest(
+        stage="fetch",
+        fingerprint=fingerprint(["fetch", source, [one.file.sha256 for one in files]]),
+        config={"source": source},
+        code_version=code_version("fetch"),
+        counts={"files": len(files)},
+        inputs=tuple(Input(one.url) for one in files),
+        outputs=tuple(one.file for one in files),
+        bytes=sum(one.file.bytes for one in files),
+        details={"published": {one.file.path: one.published for one in files}},
+    )
 
 
-def _is_held(item: Item, out: Path, held: dict[str, dict[str, Any]]) -> bool:
+def _held(out: Path) -> dict[str, _Held]:
+    """The files of the manifest by name."""
+    try:
+        manifest = load_manifest(out / MANIFEST)
+    except FileNotFoundError:
+        return {}
+    published = manifest.details.get("published", {})
+    return {
+        output.path: _Held(origin.path, output, published.get(output.path, []))
+        for origin, output in zip(manifest.inputs, manifest.outputs, strict=True)
+    }
+
+
+def _is_whole(item: Item, out: Path, held: Mapping[str, _Held]) -> bool:
     """Whether a file is there as the manifest says, from the same place, and as now published."""
     entry, path = held.get(item.name), out / item.name
     return (
         entry is not None
-        and entry["url"] == item.url
+        and entry.url == item.url
         and path.is_file()
-        and path.stat().st_size == entry["bytes"]
-        and item.size in (None, entry["bytes"])
-        and (item.digest is None or entry.get(item.digest[0]) == item.digest[1])
+        and path.stat().st_size == entry.file.bytes
+        and item.size in (None, entry.file.bytes)
+        and (item.digest is None or ":".join(item.digest) in entry.published)
     )

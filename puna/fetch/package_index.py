@@ -19,7 +19,6 @@ import ssl
 import subprocess
 import sys
 import tarfile
-import time
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, cast
 
 from puna.files import atomic_directory, atomic_file, cache_dir, fingerprint, sha256_file
 from puna.progress import Bar
+from puna.retry import TryAgain, one_line, retry
 
 if TYPE_CHECKING:
     from unearth import PackageFinder
@@ -211,7 +211,7 @@ def fetch_packages(packages: Iterable[Package], folder: Path) -> list[Path]:
         if path.is_file():
             if sha256_file(path) == package.sha256:
                 continue
-            _log.warning("%s is damaged; it is fetched again", path)
+            _log.warning("%s is corrupt; downloading it again", path)
             path.unlink()
         settings = _pip_settings() if settings is None else settings
         _fetch(package, path, settings)
@@ -222,21 +222,19 @@ def _fetch(package: Package, path: Path, settings: dict[str, str]) -> None:
     # Imported here, because what is cached needs no network library.
     import httpx2  # the HTTP library that unearth is made with
 
-    for wait in (*_WAITS, None):
+    def attempt() -> None:
         try:
-            return _download(package, path, settings)
-        except (httpx2.HTTPError, _NotServedError) as error:
-            trouble = " ".join(str(error).split()) or type(error).__name__
-        if wait is not None:
-            time.sleep(wait)
-    raise ValueError(
-        f"{package.filename} could not be downloaded ({trouble}); "
-        "check the network and `pip config list`, then run the same command again"
-    )
+            _download(package, path, settings)
+        except httpx2.HTTPError as error:
+            raise TryAgain(one_line(error)) from error
 
-
-class _NotServedError(Exception):
-    """No index has the file, or none answered."""
+    try:
+        retry(attempt, _WAITS)
+    except TryAgain as error:
+        raise ValueError(
+            f"{package.filename} could not be downloaded ({error}); "
+            "check the network and `pip config list`, then run the same command again"
+        ) from error
 
 
 def _download(package: Package, path: Path, settings: dict[str, str]) -> None:
@@ -255,7 +253,7 @@ def _download(package: Package, path: Path, settings: dict[str, str]) -> None:
         link = next((match.link for match in matches if match.link.filename == package.filename), None)
         if link is None:
             places = ", ".join(source["url"].rpartition("@")[2] for source in finder.sources)
-            raise _NotServedError(f"not found at {places or 'any index, for pip is set to use none'}")
+            raise TryAgain(f"not found at {places or 'any index, for pip is set to use none'}")
         # Identity, because an archive that is unpacked on the way has another digest.
         with client.get_stream(link.normalized, headers={"Accept-Encoding": "identity"}) as response:
             response.raise_for_status()

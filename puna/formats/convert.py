@@ -5,41 +5,37 @@ Out: one of another format, whole or absent, with the tokenizer beside or within
 
     SRC ─> which format? ─> Source: sizes, names and shapes checked ─┐
                                                                      │ parts, in the model's order:
-    DST <─ renamed into place <─ written under a temporary name <────┘ read, turned, cast, written
+    DST <─ renamed into place <─ written under a temporary name <────┘ read, reordered, cast, written
 
 Formats know only themselves and `parts.py`. Memory: one part and its copy in another order or precision,
 not the model. Without a change of precision the values are bitwise identical.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import ModuleType
+from typing import Literal, get_args
 
 import torch
 
-from puna.files import (
-    MANIFEST,
-    atomic_directory,
-    atomic_file,
-    code_version,
-    fingerprint,
-    sha256_file,
-    write_json,
-)
-from puna.formats import gguf_files, huggingface, meta, native
+from puna.extras import require
+from puna.files import atomic_directory, atomic_file, code_version, fingerprint, sha256_file
+from puna.formats import huggingface, meta, native
+from puna.manifest import Input, Manifest, Output, write_manifest
 from puna.model.parts import Part, Source, parts
-from puna.model.weights import WEIGHTS
 from puna.progress import Bar
+from puna.rundir import WEIGHTS
 
 Format = Literal["puna", "hf", "meta", "gguf"]
+Quantised = Literal["q8_0", "q4_0"]
 Precision = Literal["fp32", "bf16", "fp16", "q8_0", "q4_0"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def format_of(path: Path) -> Format:
-    """Which format a file or directory is in, by what it is called and holds.
+    """The format of a file or directory, by its name and contents.
 
     Raises:
         ValueError: when it is none of the four.
@@ -49,7 +45,7 @@ def format_of(path: Path) -> Format:
     if path.is_file():
         if path.suffix == ".gguf":
             return "gguf"
-        raise ValueError(f"{path} is a file, but not a .gguf; of the other formats give the directory")
+        raise ValueError(f"{path} is not a .gguf file; for other formats pass the directory")
     if (path / meta.PARAMS).is_file():
         return "meta"
     if native.is_native(path):
@@ -63,19 +59,29 @@ def format_of(path: Path) -> Format:
 
 
 def open_source(path: Path) -> tuple[Format, Source]:
-    """Open a model, and check that it is whole and one that puna implements.
+    """Open a model; check that it is complete and that puna implements it.
 
     Raises:
         ValueError: naming the file and what is wrong with it.
+        MissingExtra: a GGUF file needs the extra `convert`.
     """
     kind = format_of(path)
+    if kind == "gguf":
+        return kind, _gguf_files().GGUFSource(path)
     openers: dict[Format, Callable[[Path], Source]] = {
         "puna": native.NativeSource,
         "hf": huggingface.HuggingFaceSource,
         "meta": meta.MetaSource,
-        "gguf": gguf_files.GGUFSource,
     }
     return kind, openers[kind](path)
+
+
+def _gguf_files() -> ModuleType:
+    """The module of GGUF, which needs a package that the other formats do without."""
+    require("gguf")
+    from puna.formats import gguf_files
+
+    return gguf_files
 
 
 def convert(
@@ -85,11 +91,11 @@ def convert(
     dtype: Precision | None = None,
     n_parts: int = 1,
     context: int | None = None,
-) -> dict[str, Any]:
-    """Convert weights; returns what was done, which a puna directory holds as its manifest.
+) -> Manifest:
+    """Convert weights; returns the manifest, which is also written into a puna directory.
 
-    `dtype` None keeps the precision; what was quantised becomes fp32. `n_parts` is of Meta's files.
-    `context` replaces the one that the source says, or, with Meta's files, does not say.
+    `dtype` None keeps the precision; quantised tensors become fp32. `n_parts` is the number of model-parallel
+    parts of Meta's format. `context` replaces the source's, which Meta's files do not state.
 
     Raises:
         ValueError: naming what is wrong with the source, the destination, or the choice of precision.
@@ -111,14 +117,23 @@ def convert(
     def size(part: Part) -> int:
         return part.elements * source.dtype(part).itemsize
 
-    result: dict[str, Any] = {
-        "stage": "convert",
-        "fingerprint": "",
-        "config": {"to": to, "dtype": dtype or "as it was", "context": source.config.context},
-        "code_version": code_version(),
-        "counts": {"parameters": sum(part.elements for part in parts(source.config))},
-        "inputs": [{"path": str(src), "format": kind}],
-    }
+    config = {"to": to, "dtype": dtype or "as it was", "context": source.config.context}
+
+    def manifest(files: Iterable[Path], mark: str = "") -> Manifest:
+        outputs = tuple(Output(file.name, file.stat().st_size) for file in sorted(files))
+        return Manifest(
+            stage="convert",
+            fingerprint=mark,
+            config=config,
+            code_version=code_version("formats"),
+            counts={"parameters": sum(part.elements for part in parts(source.config))},
+            inputs=(Input(str(src)),),
+            outputs=outputs,
+            bytes=sum(output.bytes for output in outputs),
+            seconds=round(time.monotonic() - started, 3),
+            details={"from": kind},
+        )
+
     with Bar(f"convert to {to}", sum(map(size, parts(source.config))), "bytes") as bar:
 
         def advance(part: Part) -> None:
@@ -126,27 +141,25 @@ def convert(
 
         if to == "gguf":
             with atomic_file(dst) as file:
-                gguf_files.write_gguf(source, file, precision, advance, dst.stem)
-            result |= _outcome([dst], dst.parent, started)
-        else:
-            assert not isinstance(precision, str)
-            with atomic_directory(dst) as folder:
-                if to == "puna":
-                    native.write_native(source, folder, precision, advance)
-                elif to == "hf":
-                    huggingface.write_huggingface(source, folder, precision, advance)
-                else:
-                    meta.write_meta(source, folder, precision, advance, n_parts)
-                _write_tokenizer(source, folder)
-                result |= _outcome([path for path in folder.iterdir() if path.is_file()], folder, started)
-                if to == "puna":
-                    digest = sha256_file(folder / WEIGHTS)
-                    result["fingerprint"] = fingerprint([digest, result["config"]])
-                    write_json(folder / MANIFEST, result)
-    return result
+                _gguf_files().write_gguf(source, file, precision, advance, dst.stem)
+            return manifest([dst])
+        assert not isinstance(precision, str)
+        with atomic_directory(dst) as folder:
+            if to == "puna":
+                native.write_native(source, folder, precision, advance)
+            elif to == "hf":
+                huggingface.write_huggingface(source, folder, precision, advance)
+            else:
+                meta.write_meta(source, folder, precision, advance, n_parts)
+            _write_tokenizer(source, folder)
+            if to != "puna":
+                return manifest(folder.iterdir())
+            result = manifest(folder.iterdir(), fingerprint([sha256_file(folder / WEIGHTS), config]))
+            write_manifest(folder, result)
+            return result
 
 
-def _precision(dtype: Precision | None, to: Format) -> torch.dtype | gguf_files.Quantised | None:
+def _precision(dtype: Precision | None, to: Format) -> torch.dtype | Quantised | None:
     if dtype is None or dtype in _DTYPES:
         return None if dtype is None else _DTYPES[dtype]
     if dtype not in get_args(Precision):
@@ -159,12 +172,3 @@ def _precision(dtype: Precision | None, to: Format) -> torch.dtype | gguf_files.
 def _write_tokenizer(source: Source, folder: Path) -> None:
     for name, file in source.tokenizer.items():
         (folder / name).write_bytes(file if isinstance(file, bytes) else file.read_bytes())
-
-
-def _outcome(files: list[Path], root: Path, started: float) -> dict[str, Any]:
-    outputs = [{"path": str(file.relative_to(root)), "bytes": file.stat().st_size} for file in sorted(files)]
-    return {
-        "outputs": outputs,
-        "bytes": sum(output["bytes"] for output in outputs),
-        "seconds": round(time.monotonic() - started, 3),
-    }

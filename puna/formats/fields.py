@@ -1,39 +1,15 @@
-"""Values out of a stranger's configuration, each checked before it is used.
+"""Values of an untrusted configuration file, each checked before it is used.
 
 Fields(params.json, {"dim": 4096, "n_heads": "32"}).whole("n_heads")
 ─> ValueError: params.json: n_heads is '32'; it must be a whole number
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 _REQUIRED: Any = object()
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's message as one line of sensible length."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:200] + "..."
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
-
-    Raises:
-        ValueError: naming the file, when it is missing, not JSON, or holds something else.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing; it lies beside the weights") from error
-    except (ValueError, RecursionError) as error:  # malformed JSON or UTF-8; nested without end
-        raise ValueError(f"{path} is not valid JSON ({one_line(error)}); get the file again") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}; it must be an object of fields")
-    return values
 
 
 class Fields:
@@ -43,7 +19,7 @@ class Fields:
         self.file, self.values, self.prefix = file, values, prefix
 
     def wrong(self, name: str, wanted: str) -> ValueError:
-        """The error for a value that cannot be."""
+        """The error for an invalid value."""
         return ValueError(f"{self.file}: {self.prefix}{name} is {self.values.get(name)!r}; {wanted}")
 
     def _get(self, name: str, default: T, kinds: tuple[type, ...], wanted: str) -> T:
@@ -69,12 +45,12 @@ class Fields:
         return self._get(name, default, (bool,), "true or false")
 
     def section(self, name: str) -> "Fields | None":
-        """An object within, or None when it is left out."""
+        """A nested object, or None when it is absent."""
         values = self._get(name, None, (dict,), "an object of fields")
         return None if values is None else Fields(self.file, values, f"{self.prefix}{name}.")
 
     def only(self, name: str, *accepted: Any) -> None:
-        """Refuse a field whose value is none of `accepted`; one left out passes.
+        """Refuse a field whose value is none of `accepted`; an absent one passes.
 
         Raises:
             ValueError: naming the field, its value, and what puna implements.

@@ -8,12 +8,13 @@
     wq wk wv         blk.N.attn_{q,k,v}.weight    norm        output_norm.weight
     wo               blk.N.attn_output.weight     output      output.weight   (absent when tied)
 
-Rotary rows hold pairs together. Norms are F32 always. Llama 3.1's slowing of the angles is a tensor,
-rope_freqs.weight: by how much each pair is slowed.
+Rotary rows hold pairs together. Norms are F32 always. Llama 3.1's RoPE scaling is a tensor,
+rope_freqs.weight: the divisor of each pair's frequency.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from gguf import dequantize as dequantize_rows
 from gguf import quantize as quantize_rows
 from torch import Tensor
 
-from puna.config import ModelConfig
+from puna.config import ModelConfig, RopeScaling
 from puna.formats.fields import Fields
 from puna.formats.gguf_vocabulary import add_vocabulary
 from puna.gguf import TensorPlace, read_header, vocabulary_only
@@ -91,16 +92,15 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-def _split(path: Path) -> tuple[Path, list[Path]]:
-    """The first file of a model and the others; a model may be split over several.
+def _files(path: Path, values: Mapping[str, Any]) -> list[Path]:
+    """The files of a model, the first first; `values` are the metadata of one of them.
 
     Raises:
         ValueError: naming the part that is missing.
     """
-    values = read_header(path).values
     count = values.get("split.count", 1)
     if not isinstance(count, int) or count <= 1:
-        return path, []
+        return [path]
     found = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name)
     if found is None or int(found[3]) != count:
         raise ValueError(
@@ -111,7 +111,7 @@ def _split(path: Path) -> tuple[Path, list[Path]]:
     for file in files:
         if not file.is_file():
             raise ValueError(f"{file} is missing, one of the {count} files of a split model; get it")
-    return files[0], files[1:]
+    return files
 
 
 class GGUFSource:
@@ -123,9 +123,11 @@ class GGUFSource:
         Raises:
             ValueError: naming what is damaged, or what puna does not implement.
         """
-        path, others = _split(path)
-        self._path = path
         header = read_header(path)
+        first, *others = _files(path, header.values)
+        if first != path:
+            path, header = first, read_header(first)
+        self._path = path
         self._tensors = header.tensors
         self._files = dict.fromkeys(self._tensors, path)
         for other in others:
@@ -175,7 +177,7 @@ class GGUFSource:
             config = ModelConfig(**base)
             config.validate()
             if rope is not None:
-                config = ModelConfig(**base, **self._slowing(config, fields, rope))
+                config = replace(config, rope_scaling=self._slowing(config, fields, rope))
                 config.validate()
         except ValueError as error:
             message = str(error)
@@ -185,19 +187,19 @@ class GGUFSource:
         fields.only(key + "vocab_size", config.vocab_size)
         return config
 
-    def _slowing(self, config: ModelConfig, fields: Fields, place: TensorPlace) -> dict[str, Any]:
-        """ModelConfig's fields for what rope_freqs.weight does, if Llama 3.1's rule can say it."""
+    def _slowing(self, config: ModelConfig, fields: Fields, place: TensorPlace) -> RopeScaling:
+        """What rope_freqs.weight does, as Llama 3.1's rule."""
         held = self._rows(ROPE_FREQS, place).double()
-        scaling: dict[str, Any] = {
-            "rope_factor": _shortest(held.max().item()),
-            "rope_low_freq_factor": _shortest(fields.number(_LOW, 1.0)),
-            "rope_high_freq_factor": _shortest(fields.number(_HIGH, 4.0)),
-            "rope_original_context": fields.whole(_ORIGINAL, 8192),
-        }
-        computed = _slowing(ModelConfig(**(config.__dict__ | scaling)))
+        scaling = RopeScaling(
+            factor=_shortest(held.max().item()),
+            low_freq_factor=_shortest(fields.number(_LOW, 1.0)),
+            high_freq_factor=_shortest(fields.number(_HIGH, 4.0)),
+            original_context=fields.whole(_ORIGINAL, 8192),
+        )
+        computed = _slowing(replace(config, rope_scaling=scaling))
         if held.shape != computed.shape or not torch.allclose(held, computed, rtol=1e-4):
             raise ValueError(
-                f"{ROPE_FREQS} is not Llama 3.1's scaling with factor {scaling['rope_factor']:g}; "
+                f"{ROPE_FREQS} is not Llama 3.1's scaling with factor {scaling.factor:g}; "
                 "puna implements no other"
             )
         return scaling
@@ -207,7 +209,7 @@ class GGUFSource:
         return _PLAIN.get(self._tensors[part.name(NAMES)].kind, torch.float32)
 
     def read(self, part: Part) -> Tensor:
-        """One part, dequantised where it was quantised, its rows as ours."""
+        """One parameter, dequantised where it is quantised, with its rows in puna's order."""
         name = part.name(NAMES)
         return to_halves(self._rows(name, self._tensors[name]), part.heads)
 

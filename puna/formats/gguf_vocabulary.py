@@ -5,19 +5,24 @@ the files beside it                ─> added tokens, BOS and EOS by name, all e
 tokenizer.gguf   (vocabulary only) ─> its own keys, as they are
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
 import sentencepiece
 from gguf import GGUFValueType, GGUFWriter, TokenType
 
-from puna.added_tokens import CONFIG, AddedToken, added_tokens
-from puna.formats.fields import one_line, read_object
-from puna.gguf import Entry, read_header
+from puna.added_tokens import CONFIG
+from puna.formats.special_ids import (
+    GENERATION,
+    MODEL,
+    added_to_pieces,
+    end_ids,
+    named_ids,
+    read_beside,
+    vocabulary_entries,
+)
 from puna.model.parts import VOCABULARY
+from puna.retry import one_line
 
-MODEL, GENERATION = "tokenizer.model", "generation_config.json"
 _KEY = "tokenizer.ggml."
 
 
@@ -41,71 +46,11 @@ def add_vocabulary(writer: GGUFWriter, tokenizer: dict[str, Path | bytes], vocab
         )
 
 
-def vocabulary_entries(file: Path | bytes) -> dict[str, Entry]:
-    """The tokenizer's keys of a vocabulary-only GGUF file."""
-    header = read_header(Path(VOCABULARY), file) if isinstance(file, bytes) else read_header(file)
-    return {key: entry for key, entry in header.entries.items() if key.startswith("tokenizer.")}
-
-
-def special_ids(tokenizer: dict[str, Path | bytes]) -> dict[str, Any]:
-    """`bos_token_id` and `eos_token_id` as the tokenizer's files say; SentencePiece's 1 and 2 otherwise."""
-    names = ("bos_token_id", "eos_token_id")
-    ids: dict[str, Any] = dict(zip(names, (1, 2), strict=True))
-    said: dict[str, Any] = {}
-    if VOCABULARY in tokenizer:
-        entries = vocabulary_entries(tokenizer[VOCABULARY])
-        said = {name: entries[_KEY + name].value for name in names if _KEY + name in entries}
-    else:
-        said = _named_ids(tokenizer) | _beside(tokenizer, GENERATION)
-    return ids | {name: said[name] for name in names if said.get(name) is not None}
-
-
-def end_ids(values: dict[str, Any], file: Path) -> list[int]:
-    """`eos_token_id` of a configuration, which is one id, several, or none.
-
-    Raises:
-        ValueError: naming the file, when it is anything else.
-    """
-    value = values.get("eos_token_id")
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(id, int) and not isinstance(id, bool) for id in ids):
-        raise ValueError(f"{file}: eos_token_id is {value!r}; it must be a token id, or a list of them")
-    return ids
-
-
-def _beside(tokenizer: dict[str, Path | bytes], name: str) -> dict[str, Any]:
-    """What one of a tokenizer's JSON files says; nothing where it is missing."""
-    file = tokenizer.get(name)
-    if file is None:
-        return {}
-    return json.loads(file) if isinstance(file, bytes) else read_object(file)
-
-
-def _added(tokenizer: dict[str, Path | bytes]) -> dict[int, AddedToken]:
-    file = tokenizer.get(MODEL)
-    return added_tokens(file.parent) if isinstance(file, Path) else {}
-
-
-def _named_ids(tokenizer: dict[str, Path | bytes]) -> dict[str, int]:
-    """`bos_token_id` and `eos_token_id` by the names that tokenizer_config.json gives."""
-    file = tokenizer.get(MODEL)
-    if not isinstance(file, Path):
-        return {}
-    ids = {token.content: id for id, token in _added(tokenizer).items()}
-    found = {}
-    for name in ("bos", "eos"):
-        value = _beside(tokenizer, CONFIG).get(f"{name}_token")
-        text = value.get("content") if isinstance(value, dict) else value
-        if text in ids:
-            found[f"{name}_token_id"] = ids[text]
-    return found
-
-
 def _template(tokenizer: dict[str, Path | bytes]) -> str | None:
     file = tokenizer.get("chat_template.jinja")
     if isinstance(file, Path):
         return file.read_text(encoding="utf-8")
-    found = _beside(tokenizer, CONFIG).get("chat_template")
+    found = read_beside(tokenizer, CONFIG).get("chat_template")
     if isinstance(found, list):  # several by name
         named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
         found = named.get("default")
@@ -115,7 +60,7 @@ def _template(tokenizer: dict[str, Path | bytes]) -> str | None:
 def _add_sentencepiece(writer: GGUFWriter, tokenizer: dict[str, Path | bytes], vocab_size: int) -> None:
     file = tokenizer[MODEL]
     assert isinstance(file, Path), "only a GGUF file holds its tokenizer within, and not as this one"
-    added = _added(tokenizer)
+    added = added_to_pieces(tokenizer)
     try:
         pieces = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
     except RuntimeError as error:
@@ -151,12 +96,12 @@ def _add_sentencepiece(writer: GGUFWriter, tokenizer: dict[str, Path | bytes], v
     writer.add_token_scores(scores)
     writer.add_token_types(types)
     writer.add_unk_token_id(pieces.unk_id())
-    said = _beside(tokenizer, CONFIG)
-    named = _named_ids(tokenizer)
+    said = read_beside(tokenizer, CONFIG)
+    named = named_ids(tokenizer)
     eos = named.get("eos_token_id", pieces.eos_id())
     writer.add_bos_token_id(named.get("bos_token_id", pieces.bos_id()))
     writer.add_eos_token_id(eos)
-    ends = end_ids(_beside(tokenizer, GENERATION), file.parent / GENERATION)
+    ends = end_ids(read_beside(tokenizer, GENERATION), file.parent / GENERATION)
     others = [id for id in dict.fromkeys(ends) if id != eos]
     if len(others) > 2:
         raise ValueError(

@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from puna.config import ModelConfig
-from puna.files import write_json
-from puna.formats.fields import Fields, read_object
-from puna.formats.gguf_vocabulary import GENERATION, end_ids, special_ids
+from puna.config import ModelConfig, RopeScaling
+from puna.files import read_object, write_json
+from puna.formats.fields import Fields
 from puna.formats.safetensors_stream import SafetensorsReader, SafetensorsWriter
+from puna.formats.special_ids import GENERATION, end_ids, special_ids
 from puna.model.parts import Part, Source, cast, check_shapes, parts, tokenizer_beside
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -122,13 +122,13 @@ def _rope(fields: Fields) -> dict[str, Any]:
         section.only("partial_rotary_factor", 1.0, 1)
     if rope.values.get("rope_type", rope.values.get("type", "default")) == "default":
         return {"rope_base": base}
-    return {
-        "rope_base": base,
-        "rope_factor": rope.number("factor"),
-        "rope_low_freq_factor": rope.number("low_freq_factor"),
-        "rope_high_freq_factor": rope.number("high_freq_factor"),
-        "rope_original_context": rope.whole("original_max_position_embeddings"),
-    }
+    scaling = RopeScaling(
+        factor=rope.number("factor"),
+        low_freq_factor=rope.number("low_freq_factor"),
+        high_freq_factor=rope.number("high_freq_factor"),
+        original_context=rope.whole("original_max_position_embeddings"),
+    )
+    return {"rope_base": base, "rope_scaling": scaling}
 
 
 class HuggingFaceSource:
@@ -188,7 +188,7 @@ class HuggingFaceSource:
         return self._reader.dtype(part.name(NAMES))
 
     def read(self, part: Part) -> Tensor:
-        """One part, its rows as ours."""
+        """One parameter."""
         return self._reader.rows(part.name(NAMES), 0, part.shape)
 
 

@@ -1,6 +1,6 @@
-"""Meta's own files: params.json and consolidated.NN.pth, one file a model-parallel part.
+"""Meta's own files: params.json and consolidated.NN.pth, one file per model-parallel part.
 
-    params.json            sizes; not the hidden width of SwiGLU (the tensors show it), not the context
+    params.json            sizes; without ffn_dim (the tensors show it) and the context
     consolidated.00.pth    a zip: data.pkl names tensors and their storages, data/0, data/1 … are the bytes
     consolidated.01.pth
     tokenizer.model        here or one folder up
@@ -29,9 +29,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from puna.config import ModelConfig
-from puna.files import write_json
-from puna.formats.fields import Fields, one_line, read_object
+from puna.config import ModelConfig, RopeScaling
+from puna.files import read_object, write_json
+from puna.formats.fields import Fields
 from puna.formats.torch_zip import TorchZipWriter
 from puna.model.parts import (
     FLOATS,
@@ -45,6 +45,7 @@ from puna.model.parts import (
     to_pairs,
     tokenizer_beside,
 )
+from puna.retry import one_line
 
 PARAMS = "params.json"
 PARTS = (1, 2, 4, 8)
@@ -113,29 +114,29 @@ class MetaSource:
         return tuple(size // count if i == axis else size for i, size in enumerate(part.shape))
 
     def _settle(self, fields: Fields) -> ModelConfig:
-        """What only the tensors can tell: whether the output is the embedding."""
+        """What only the tensors show: whether the output is the embedding."""
         first, *_, last = parts(self.config)
         tied = torch.equal(self.read(first), self.read(last))
         config = replace(self.config, tied_embeddings=tied)
         if not fields.flag("use_scaled_rope"):
             return config
-        # Llama 3.1 slows by 8. The small models of 3.2, which alone are tied, by 32, and say so nowhere.
-        return replace(
-            config,
-            rope_factor=fields.number("rope_scaling_factor", 32.0 if tied else 8.0),
-            rope_high_freq_factor=fields.number("rope_high_freq_factor", 4.0),
+        # Llama 3.1 scales by 8; the small models of 3.2, the only tied ones, by 32, which params.json omits.
+        scaling = RopeScaling(
+            factor=fields.number("rope_scaling_factor", 32.0 if tied else 8.0),
+            high_freq_factor=fields.number("rope_high_freq_factor", 4.0),
         )
+        return replace(config, rope_scaling=scaling)
 
     def dtype(self, part: Part) -> torch.dtype:
         """The precision that `read` gives."""
         return self._dtypes[part.name(NAMES)]
 
     def read(self, part: Part) -> Tensor:
-        """One part, merged from all files, its rows as ours."""
+        """One parameter, merged from all files, with its rows in puna's order."""
         axis, name = self._axis.get(part.role), part.name(NAMES)
         whole = torch.empty(part.shape, dtype=self.dtype(part))
         pieces = [whole] if axis is None else whole.chunk(len(self._files), axis)
-        # Pages that were read stay in memory while a file is mapped, so it is mapped anew now and then.
+        # Pages that were read stay in memory while a file is mapped, so it is mapped anew after some bytes.
         if not self._mapped or self._bytes_read > REMAP_BYTES:
             self._mapped, self._bytes_read = [], 0
             self._mapped = [_mapped(path) for path in self._files]
@@ -291,7 +292,7 @@ def params_values(config: ModelConfig) -> dict[str, Any]:
     if scaling is not None:
         if (scaling.low_freq_factor, scaling.original_context) != (1, 8192):
             raise ValueError(
-                "params.json has no field for model.rope_low_freq_factor and model.rope_original_context, "
+                "params.json has no field for model.rope_scaling.low_freq_factor and .original_context, "
                 f"which are {scaling.low_freq_factor:g} and {scaling.original_context}, not 1 and 8192; "
                 "convert to hf or gguf"
             )

@@ -14,12 +14,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from puna.config import CONFIG, RunConfig, TrainConfig, from_dict, to_dict
-from puna.files import write_json
-from puna.formats.fields import read_object
+from puna.config import ComputeConfig, RunConfig, run_config, to_dict
+from puna.files import read_object, write_json
 from puna.formats.safetensors_stream import SafetensorsReader, SafetensorsWriter
 from puna.model.parts import Part, Source, cast, check_shapes, parts, tokenizer_beside
-from puna.model.weights import WEIGHTS, fused_rows, newest_weights
+from puna.model.weights import fused_rows
+from puna.rundir import CONFIG, WEIGHTS, newest_weights
 
 
 class NativeSource:
@@ -33,7 +33,7 @@ class NativeSource:
         """
         file = directory / CONFIG
         try:
-            self.config = from_dict(RunConfig, read_object(file)).model
+            self.config = run_config(read_object(file)).model
             self.config.validate()
         except ValueError as error:
             raise ValueError(str(error) if str(file) in str(error) else f"{file}: {error}") from error
@@ -69,8 +69,8 @@ def write_native(
             writer.append(name, cast(source.read(part), layout[name][0], name))
             advance(part)
     precision: Literal["bf16", "fp32"] = "fp32" if layout["embedding"][0] == torch.float32 else "bf16"
-    train = TrainConfig(precision=precision)
-    write_json(directory / CONFIG, to_dict(RunConfig(recipe="converted", model=source.config, train=train)))
+    config = RunConfig(recipe="converted", model=source.config, compute=ComputeConfig(precision=precision))
+    write_json(directory / CONFIG, to_dict(config))
 
 
 def is_native(directory: Path) -> bool:

@@ -1,29 +1,36 @@
 """A model's files -> an engine that answers.
 
-In:  a run directory, or one that `puna convert --to puna` wrote: configuration, weights, tokenizer.
-Out: an Engine, with the runner that the weights' precision and the machine ask for.
+In:  a run directory, or a model in another format: Hugging Face, Meta, GGUF.
+Out: an Engine, with the runner for the precision of the weights and for this machine.
+
+    files ──open_source──> Source ─┬─ weights, a matrix at a time ─> Runner ─┐
+                                   └─ vocabulary, chat template ───> Tokenizer ──> Engine
+
+Other formats are read as they are: each matrix goes from the file's precision to that of the runner in one
+step, and nothing is written.
 """
 
 import logging
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
-from puna.config import read_config
+from puna.config import ModelConfig, read_config
 from puna.devices import DeviceName, choose_device
-from puna.formats.convert import open_source
+from puna.formats.convert import Format, open_source
 from puna.generate.engine import Engine
 from puna.generate.runners.base import DTYPES, CacheDtype, Runner, Weights
 from puna.generate.runners.cache import BLOCK, block_bytes
 from puna.generate.runners.packed import PackedRunner, library_for, plain_model
 from puna.generate.runners.pytorch import PlainRunner
-from puna.model.parts import Source
+from puna.model.parts import Source, parts
 from puna.tokens.chat_template import ChatTemplate
 from puna.tokens.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
-_CACHE_BYTES = 1 << 31  # of the cache, at most, when nobody says how many tokens
+_CACHE_BYTES = 1 << 31  # maximum size of the KV cache, unless a number of tokens is given
 
 
 def load_engine(
@@ -35,34 +42,69 @@ def load_engine(
     max_batch: int = 16,
     device: DeviceName = "auto",
 ) -> Engine:
-    """Load a run's newest weights, or a converted model, with its tokenizer.
+    """Load a model in any format, with its tokenizer; of a run, the newest weights.
 
-    `weights`: their precision; as the run trained when not given. `cache_tokens`: places for keys and values;
-    enough for `max_batch` full contexts when not given, or as many as fit into 2 GiB, one context at least.
-    `cache_dtype`: that of the products when not given. `device`: a CUDA device where there is one, else the
-    CPU, with `auto`.
+    Args:
+        path: a run directory, a Hugging Face or Meta directory, or a .gguf file.
+        weights: precision of the weights in memory. None: a run's training precision; bf16 for a .gguf
+            file; for other formats fp32 if stored in fp32, else bf16.
+        cache_tokens: size of the KV cache in tokens. None: max_batch times the context, at most 2 GiB.
+        cache_dtype: precision of the KV cache. None: fp32 with fp32 weights, else bf16.
+        max_batch: maximum number of requests that are answered concurrently.
+        device: device that computes; `auto` is a CUDA device if there is one, else the CPU.
 
     Raises:
-        ValueError: when `path` holds no model, this machine no such device, or an option cannot be.
+        ValueError: no model at `path`, invalid files, a missing device, or an invalid option.
     """
     chosen_device = choose_device(device)
-    config = read_config(path)
     if max_batch < 1:
         raise ValueError(f"max-batch is {max_batch}; it must be positive")
-    tokenizer = Tokenizer(path)
-    trained = config.train.precision  # "auto" only in a file that no run wrote: the masters are fp32
-    chosen: Weights = weights or ("fp32" if trained == "auto" else trained)
+    kind, source = open_source(path)
+    tokenizer = _load_tokenizer(path, kind, source)
+    chosen = weights or _default_weights(path, kind, source)
     dtype = DTYPES[cache_dtype or ("fp32" if chosen == "fp32" else "bf16")]
-    context = -(-config.model.context // BLOCK)
-    if cache_tokens is None:
-        n_blocks = min(max_batch * context, _CACHE_BYTES // block_bytes(config.model, dtype))
-        n_blocks = max(n_blocks, context)
-    elif cache_tokens < BLOCK:
-        raise ValueError(f"cache-tokens is {cache_tokens}; it must be {BLOCK} or above")
-    else:
-        n_blocks = cache_tokens // BLOCK
-    runner = load_runner(open_source(path)[1], chosen, n_blocks, dtype, chosen_device)
+    n_blocks = _n_blocks(source.config, dtype, max_batch, cache_tokens)
+    runner = load_runner(source, chosen, n_blocks, dtype, chosen_device)
     return Engine(runner, tokenizer, max_batch, ChatTemplate.of(tokenizer))
+
+
+def _default_weights(path: Path, kind: Format, source: Source) -> Weights:
+    if kind == "puna":
+        trained = read_config(path).compute.precision
+        return "fp32" if trained == "auto" else trained
+    embedding = next(parts(source.config))
+    return "fp32" if kind != "gguf" and source.dtype(embedding) == torch.float32 else "bf16"
+
+
+def _load_tokenizer(path: Path, kind: Format, source: Source) -> Tokenizer:
+    """The model's own tokenizer.
+
+    Raises:
+        ValueError: when there is none, or it is not one that puna reads.
+    """
+    if not source.tokenizer:
+        raise ValueError(f"{path} holds no tokenizer; put the model's own tokenizer beside its weights")
+    if kind == "gguf":
+        return Tokenizer(path)
+    folders = {file.parent if isinstance(file, Path) else None for file in source.tokenizer.values()}
+    if len(folders) == 1 and (folder := folders.pop()):
+        return Tokenizer(folder)
+    with TemporaryDirectory() as together:  # in two folders, or completed from other files in memory
+        for name, file in source.tokenizer.items():
+            (Path(together) / name).write_bytes(file if isinstance(file, bytes) else file.read_bytes())
+        tokenizer = Tokenizer(together)
+        _ = tokenizer.settings  # read while the files exist
+    return tokenizer
+
+
+def _n_blocks(config: ModelConfig, dtype: torch.dtype, max_batch: int, cache_tokens: int | None) -> int:
+    """The number of KV-cache blocks."""
+    if cache_tokens is not None:
+        if cache_tokens < BLOCK:
+            raise ValueError(f"cache-tokens is {cache_tokens}; it must be at least {BLOCK}")
+        return cache_tokens // BLOCK
+    one_context = -(-config.context // BLOCK)
+    return max(one_context, min(max_batch * one_context, _CACHE_BYTES // block_bytes(config, dtype)))
 
 
 def load_runner(

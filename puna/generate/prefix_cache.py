@@ -1,11 +1,11 @@
-"""Whose cache blocks are whose, and which hold the beginning of a text that may come again.
+"""KV-cache block allocator with prefix caching.
 
-    free ──take──> owned by a sequence ──publish──> findable by what it holds and all before it
-      ^                  │ release                     │ match: shared, counted
-      └──────────────────┴──── oldest unused first <───┘
+    free ──allocate──> used by a sequence ──register──> cached: found by the hash of its prefix
+      ^                  │ release                        │ match: shared, reference-counted
+      └──────────────────┴── least recently used first <──┘
 
-A block's name is a digest of its tokens and of the name of the block before it, so a name stands for a
-whole beginning of a text. What no sequence uses any more stays findable until its memory is wanted.
+A block's hash covers its tokens and the hash of the block before it, so it stands for a whole prefix. Blocks
+that no sequence uses stay cached until their memory is needed.
 """
 
 import hashlib
@@ -20,85 +20,85 @@ from puna.generate.runners.cache import BLOCK
 _ROOT = b""
 
 
-def names(tokens: Sequence[int], count: int, before: bytes = _ROOT) -> list[bytes]:
-    """The names of the first `count` blocks of tokens that follow the block named `before`."""
-    found = []
+def block_hashes(tokens: Sequence[int], count: int, parent: bytes = _ROOT) -> list[bytes]:
+    """The hashes of the first `count` full blocks of tokens; `parent` is the hash of the block before."""
+    hashes = []
     for start, end in pairwise(range(0, (count + 1) * BLOCK, BLOCK)):
         data = np.array(tokens[start:end], np.int64).tobytes()
-        before = hashlib.blake2b(before + data, digest_size=16).digest()
-        found.append(before)
-    return found
+        parent = hashlib.blake2b(parent + data, digest_size=16).digest()
+        hashes.append(parent)
+    return hashes
 
 
 class BlockPool:
-    """The blocks 0..n-1 of a cache. A block that several sequences use is counted once for each."""
+    """The blocks 0..n-1 of a KV cache, reference-counted."""
 
     def __init__(self, n_blocks: int) -> None:
         self.n_blocks = n_blocks
         self._free = list(range(n_blocks - 1, -1, -1))
-        self._users = [0] * n_blocks
-        self._names: dict[int, bytes] = {}
-        self._found: dict[bytes, int] = {}
-        self._unused: OrderedDict[int, None] = OrderedDict()  # named, without users, the oldest first
+        self._references = [0] * n_blocks
+        self._hashes: dict[int, bytes] = {}
+        self._cached: dict[bytes, int] = {}
+        self._unused: OrderedDict[int, None] = OrderedDict()  # cached, without references, the oldest first
 
     @property
     def available(self) -> int:
-        """Blocks that can be taken: free, or kept only in case their text comes again."""
+        """Blocks that can be allocated: free, or cached and unused."""
         return len(self._free) + len(self._unused)
 
     @property
     def used(self) -> int:
-        """Blocks that sequences hold."""
+        """Blocks that sequences use."""
         return self.n_blocks - self.available
 
     @property
-    def kept(self) -> int:
-        """Blocks that nobody uses, but whose text is still findable."""
+    def unused(self) -> int:
+        """Cached blocks that no sequence uses."""
         return len(self._unused)
 
-    def match(self, chain: Sequence[bytes]) -> list[int]:
-        """The blocks of the longest beginning of a chain of names that is held."""
+    def match(self, hashes: Sequence[bytes]) -> list[int]:
+        """The cached blocks of the longest prefix of a sequence with these block hashes."""
         found = []
-        for name in chain:
-            if name not in self._found:
+        for block_hash in hashes:
+            if block_hash not in self._cached:
                 break
-            found.append(self._found[name])
+            found.append(self._cached[block_hash])
         return found
 
     def acquire(self, shared: Sequence[int], count: int) -> list[int] | None:
-        """Use matched blocks and take `count` more; the table, or None when there are too few."""
-        resting = sum(block in self._unused for block in shared)
-        if count > self.available - resting:
+        """Share matched blocks and allocate `count` more; the block table, or None if there are too few."""
+        n_unused = sum(block in self._unused for block in shared)
+        if count > self.available - n_unused:
             return None
         for block in shared:
-            self._users[block] += 1
+            self._references[block] += 1
             self._unused.pop(block, None)
-        return [*shared, *(self._take() for _ in range(count))]
+        return [*shared, *(self._allocate() for _ in range(count))]
 
-    def _take(self) -> int:
+    def _allocate(self) -> int:
         if not self._free:
             block, _ = self._unused.popitem(last=False)
-            del self._found[self._names.pop(block)]
+            del self._cached[self._hashes.pop(block)]
             self._free.append(block)
         block = self._free.pop()
-        assert self._users[block] == 0
-        self._users[block] = 1
+        assert self._references[block] == 0
+        self._references[block] = 1
         return block
 
-    def publish(self, block: int, name: bytes) -> None:
-        """Make a full block findable. Of two that hold the same, the first stays the one that is found."""
-        assert self._users[block] > 0
-        if name not in self._found and block not in self._names:
-            self._found[name] = block
-            self._names[block] = name
+    def register(self, block: int, block_hash: bytes) -> None:
+        """Cache a full block. Of two with the same hash, the first stays the cached one."""
+        assert self._references[block] > 0
+        if block_hash not in self._cached and block not in self._hashes:
+            self._cached[block_hash] = block
+            self._hashes[block] = block_hash
 
     def release(self, table: Sequence[int]) -> None:
-        """A sequence is done with its blocks. Its last ones count as older: a beginning serves more texts."""
+        """Drop a sequence's references. Its last blocks are evicted first: a prefix serves more sequences."""
         for block in reversed(table):
-            self._users[block] -= 1
-            assert self._users[block] >= 0
-            if self._users[block] == 0:
-                if block in self._names:
+            self._references[block] -= 1
+            assert self._references[block] >= 0
+            if self._references[block] == 0:
+                if block in self._hashes:
                     self._unused[block] = None
                 else:
                     self._free.append(block)

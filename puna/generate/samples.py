@@ -16,9 +16,9 @@ from puna.tokens.tokenizer import Tokenizer
 def sampler(
     tokenizer: Path, prompts: Sequence[str], sampling: Sampling, max_tokens: int = 96
 ) -> Callable[[Llama], list[dict[str, Any]]]:
-    """A function that continues `prompts` with the model it is given, one record a prompt.
+    """A function that continues `prompts` with the model it is given; returns one record per prompt.
 
-    `tokenizer` is read when the function is called: a run's own is there once the run has begun.
+    `tokenizer` is read when the function is called: a run copies it into its directory when it starts.
     """
 
     def sample(model: Llama) -> list[dict[str, Any]]:

@@ -3,8 +3,8 @@
     logits_V ─> bias, penalties ─> / temperature ─> top-k ─> top-p ─> min-p ─> one uniform number ─> id
         └─────> log-probabilities, of the model's own distribution
 
-The order is transformers'. Each draw takes one number from the request's own generator, so what it draws
-does not depend on what else is sampled.
+The order is that of transformers. Each call takes one number from the request's own generator, so a
+request's tokens do not depend on other requests.
 """
 
 import math
@@ -15,26 +15,28 @@ from torch import Tensor
 
 from puna.config import Sampling
 
-# How many of the likeliest are looked at first: nearly always they hold the nucleus, and nothing is sorted.
+# How many of the most likely tokens are tried first: they nearly always hold the nucleus, without a sort.
 _FIRST = (256, 4096)
 
 
-def draw(logits_V: Tensor, sampling: Sampling, generator: torch.Generator, seen: Tensor | None = None) -> int:
+def draw(
+    logits_V: Tensor, sampling: Sampling, generator: torch.Generator, distinct: Tensor | None = None
+) -> int:
     """The id of the next token, from fp32 logits (V,).
 
-    `seen` are the ids of prompt and answer so far, each once, for the repetition penalty.
+    `distinct` are the ids of prompt and answer so far, each once, for the repetition penalty.
     """
-    if sampling.repetition_penalty != 1 and seen is not None:
-        logits_V = _penalised(logits_V, seen, sampling.repetition_penalty)
+    if sampling.repetition_penalty != 1 and distinct is not None:
+        logits_V = _penalised(logits_V, distinct, sampling.repetition_penalty)
     if sampling.temperature == 0:
         return int(logits_V.argmax())
     likely, ids = _filtered(logits_V / sampling.temperature, sampling)
     sums = (likely - likely.max()).exp().cumsum(0, dtype=torch.float64)
-    # Inverse of the cumulative distribution. Right: what has no probability at all is never hit.
+    # Inverse of the cumulative distribution. right=True: a token of zero probability is never picked.
     number = torch.rand((), dtype=torch.float64, generator=generator).to(sums.device)
-    place = int(torch.searchsorted(sums, number * sums[-1], right=True))
-    place = min(place, len(sums) - 1)
-    return place if ids is None else int(ids[place])
+    index = int(torch.searchsorted(sums, number * sums[-1], right=True))
+    index = min(index, len(sums) - 1)
+    return index if ids is None else int(ids[index])
 
 
 def adjusted(
@@ -44,9 +46,9 @@ def adjusted(
     presence: float,
     frequency: float,
 ) -> Tensor:
-    """Logits (V,) plus a bias by id, less the penalties of the ids that the answer holds, with how often.
+    """Logits (V,) plus a bias by id, minus the penalties of the ids in `counts`, the answer's tokens.
 
-    Raises nothing: ids outside the vocabulary are the caller's to refuse.
+    The caller checks that ids are inside the vocabulary.
     """
     changes = dict(bias)
     if presence or frequency:
@@ -59,15 +61,15 @@ def adjusted(
     return logits_V.index_add(0, ids, values)
 
 
-def _penalised(logits_V: Tensor, seen: Tensor, penalty: float) -> Tensor:
+def _penalised(logits_V: Tensor, distinct: Tensor, penalty: float) -> Tensor:
     logits_V = logits_V.clone()
-    old = logits_V[seen]
-    logits_V[seen] = torch.where(old > 0, old / penalty, old * penalty)
+    old = logits_V[distinct]
+    logits_V[distinct] = torch.where(old > 0, old / penalty, old * penalty)
     return logits_V
 
 
 def _filtered(logits_V: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
-    """The logits that stay, and their ids, in falling order; all, without ids, where nothing is filtered."""
+    """The logits that pass the filters and their ids, in falling order; all, without ids, if none filters."""
     if not sampling.top_k and sampling.top_p == 1 and sampling.min_p == 0:
         return logits_V, None
     V = len(logits_V)
@@ -81,7 +83,7 @@ def _filtered(logits_V: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | No
             if count >= V or _is_enough(likely, all_, sampling):
                 break
     if sampling.top_p < 1:
-        # A token stays while what is likelier than it has not reached p: the first always stays.
+        # A token is kept while the more likely ones have not reached p, so the first always is.
         probabilities = (likely - all_).exp()
         before = probabilities.cumsum(0) - probabilities
         likely = likely[: max(1, int((before < sampling.top_p).sum()))]
@@ -91,14 +93,14 @@ def _filtered(logits_V: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | No
 
 
 def _is_enough(likely: Tensor, all_: Tensor, sampling: Sampling) -> bool:
-    """Whether all that the filters may keep is among the likeliest looked at."""
+    """Whether all tokens that the filters may keep are among the most likely ones tried."""
     if sampling.top_p < 1 and float((likely - all_).exp().sum()) > sampling.top_p:
         return True
     return sampling.min_p > 0 and bool(likely[-1] < likely[0] + math.log(sampling.min_p))
 
 
 def logprobs(logits_V: Tensor, token: int, k: int) -> tuple[float, tuple[tuple[int, float], ...]]:
-    """ln of a token's probability in the model's own distribution, and the k likeliest ids with theirs."""
+    """A token's log-probability in the model's own distribution, and the k most likely ids with theirs."""
     all_ = logits_V.logsumexp(0)
     values, ids = logits_V.topk(min(k, len(logits_V))) if k else (logits_V[:0], logits_V[:0])
     top = zip(ids.tolist(), (values - all_).tolist(), strict=True)

@@ -1,7 +1,7 @@
 """The elementwise arithmetic between the matrix products, as pure functions, each one pass over memory.
 
 Eager PyTorch makes a pass over memory for every operation, and at the sizes of a CPU's cache that costs as
-much as the matrix products. So each function stands here twice:
+much as the matrix products. So each function is defined twice:
 
     @kernel                    in PyTorch: the specification, which runs on any device and in any precision,
     def rms_forward            compiled by torch.compile on GPUs when `compile_kernels` asks for it
@@ -34,7 +34,7 @@ SOURCES = tuple(
     Path(__file__).with_name(f"{name}.cpp")
     for name in ("elementwise", "attention", "matmul", "attention_bf16", "matmul_bf16")
 )
-"""All that a training step needs, to compile together (`extension.prepare`)."""
+"""All that a training step needs, to compile together (`build.prepare`)."""
 
 
 class Kernel(Generic[P, R]):
@@ -169,10 +169,10 @@ def _rms_recompute(x_ND: Tensor, r_N1: Tensor, norm_D: Tensor, dtype: torch.dtyp
 def rms_backward(dn_ND: Tensor, x_ND: Tensor, r_N1: Tensor, norm_D: Tensor) -> tuple[Tensor, Tensor]:
     """From n = x̂ · norm, x̂ = x · r: dx = r · (g - x̂ · mean(g · x̂)) with g = dn · norm; dnorm = Σ dn · x̂."""
     dn_ND, x_ND = _upcast(dn_ND), _upcast(x_ND)
-    hat_ND = x_ND * r_N1
+    normalised_ND = x_ND * r_N1
     g_ND = dn_ND * norm_D
-    dx_ND = r_N1 * (g_ND - hat_ND * (g_ND * hat_ND).mean(-1, keepdim=True))
-    return dx_ND, (dn_ND * hat_ND).flatten(0, -2).sum(0)
+    dx_ND = r_N1 * (g_ND - normalised_ND * (g_ND * normalised_ND).mean(-1, keepdim=True))
+    return dx_ND, (dn_ND * normalised_ND).flatten(0, -2).sum(0)
 
 
 @rms_backward.cpu
@@ -204,7 +204,7 @@ def _swiglu_forward(gate_up_N2F: Tensor) -> Tensor:
 
 @kernel
 def swiglu_backward(dz_NF: Tensor, gate_up_N2F: Tensor) -> tuple[Tensor, Tensor]:
-    """d(gate, up) = (dz · up · σ(g) · (1 + g · (1 - σ(g))), dz · silu(g)), and z computed again."""
+    """d(gate, up) = (dz · up · σ(g) · (1 + g · (1 - σ(g))), dz · silu(g)), and z recomputed."""
     gate_NF, up_NF = _upcast(gate_up_N2F).chunk(2, dim=-1)
     dz_NF = _upcast(dz_NF)
     sigmoid_NF = torch.sigmoid(gate_NF)

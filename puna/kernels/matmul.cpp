@@ -154,7 +154,7 @@ template <class F>
 void pack(float* panels, long first, long last, long start, long end, long sums, bool round, F at) {
 #pragma omp parallel for schedule(static) if ((last - first) * (end - start) > ALONE / 64)
     for (long c = first / WIDTH * WIDTH; c < last; c += WIDTH) {
-        const auto pack_step = [&](long k, long from, long to) {
+        const auto pack_step = [&](long k, long from, long to) __attribute__((always_inline)) {
             for (long t = from; t < to; t++) {
                 const float w = at(c + t, k);
                 panels[c * sums + k * WIDTH + t] = round ? rounded_to_bf16(w) : w;

@@ -2,7 +2,7 @@
 
     y = x @ W.T        dx = dy @ W        dW += dy.T @ x
 
-Which run, measured in docs/lab-notes.md:
+Which implementation runs (measurements in docs/lab-notes.md):
 
     bf16, CPU with AVX512-BF16          matmul_bf16.cpp: dot products of bf16 pairs
     bf16, CPU without bf16 products     matmul.cpp: bf16 in memory, fp32 arithmetic (PyTorch: 60x slower)

@@ -1,9 +1,9 @@
-"""What a block keeps for its backward: four interchangeable ways, equal to rounding.
+"""What a block saves for its backward: four interchangeable modes, equal to rounding.
 
-manual      the hand-written backward of layers.py: outputs of linear layers kept, the rest recomputed
-selective   PyTorch's checkpointing of each block, with the matrix products' results kept
-full        PyTorch's checkpointing of each block: only its input is kept
-none        all that autograd wants
+manual      the hand-written backward of layers.py: saves outputs of linear layers, recomputes the rest
+selective   PyTorch's checkpointing of each block, with the results of matrix products saved
+full        PyTorch's checkpointing of each block: saves its input only
+none        all that autograd saves
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from puna.config import Activations
 
 _aten = torch.ops.aten
-_KEPT = {
+_SAVED = {
     _aten.mm.default,
     _aten.addmm.default,
     _aten._scaled_dot_product_flash_attention.default,
@@ -26,15 +26,15 @@ _KEPT = {
 }
 
 
-def _keep_products(context: Any, operator: Any, *arguments: Any, **keywords: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operator in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+def _save_products(context: Any, operator: Any, *arguments: Any, **keywords: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operator in _SAVED else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def recomputed(block: Callable[[Tensor], Tensor], x_BTD: Tensor, activations: Activations) -> Tensor:
-    """block(x), with what `activations` says kept for the backward."""
+    """block(x), saving for the backward what the mode `activations` saves."""
     if activations == "full" and torch.is_grad_enabled():
         return checkpoint(block, x_BTD, use_reentrant=False)
     if activations == "selective" and torch.is_grad_enabled():
-        contexts = partial(create_selective_checkpoint_contexts, _keep_products)
+        contexts = partial(create_selective_checkpoint_contexts, _save_products)
         return checkpoint(block, x_BTD, use_reentrant=False, context_fn=contexts)
     return block(x_BTD)

@@ -1,9 +1,9 @@
 """Causal attention that never stores the scores and never computes the masked ones (paper section 2.4).
 
-On CPUs it is `FusedAttention`, our own kernels, which keep a head in a core's cache: attention_bf16.cpp for
-bf16 where there is AVX512-BF16, attention.cpp for fp32 and bf16 with any instruction set. They are faster
-than PyTorch's (docs/lab-notes.md). On GPUs, in fp64 and without a C++ compiler it is PyTorch's
-`scaled_dot_product_attention`, whose flash kernels are the best there are on GPUs.
+On CPUs our own kernels run (`FusedAttention`), which compute a head within a core's cache: attention_bf16.cpp
+for bf16 where there is AVX512-BF16, attention.cpp for fp32 and bf16 with any instruction set. They are faster
+than PyTorch's (docs/lab-notes.md). On GPUs, in fp64 and without a C++ compiler, PyTorch's
+`scaled_dot_product_attention` runs.
 
         keys ─────────────>
     rows ████                 a block of rows against the keys up to its last row, the diagonal masked
@@ -27,9 +27,9 @@ Split = Callable[[Tensor, Tensor, Tensor, int, int], tuple[Tensor, Tensor, Tenso
 def rotary_attention(
     qkv_BTXE: Tensor, cos_TE: Tensor, sin_TE: Tensor, heads: int, kv_heads: int, split_rotate: Split
 ) -> Tensor:
-    """Fused q, k, v (B, T, H + 2K, E), not yet rotated -> attention (B, T, H, E).
+    """q, k, v side by side (B, T, H + 2K, E), not yet rotated -> attention (B, T, H, E).
 
-    `split_rotate` takes them apart where our kernels, which read them as they lie, do not run.
+    Our kernels read them in place; PyTorch's attention gets what `split_rotate` returns.
     """
     if kernel.is_fused(qkv_BTXE) and cos_TE.dtype == torch.float32:
         return FusedAttention.apply(qkv_BTXE, cos_TE, sin_TE, heads, kv_heads)
@@ -47,8 +47,8 @@ def causal_attention(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> Tensor:
 class FusedAttention(Function):
     """o = softmax(mask(q @ k.T / sqrt(E))) @ v, q and k rotated      qkv: (B, T, H + 2K, E)   o: (B, T, H, E)
 
-    Saves qkv as it came, o, and the rows' log Σ exp; the backward recomputes the rotation and the
-    probabilities. The rotation's own backward, a turn by the opposite angles, is done on the way out.
+    Saves the unrotated qkv, o, and the rows' log Σ exp; the backward recomputes the rotation and the
+    probabilities, and rotates the gradients of q and k by the opposite angles.
     """
 
     @staticmethod

@@ -52,7 +52,7 @@ class LinearCrossEntropy(Function):
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         dhidden_ND, dweight_VD = ctx.saved_tensors  # type: ignore[attr-defined]
-        # On a CPU a look at the gradient costs nothing, and usually spares two passes over memory.
+        # On a CPU reading the gradient costs nothing, and usually saves two passes over memory.
         if not (grads[0].is_cpu and grads[0].item() == 1):
             dhidden_ND, dweight_VD = dhidden_ND * grads[0].to(dhidden_ND.dtype), dweight_VD * grads[0]
         return dhidden_ND, dweight_VD, None, None

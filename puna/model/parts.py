@@ -31,7 +31,7 @@ from torch import Tensor
 from puna.config import ModelConfig
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-# What may lie beside weights and belongs to the tokenizer. `VOCABULARY` is a GGUF file without tensors.
+# Files beside weights that belong to the tokenizer. `VOCABULARY` is a GGUF file without tensors.
 VOCABULARY = "tokenizer.gguf"
 TOKENIZER_FILES = (
     "tokenizer.model",
@@ -122,10 +122,10 @@ class Source(Protocol):
 
     config: ModelConfig
     tokenizer: dict[str, Path | bytes]
-    """Files that belong to the tokenizer, by name: where they lie, or their bytes."""
+    """Files that belong to the tokenizer, by name: their paths, or their bytes."""
 
     def dtype(self, part: Part) -> torch.dtype:
-        """The precision that `read` gives."""
+        """The precision of what `read` returns."""
 
     def read(self, part: Part) -> Tensor:
         """One part in puna's order of rows, contiguous, in memory of its own."""
@@ -139,21 +139,21 @@ def tokenizer_beside(directory: Path) -> dict[str, Path | bytes]:
 def check_shapes(
     file: Path, wanted: Iterable[tuple[str, tuple[int, ...]]], held: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Compare what a model must hold with what a file does.
+    """Compare the tensors that a model expects with those that a file holds.
 
     Raises:
-        ValueError: naming the first tensor that is missing, not known, or of another shape.
+        ValueError: naming the first tensor that is missing, unexpected, or of another shape.
     """
     known = set()
     for name, shape in wanted:  # one by one: a configuration may claim a billion layers
         if name not in held:
             raise ValueError(f"{file} lacks the tensor {name}; the file is incomplete, or of another model")
         if shape != held[name]:
-            raise ValueError(f"{file}: {name} has shape {held[name]}; by the configuration it is {shape}")
+            raise ValueError(f"{file}: {name} has shape {held[name]}; the configuration expects {shape}")
         known.add(name)
     for name in held:
         if name not in known:
-            raise ValueError(f"{file} holds the tensor {name}, which a LLaMA of this configuration has not")
+            raise ValueError(f"{file}: unexpected tensor {name} for this configuration")
 
 
 def cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:

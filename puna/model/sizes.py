@@ -1,6 +1,6 @@
 """How large a model is: parameters and floating-point operations, as formulas of its configuration.
 
-7b ─> 6,738,415,616 parameters, 13.0 + 1.1 GFLOP a token forward at context 2,048
+7b ─> 6,738,415,616 parameters, 13.0 + 1.1 GFLOP per token forward at context 2,048
 """
 
 from puna.config import ModelConfig
@@ -23,7 +23,7 @@ def parameters(config: ModelConfig) -> int:
 def forward_flops_per_token(config: ModelConfig) -> float:
     """Multiplications and additions of the matrix products for one token of a full context.
 
-    A weight costs 2; attention's two products cost 4 · heads · head dim a visible key, and with the
+    A weight costs 2; attention's two products cost 4 · heads · head dim per visible key, and with the
     causal mask a token sees half the context on average. Elementwise work is not counted.
     """
     visible = (config.context + 1) / 2
@@ -37,7 +37,7 @@ def train_flops_per_token(config: ModelConfig) -> float:
 
 
 def saved_bytes_per_token_and_layer(config: ModelConfig, compute_bytes: int) -> int:
-    """What the hand-written backward keeps of a block for each token (paper section 2.4).
+    """What the hand-written backward saves of a block, in bytes per token (paper section 2.4).
 
     x and h (dim each, of the fp32 residual stream); q, k, v, o and gate, up in the compute precision: with
     the paper's sizes 2 + 4 + 5.3 = 11.3 · dim elements. And the statistics, fp32: the reciprocal root mean

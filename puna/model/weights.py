@@ -14,32 +14,7 @@ from torch import Tensor
 
 from puna.config import ModelConfig
 from puna.model.llama import Llama
-
-WEIGHTS = "weights.safetensors"
-
-
-def newest_weights(run: Path) -> Path:
-    """The directory with a run's newest weights: a checkpoint, or `run` itself when it was converted.
-
-    Raises:
-        ValueError: when there are none.
-    """
-    if (run / WEIGHTS).is_file():
-        return run
-    found = [path for path in checkpoint_directories(run) if (path / WEIGHTS).is_file()]
-    if not found:
-        raise ValueError(f"{run} holds no checkpoint; train it first: puna train --out {run}")
-    return found[-1]
-
-
-def checkpoint_directories(run: Path) -> list[Path]:
-    """A run's `checkpoints/step-N`, ordered by the number N: as text, step-1000000 precedes step-999900."""
-    steps = {
-        int(number): path
-        for path in (run / "checkpoints").glob("step-*")
-        if (number := path.name.removeprefix("step-")).isdecimal()
-    }
-    return [steps[step] for step in sorted(steps)]
+from puna.rundir import WEIGHTS
 
 
 def save_weights(model: Llama, directory: Path) -> None:

@@ -2,9 +2,9 @@
 
     Chart(title, series, levels) ─> axes with round ticks ─> <figure> caption · <svg> · legend </figure>
 
-Colours and sizes are presentation attributes, which hold with style sheets off; the page's style sheet
-overrides them by class (`c0` to `c6`) for the dark theme and for narrow screens. No series is told by
-its colour alone: lines differ in dashes, points in shape.
+Colours and sizes are presentation attributes, which work with style sheets off; the page's style sheet
+overrides them by class (`c0` to `c6`) for the dark theme and for narrow screens. Series never differ by
+colour alone: lines differ in dashes, points in shape.
 """
 
 import math
@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 Point = tuple[float, float]
 
-# At least 4.5:1 on white; the page's style sheet has their counterparts for the dark theme.
+# Contrast of at least 4.5:1 on white; the page's style sheet has the colours of the dark theme.
 COLOURS = ("#0b62a4", "#b8400a", "#0f766e", "#9d2a8c", "#7a5c00", "#5b3fd6", "#4b5563")
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 2", "12 4")
 # Marks around the origin: circle, square, diamond, triangle.
@@ -27,7 +27,7 @@ SHAPES = (
     "M0 -5l5 5l-5 5l-5 -5z",
     "M0 -5l4.8 8.5h-9.6z",
 )
-BINS = 600  # about the width in pixels; more points than two a bin cannot be told apart
+BINS = 600  # about the width in pixels; more than two points per bin are indistinguishable
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Level:
-    """A horizontal line that the series are read against."""
+    """A horizontal reference line."""
 
     name: str
     y: float
@@ -50,7 +50,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart over tokens. `name` is its id in the page; `note` says what was done to the points."""
+    """One chart over tokens. `name` is its id in the page; `note` describes how the points were processed."""
 
     name: str
     title: str
@@ -64,13 +64,13 @@ class Chart:
     log_y: bool = False
 
 
-# ---- what is done to points before they are drawn -------------------------------------------------
+# ---- processing of points before they are drawn --------------------------------------------------
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
-    """Centred mean over `window` values (odd), narrower towards the ends so that it stays centred.
+    """Centred mean over `window` values (odd); the window shrinks towards the ends to stay centred.
 
-    Values that are not finite are left out of the means, and stay what they are.
+    Values that are not finite are excluded from the means and returned unchanged.
     """
     finite = [value if math.isfinite(value) else 0.0 for value in values]
     sums = [0.0, *accumulate(finite)]
@@ -85,7 +85,7 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
 
 
 def thin(points: Sequence[Point], bins: int = BINS) -> list[Point]:
-    """At most `bins` runs of points, of each its lowest, its highest and a gap if it holds one."""
+    """Reduce to `bins` runs of points: the lowest and highest of each, and a gap if it has one."""
     if len(points) <= 2 * bins:
         return list(points)
     size = math.ceil(len(points) / bins)
@@ -115,14 +115,14 @@ def round_ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten around low..high, and their 2 and 5 folds where few powers are in it."""
+    """Powers of ten around low..high, with multiples of 2 and 5 if there are few powers."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     factors = (1,) if last - first > 3 else (1, 2, 5)
     return [factor * 10.0**power for power in range(first, last) for factor in factors] + [10.0**last]
 
 
 def unit_of(largest: float) -> tuple[float, str]:
-    """What the tick labels are divided by so that they stay short, and how the axis says so."""
+    """The divisor that keeps tick labels short, and its text for the axis label."""
     for divisor, words in ((1e12, "trillions"), (1e9, "billions"), (1e6, "millions"), (1e3, "thousands")):
         if largest >= (10 * divisor if divisor == 1e3 else divisor):
             return divisor, f", {words}"
@@ -143,14 +143,14 @@ class _Axis:
     is_log: bool = False
 
     def place(self, value: float) -> float:
-        """Where `value` is drawn, in the units of the viewBox."""
+        """The position of `value`, in units of the viewBox."""
         low, high = self.low, self.high
         if self.is_log:
             low, high, value = math.log10(low), math.log10(high), math.log10(value)
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def labels(self) -> tuple[list[tuple[float, str]], str]:
-        """Each tick with its text, and the unit that the axis' name must add."""
+        """Each tick with its label, and the unit to add to the axis label."""
         divisor, unit = unit_of(max(abs(tick) for tick in self.ticks))
         if self.is_log:
             return [(tick, f"{tick / divisor:,g}") for tick in self.ticks], unit
@@ -169,7 +169,7 @@ def _y_axis(values: Sequence[float], start: float, end: float, chart: Chart) -> 
     low, high = min(values), max(values)
     if chart.log_y:
         ticks = log_ticks(low, high if high > low else low * 10)
-        # Cut to the decade's part that is used: a tick below and a tick above the values.
+        # Keep the used part of the decade: one tick below and one above the values.
         below = max((tick for tick in ticks if tick <= low * 1.0001), default=ticks[0])
         above = min((tick for tick in ticks if tick >= high * 0.9999), default=ticks[-1])
         ticks = [tick for tick in ticks if below <= tick <= above]
@@ -185,7 +185,7 @@ def _y_axis(values: Sequence[float], start: float, end: float, chart: Chart) -> 
 
 
 def draw(chart: Chart) -> Markup:
-    """The chart as a <figure>; a sentence in its place when there is nothing to draw yet."""
+    """The chart as a <figure>; a sentence if there is nothing to draw yet."""
     series = [
         Series(
             one.name,
@@ -212,7 +212,7 @@ def draw(chart: Chart) -> Markup:
 
     parts = [_axes(chart, x_axis, y_axis, width, height)]
     parts += [_draw_series(one, x_axis, y_axis) for one in series]
-    # In a small chart a name on the line would cover the curve: there only the legend has it.
+    # In a small chart a label on the line would cover the curve, so only the legend names it.
     parts += [_draw_level(level, x_axis, y_axis, chart.wide) for level in levels]
     svg = Markup(
         '<svg viewBox="0 0 {w} {h}" width="{w}" height="{h}" font-family="system-ui, sans-serif"'
@@ -268,7 +268,7 @@ def _draw_level(level: Level, x_axis: _Axis, y_axis: _Axis, is_named: bool) -> M
     ).format(x_axis.start, y, x_axis.end, y)
     if not is_named:
         return line
-    # Under the line where there is no room above it.
+    # Below the line if there is no space above it.
     text_y = y + 18 if y - y_axis.end < 14 else y - 7
     return line + Markup(
         '<text x="{:.1f}" y="{:.1f}" text-anchor="end" class="level-name" fill="#24292f">{}</text>'

@@ -1,7 +1,7 @@
-"""One HTML page a run: what was trained, on what, how it went, where it came from.
+"""One HTML page per run: configuration, data, training curves, samples, lineage.
 
 In:  a run directory, finished or not: config.json, metrics.jsonl, samples.jsonl, manifest.json, and
-     the manifests of the stages before it, as far as they lie here.
+     the manifests of the stages before it, as far as they are on this machine.
 Out: RUN/report.html, one file: no script, no network, readable with style sheets off.
 
     files ─> Run ─┬─> charts (SVG) ──┬─> page.html.j2 (autoescape) ─> report.html
@@ -17,18 +17,18 @@ from typing import Any
 
 import jinja2
 
-from puna.config import CONFIG, RunConfig, to_dict
+from puna.config import RunConfig, to_dict
 from puna.files import atomic_file, human_bytes, human_seconds
 from puna.recipes import recipe
 from puna.report.charts import BINS, Chart, Level, Point, Series, draw, smooth
-from puna.report.lineage import AS_ABOVE, DROPPED, Stage, counts_of
+from puna.report.lineage import AS_ABOVE, DROPPED, Stage
 from puna.report.run import Record, Run, number, read_run
+from puna.rundir import CONFIG, REPORT
 
-REPORT = "report.html"
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
-# A sample may hold any character. Controls (but tab and line ends) become their pictures, and what UTF-8
-# cannot hold the replacement character, so that the page stays valid and nothing in it is invisible.
+# Samples may contain any character. Control characters (except tab and line ends) become their pictures, and
+# what UTF-8 cannot encode becomes the replacement character: the page stays valid and nothing is invisible.
 _VISIBLE = {
     **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"},
     0x7F: 0x2421,
@@ -40,7 +40,7 @@ def build_report(run: Path) -> Path:
     """Write `run/report.html` from the files in `run`, atomically, and return its path.
 
     Raises:
-        ValueError: when `run` is no run directory, or one of its files is damaged.
+        ValueError: when `run` is not a run directory, or one of its files is corrupt.
         OSError: when the page cannot be written.
     """
     page = _render(read_run(run)).translate(_VISIBLE)
@@ -54,14 +54,14 @@ def build_report(run: Path) -> Path:
 
 
 def _smoothed(run: Run, key: str, name: str) -> tuple[list[Series], str]:
-    """A value by tokens, raw and as its centred mean, and the note that says so."""
+    """A metric over tokens, raw and as a centred mean, with a note on how it was drawn."""
     raw = run.series(key)
     window = len(raw) // 40 | 1
     note = "Every step is drawn."
     if len(raw) > 2 * BINS:
-        note = f"Of each {math.ceil(len(raw) / BINS)} steps the lowest and the highest are drawn."
+        note = f"Of every {math.ceil(len(raw) / BINS)} steps the lowest and the highest are drawn."
     if missing := sum(not math.isfinite(y) for _, y in raw):
-        note += f" {missing} of {len(raw):,} steps without a finite value are left out."
+        note += f" {missing} of {len(raw):,} steps without a finite value are omitted."
     if window < 3:
         return [Series(name, raw)], note
     means = smooth([y for _, y in raw], window)
@@ -69,7 +69,7 @@ def _smoothed(run: Run, key: str, name: str) -> tuple[list[Series], str]:
     return [
         Series(f"{name}, each step", raw, "faint"),
         Series(f"{name}, centred mean of {window} steps", mean),
-    ], f"{note} The mean narrows towards both ends."
+    ], f"{note} The window shrinks towards both ends."
 
 
 def _loss_chart(run: Run) -> Chart:
@@ -80,9 +80,9 @@ def _loss_chart(run: Run) -> Chart:
         name="loss-chart",
         title="Training and validation loss",
         description=f"{_course(run.series('loss'), 'training loss')}; {_course(points, 'validation loss')}, "
-        f"in nats a token. A uniform guess over {vocab:,} pieces scores {run.uniform_loss:.2f}.",
-        y_label="loss, nats a token",
-        series=[*series, Series("validation, sources weighted as the mixture", points, "points", 1)],
+        f"in nats per token. A uniform guess over {vocab:,} tokens scores {run.uniform_loss:.2f}.",
+        y_label="loss, nats per token",
+        series=[*series, Series("validation, sources weighted by the mixture", points, "points", 1)],
         levels=[Level(f"uniform guess, ln {vocab:,} = {run.uniform_loss:.2f}", run.uniform_loss)],
         note=note,
         wide=True,
@@ -107,8 +107,8 @@ def _source_chart(run: Run) -> Chart:
     return Chart(
         name="source-chart",
         title="Validation loss by source",
-        description="; ".join(ends) + ", in nats a token.",
-        y_label="loss, nats a token",
+        description="; ".join(ends) + ", in nats per token.",
+        y_label="loss, nats per token",
         series=series,
     )
 
@@ -120,7 +120,7 @@ def _small_charts(run: Run) -> list[Chart]:
     finite = [y for _, y in run.series("grad_norm") if math.isfinite(y)]
     if finite:
         above = sum(y > clip for y in finite) / len(finite)
-        norm_note += f" {_share(above)} of the steps are above the clip."
+        norm_note += f" {_share(above)} of the steps are above the clipping threshold."
     speeds, speed_note = _smoothed(run, "tokens_per_second", "tokens/s")
     mfu = [(x, 100 * y) for x, y in run.series("mfu")]
     window = len(mfu) // 40 | 1
@@ -147,7 +147,7 @@ def _small_charts(run: Run) -> list[Chart]:
             levels=[Level(f"clip at {clip:g}", clip)],
             note=norm_note,
             from_zero=True,
-            # A few early spikes would flatten all the rest on a linear axis.
+            # On a linear axis a few early spikes would flatten the rest.
             log_y=bool(finite) and max(finite) > 30 * max(min(finite), 1e-12),
         ),
         small(
@@ -173,7 +173,7 @@ def _small_charts(run: Run) -> list[Chart]:
 
 
 def _course(points: Iterable[Point], name: str) -> str:
-    """A curve in words, for those who do not see it."""
+    """A curve in words, for screen readers."""
     finite = [y for _, y in points if math.isfinite(y)]
     return f"{name} went from {finite[0]:.4g} to {finite[-1]:.4g}" if finite else f"{name} has no points yet"
 
@@ -182,8 +182,8 @@ def _course(points: Iterable[Point], name: str) -> str:
 
 
 def _sources(run: Run) -> list[str]:
-    """The sources in the mixture's order, then any that only a validation names."""
-    names = [str(row.get("source")) for row in run.manifest.get("mixture", [])]
+    """The sources in the mixture's order, then those that only a validation names."""
+    names = [str(row.get("source")) for row in run.details.get("mixture", [])]
     names += run.config.mixture.weights
     for record in [*run.validations, run.validation]:
         names += record.get("loss_by_source", {})
@@ -191,27 +191,27 @@ def _sources(run: Run) -> list[str]:
 
 
 def _mixture(run: Run) -> list[Record]:
-    """The rows of the mixture's table; of an unfinished run only what its configuration intends."""
+    """The rows of the mixture's table; for an unfinished run only the configured proportions."""
     if run.manifest:
-        return list(run.manifest.get("mixture", []))
+        return list(run.details.get("mixture", []))
     weights = run.config.mixture.weights
     total = sum(weights.values())
     return [{"source": source, "intended": weight / total} for source, weight in weights.items()]
 
 
 def _documents(lineage: Stage) -> list[Record]:
-    """What became of each source's records: kept, dropped by reason, damaged; no rows where not known."""
+    """Counts of each source's records: kept, dropped by reason, damaged; no rows where unknown."""
     tables: dict[str, Record] = {}
     for stage in lineage.walk():
         if stage.kind != "documents" or stage.state == AS_ABOVE:
             continue
-        counts = counts_of(stage.manifest)
+        counts = stage.manifest.counts if stage.manifest else {}
         dropped = sorted(
             (name for name in counts if name.startswith(DROPPED)), key=lambda name: -counts[name]
         )
         rows = [(name, counts[name]) for name in ["kept", *dropped] if name in counts]
-        if bad := stage.manifest.get("bad"):
-            rows.append(("damaged input, set aside", bad))
+        if stage.manifest and stage.manifest.damaged:
+            rows.append(("damaged, skipped", stage.manifest.damaged))
         tables[stage.path] = {
             "source": dict(stage.facts).get("source", stage.path),
             "outcomes": rows,
@@ -222,19 +222,20 @@ def _documents(lineage: Stage) -> list[Record]:
 
 
 def _settings(config: RunConfig) -> list[tuple[str, list[tuple[str, str, str | None]]]]:
-    """The configuration by section: field, value, and the recipe's value where that is another."""
+    """The configuration by section: field, value, and the recipe's value if it differs."""
     values = to_dict(config)
     try:
         defaults = to_dict(recipe(config.recipe))
-    except ValueError:  # a recipe of another version of puna: nothing to compare with
+    except ValueError:  # a recipe of another version of puna
         defaults = values
     sections: dict[str, list[tuple[str, str, str | None]]] = {"run": []}
     for key, value in values.items():
         fields = value.items() if isinstance(value, dict) else [(key, value)]
-        held = defaults[key] if isinstance(value, dict) else {key: defaults[key]}
+        recipe_values = defaults[key] if isinstance(value, dict) else {key: defaults[key]}
         section = sections.setdefault(key if isinstance(value, dict) else "run", [])
         for name, field in fields:
-            other = None if name in ("recipe",) or field == held[name] else _setting(held[name])
+            default = recipe_values[name]
+            other = None if name == "recipe" or field == default else _setting(default)
             section.append((name, _setting(field), other))
     return list(sections.items())
 
@@ -243,15 +244,15 @@ def _setting(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {item:g}" for key, item in value.items()) or "not given"
+        return ", ".join(f"{key} {item:g}" for key, item in value.items()) or "not set"
     if isinstance(value, list):
-        return ", ".join(map(str, value)) or "not given"
-    return f"{value:g}" if isinstance(value, float) else "not given" if value is None else str(value)
+        return ", ".join(map(str, value)) or "not set"
+    return f"{value:g}" if isinstance(value, float) else "not set" if value is None else str(value)
 
 
 _MACHINE = {
-    "cpu": ("processor", "{}"),
-    "cores": ("processor cores", "{}"),
+    "cpu": ("CPU", "{}"),
+    "cores": ("CPU cores", "{}"),
     "threads": ("threads used", "{}"),
     "matrix_gflops": ("matrix peak, measured", "{:,.1f} GFLOP/s"),
     "torch": ("PyTorch", "{}"),
@@ -260,12 +261,12 @@ _MACHINE = {
 }
 
 
-def _machine(manifest: Record) -> list[tuple[str, str]]:
+def _machine(run: Run) -> list[tuple[str, str]]:
     rows = []
-    for key, value in manifest.get("machine", {}).items():
+    for key, value in run.details.get("machine", {}).items():
         label, form = _MACHINE.get(key, (key, "{}"))
         rows.append((label, form.format(value) if isinstance(value, int | float) else str(value)))
-    return rows + ([("puna", str(manifest["code_version"]))] if manifest.get("code_version") else [])
+    return rows + ([("puna", run.manifest.code_version)] if run.manifest else [])
 
 
 def _median(run: Run, key: str) -> float | None:
@@ -280,14 +281,14 @@ def _or_not_recorded(form: Callable[[float], str]) -> Callable[[Any], str]:
     def text(value: Any) -> str:
         if value is None:
             return "—"
-        # A figure and its unit stay on one line.
+        # A figure and its unit are kept on one line.
         return form(number(value)).replace(" ", NO_BREAK) if math.isfinite(number(value)) else "not finite"
 
     return text
 
 
 def _in_words(count: float) -> str:
-    """`3.28 million`: three figures of a large count."""
+    """A large count with three significant figures: `3.28 million`."""
     for size, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
         if count >= size:
             return f"{count / size:#.3g}".rstrip(".") + f" {word}"
@@ -332,9 +333,9 @@ def _render(run: Run) -> str:
         run=run,
         name=shown.name,
         config=run.config,
-        counts=counts_of(run.manifest),
+        counts=run.manifest.counts if run.manifest else {},
         tokens=run.train[-1]["tokens"] if run.train else None,
-        seconds=run.train[-1].get("seconds") if run.train else run.manifest.get("seconds"),
+        seconds=run.train[-1].get("seconds") if run.train else None,
         speed=_median(run, "tokens_per_second"),
         mfu=_median(run, "mfu"),
         validation=run.validation,
@@ -348,7 +349,7 @@ def _render(run: Run) -> str:
         samples=[sample for sample in run.samples if sample["step"] == last_step],
         earlier_samples=[sample for sample in run.samples if sample["step"] != last_step],
         settings=_settings(run.config),
-        machine=_machine(run.manifest),
+        machine=_machine(run),
         command=f"puna train --config {shlex.quote(str(shown / CONFIG))} "
         f"--out {shlex.quote(f'{shown}-again')}",
     )

@@ -1,7 +1,7 @@
-"""What a run directory holds, read once and made whole for the page.
+"""The contents of a run directory, read once for the report.
 
 RUN/config.json       the configuration          always there
-    metrics.jsonl     a line a step, one a validation; the last may be truncated
+    metrics.jsonl     one line per step and one per validation; the last may be truncated
     samples.jsonl     continuations
     manifest.json     once the run is finished; its inputs lead to the stages before it
 """
@@ -14,22 +14,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from puna.config import CONFIG, RunConfig, read_config
-from puna.files import MANIFEST, read_json
+from puna.config import RunConfig, read_config
+from puna.files import MANIFEST
+from puna.manifest import Manifest, load_manifest
 from puna.report.charts import Point
 from puna.report.lineage import Stage, read_lineage
+from puna.rundir import CONFIG, METRICS, SAMPLES
 
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Run:
-    """All that the page is made of. `manifest` is empty while the run is unfinished."""
+    """Everything that the page shows. `manifest` is None while the run is unfinished."""
 
     path: Path
     config: RunConfig
-    manifest: Record
+    manifest: Manifest | None
     train: list[Record]
     validations: list[Record]
     samples: list[Record]
@@ -42,13 +43,18 @@ class Run:
 
     @property
     def uniform_loss(self) -> float:
-        """The loss in nats a token of guessing every piece alike."""
+        """The loss, in nats per token, of predicting every token with equal probability."""
         return math.log(self.config.model.vocab_size)
 
     @property
     def validation(self) -> Record:
         """The final validation, or the newest there is."""
-        return self.manifest.get("validation") or (self.validations[-1] if self.validations else {})
+        return self.details.get("validation") or (self.validations[-1] if self.validations else {})
+
+    @property
+    def details(self) -> Record:
+        """The mixture, validation and machine of a finished run's manifest; empty while it is unfinished."""
+        return self.manifest.details if self.manifest else {}
 
     def series(self, key: str) -> list[Point]:
         """(tokens, value) of each step; a value that is missing is not a number."""
@@ -56,7 +62,7 @@ class Run:
 
     def tokens_at(self, step: int) -> int:
         """Tokens seen by the end of a step, from its record, or by the batch size where it has none."""
-        tokens: int = self._tokens.get(step, step * self.config.train.batch_tokens)
+        tokens: int = self._tokens.get(step, step * self.config.schedule.batch_tokens)
         return tokens
 
     @cached_property
@@ -76,8 +82,8 @@ def read_run(run: Path) -> Run:
             "give the --out of puna train, or make one with: puna train --recipe 15m --data DIR --out RUN"
         )
     config = read_config(run)
-    manifest = read_json(run / MANIFEST) if (run / MANIFEST).is_file() else {}
-    if not isinstance(manifest, dict) or manifest.get("stage", "run") != "run":
+    manifest = load_manifest(run / MANIFEST) if (run / MANIFEST).is_file() else None
+    if manifest and manifest.stage != "run":
         raise ValueError(f"{run / MANIFEST} is not a run's; delete it and run puna train again")
     records = _read_lines(run / METRICS, ("step",))
     train = _by_step(record for record in records if record.get("kind") == "train")
@@ -85,7 +91,7 @@ def read_run(run: Path) -> Run:
         path=run,
         config=config,
         manifest=manifest,
-        train=[{"tokens": one["step"] * config.train.batch_tokens, **one} for one in train],
+        train=[{"tokens": one["step"] * config.schedule.batch_tokens, **one} for one in train],
         validations=_by_step(record for record in records if record.get("kind") == "validation"),
         samples=_read_lines(run / SAMPLES, ("step", "prompt", "text")),
         lineage=read_lineage(run, manifest, config.data),
@@ -117,7 +123,7 @@ def _read_lines(path: Path, required: tuple[str, ...]) -> list[Record]:
 
 
 def _by_step(records: Iterable[Record]) -> list[Record]:
-    """One record a step, in order: of a step done twice, after a restart, the later one."""
+    """One record per step, in order; the later one of a step that was repeated after a restart."""
     return [record for _, record in sorted({record["step"]: record for record in records}.items())]
 
 

@@ -1,9 +1,9 @@
 """The application: an engine and its limits in, OpenAI's API and the chat page out.
 
-GET  /                    the chat page           POST /v1/completions       texts go on
-GET  /v1/models           what is served          POST /v1/chat/completions  conversations go on
-GET  /health  /metrics    for monitors            POST /tokenize /detokenize  GET /tokenizer_info
-GET  /openapi.json        all of this, as a machine reads it
+GET  /                    the chat page           POST /v1/completions       continuations of texts
+GET  /v1/models           the served model        POST /v1/chat/completions  the next message of a chat
+GET  /health  /metrics    for monitoring          POST /tokenize /detokenize  GET /tokenizer_info
+GET  /openapi.json        the machine-readable description of all of these
 """
 
 import base64
@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI, Security
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request as HttpRequest
@@ -24,14 +25,17 @@ from starlette.responses import Response
 
 from puna import __version__
 from puna.generate.engine import Engine
-from puna.serve import schemas
-from puna.serve.api.chat import converse
+from puna.serve import answers
+from puna.serve.api.chat import complete_chat
 from puna.serve.api.completions import complete
+from puna.serve.api.models import model_card, model_list
+from puna.serve.api.tokenize import decode_ids, describe_tokenizer, encode_text
 from puna.serve.body import BoundedRoute
-from puna.serve.errors import ServeError, answer_error, of_http, of_validation
+from puna.serve.errors import ServeError, error_response, from_http, from_validation
 from puna.serve.metrics import CONTENT_TYPE_LATEST, Metrics
-from puna.serve.middleware import OPEN_PATHS, ApiKeys, Counted, HeadIsGet, KnownHost, LimitedBody, OneLength
-from puna.serve.service import Service, answer
+from puna.serve.middleware import ApiKeys, Counted, HeadIsGet, KnownHost, LimitedBody, OneLength
+from puna.serve.schemas import RequestTypes, request_types
+from puna.serve.service import Service
 from puna.serve.worker import BROKEN, Worker
 
 PAGE = Path(__file__).with_name("page.html")
@@ -39,14 +43,14 @@ PAGE = Path(__file__).with_name("page.html")
 
 @dataclass(frozen=True)
 class Limits:
-    """What one server grants."""
+    """The limits of one server."""
 
     queue: int = 64
-    """Requests that may wait, beyond those that run."""
+    """Maximum number of queued requests, beyond those that run."""
     max_tokens: int = 4096
-    """The longest answer."""
+    """Maximum number of tokens per answer."""
     body_bytes: int = 4 << 20
-    """The largest request body."""
+    """Maximum size of a request body."""
 
 
 def build_app(
@@ -57,7 +61,7 @@ def build_app(
     cors_origins: tuple[str, ...] = (),
     loopback_only: bool = True,
 ) -> FastAPI:
-    """An ASGI application; `app.state.worker` is the engine's thread, which starts and stops with it."""
+    """Build the ASGI application; `app.state.worker` is the engine's thread, started and stopped with it."""
     metrics = Metrics()
     worker = Worker(engine, limits.queue, metrics)
     service = Service(engine, worker, name, limits.max_tokens)
@@ -71,24 +75,30 @@ def build_app(
     app = FastAPI(
         title="puna",
         version=__version__,
-        description="OpenAI's API, for one model.",
+        description="OpenAI-compatible API of one model.",
         lifespan=lifespan,
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
     )
-    app.router.route_class = BoundedRoute
     app.state.worker = worker
-    app.add_exception_handler(ServeError, answer_error)
-    app.add_exception_handler(RequestValidationError, _answer_invalid)
-    app.add_exception_handler(HTTPException, _answer_http)
-    app.add_exception_handler(Exception, _answer_bug)
-    _add_api(app, service)
-    _add_plain(app, service, metrics)
+    app.add_exception_handler(ServeError, error_response)
+    app.add_exception_handler(RequestValidationError, _invalid_body)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _bug)
+    with_key = APIRouter(
+        route_class=BoundedRoute,
+        # For the description alone: ApiKeys checks the key before the body is read.
+        dependencies=[Security(HTTPBearer(auto_error=False, scheme_name="key"))] if api_keys else [],
+        responses=_responses(401) if api_keys else {},
+    )
+    _add_api(with_key, service, request_types(name, service.max_tokens, engine.tokenizer.vocab_size))
+    _add_metrics(with_key, metrics)
+    app.include_router(with_key)
+    _add_open(app, service)
     _watch(metrics, worker)
 
     paths = frozenset(app.openapi()["paths"]) | {"/", "/openapi.json"}
-    app.openapi_schema = _honest(app.openapi(), service, bool(api_keys))
-    # The last added stands outermost.
+    # The middleware added last is the outermost.
     app.add_middleware(LimitedBody, limit=limits.body_bytes)
     if api_keys:
         app.add_middleware(ApiKeys, keys=api_keys)
@@ -97,7 +107,7 @@ def build_app(
             CORSMiddleware,
             allow_origins=cors_origins,
             allow_methods=["GET", "HEAD", "POST"],
-            allow_headers=["*"],  # OpenAI's JavaScript client sends x-stainless-… of its own
+            allow_headers=["*"],  # OpenAI's JavaScript client sends x-stainless-… headers
             expose_headers=["retry-after"],
         )
     if loopback_only and not api_keys:
@@ -109,23 +119,26 @@ def build_app(
     return app
 
 
-# ---- the API ------------------------------------------------------------------------------------
+# ---- paths that need a key, where the server has keys -----------------------------------------------
 
-REFUSALS = {
+Responses = dict[int | str, dict[str, Any]]
+ERRORS: dict[int | str, str] = {
     400: "Invalid request; the message names the field and how to fix it.",
-    404: "There is no such model.",
-    408: "The body did not come in time.",
+    401: "Missing or unknown API key.",
+    404: "Unknown model.",
+    408: "The body did not arrive in time.",
     413: "The body is too large.",
     429: "The queue is full; Retry-After says when to try again.",
     500: "The engine failed.",
     503: "The engine has failed, or the server is stopping.",
+    "default": "Any other error has the same form.",
 }
 
 
-def _responses(*statuses: int, **ok: Any) -> dict[int | str, dict[str, Any]]:
-    described: dict[int | str, dict[str, Any]] = {200: {"description": "The answer.", **ok}} if ok else {}
+def _responses(*statuses: int | str, **ok: Any) -> Responses:
+    described: Responses = {200: {"description": "The answer.", **ok}} if ok else {}
     for status in statuses:
-        described[status] = {"model": schemas.Error, "description": REFUSALS[status]}
+        described[status] = {"model": answers.Error, "description": ERRORS[status]}
     if 429 in described:
         described[429]["headers"] = {
             "Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}, "required": True}
@@ -138,107 +151,87 @@ def _stream(model: type, description: str) -> dict[str, Any]:
     return {"model": model, "content": events}
 
 
-def _add_api(app: FastAPI, service: Service) -> None:
-    generates = (400, 404, 408, 413, 429, 500, 503)
-    events = "With stream: `data: {…}` a chunk, then `data: [DONE]`."
+def _add_api(app: APIRouter, service: Service, bodies: RequestTypes) -> None:
+    errors = (400, 404, 408, 413, "default")
+    generating = (*errors, 429, 500, 503)
+    events = "With stream: `data: {…}` per chunk, then `data: [DONE]`."
 
-    @app.post("/v1/completions", responses=_responses(*generates, **_stream(schemas.Completion, events)))
-    async def completions(http: HttpRequest, body: schemas.CompletionRequest) -> Response:
+    @app.post("/v1/completions", responses=_responses(*generating, **_stream(answers.Completion, events)))
+    async def completions(http: HttpRequest, body: bodies.completion) -> Response:  # type: ignore[name-defined]
         """Continue texts."""
         return await complete(service, http, body)
 
     @app.post(
-        "/v1/chat/completions", responses=_responses(*generates, **_stream(schemas.ChatCompletion, events))
+        "/v1/chat/completions", responses=_responses(*generating, **_stream(answers.ChatCompletion, events))
     )
-    async def chat_completions(http: HttpRequest, body: schemas.ChatRequest) -> Response:
-        """Continue a conversation. A model without a chat template refuses."""
-        return await converse(service, http, body)
+    async def chat_completions(http: HttpRequest, body: bodies.chat) -> Response:  # type: ignore[name-defined]
+        """Write the next message of a conversation; needs a model with a chat template."""
+        return await complete_chat(service, http, body)
 
-    @app.post("/tokenize", responses=_responses(400, 404, 408, 413, model=schemas.Tokenized))
-    async def tokenize(body: schemas.TokenizeRequest) -> Response:
-        """The token ids of a text."""
-        service.require_model(body.model)
-        tokenizer = service.engine.tokenizer
-        special = dict(_special(service).values())
-        if body.prompt in special:
-            ids = [special[body.prompt]]
-        else:
-            special_too = bool(service.engine.template) if body.parse_special is None else body.parse_special
-            ids = await service.encode(
-                body.prompt, body.add_special_tokens and tokenizer.adds_bos, special_too
-            )
-        return answer({"tokens": ids, "count": len(ids), "max_model_len": service.context})
+    @app.post("/tokenize", responses=_responses(*errors, model=answers.Tokenized))
+    async def tokenize(body: bodies.tokenize) -> Response:  # type: ignore[name-defined]
+        """Encode a text into token ids."""
+        return await encode_text(service, body)
 
-    @app.post("/detokenize", responses=_responses(400, 404, 408, 413, model=schemas.Detokenized))
-    async def detokenize(body: schemas.DetokenizeRequest) -> Response:
-        """The text of token ids."""
-        service.require_model(body.model)
-        try:
-            text = await service.decode(body.tokens)
-        except ValueError as error:
-            raise ServeError(400, str(error), "invalid_value", "tokens") from error
-        return answer({"prompt": text})
+    @app.post("/detokenize", responses=_responses(*errors, model=answers.Detokenized))
+    async def detokenize(body: bodies.detokenize) -> Response:  # type: ignore[name-defined]
+        """Decode token ids into text."""
+        return await decode_ids(service, body)
 
-    @app.get("/tokenizer_info", response_model=schemas.TokenizerInfo)
-    async def tokenizer_info() -> dict[str, Any]:
-        """What a client that encodes for itself has to know."""
-        special = _special(service)
-        template = service.engine.template
-        return {
-            "tokenizer_class": "puna",
-            "bos_token": special["bos_token"][0],
-            "eos_token": special["eos_token"][0],
-            "chat_template": template.source if template else None,
-        }
+    @app.get("/tokenizer_info")
+    async def tokenizer_info() -> answers.TokenizerInfo:
+        """Describe the tokenizer, for clients that tokenize locally."""
+        return describe_tokenizer(service)
 
-    def card() -> dict[str, Any]:
-        known: dict[str, Any] = {"id": service.name, "object": "model", "created": service.created}
-        return known | {
-            "owned_by": "puna",
-            "context": service.context,
-            "max_tokens": service.max_tokens,
-            "chat": service.engine.template is not None,
-        }
+    @app.get("/v1/models")
+    async def models() -> answers.ModelList:
+        """List the served model."""
+        return model_list(service)
 
-    @app.get("/v1/models", response_model=schemas.ModelList)
-    async def models() -> dict[str, Any]:
-        """The model that is served."""
-        return {"object": "list", "data": [card()]}
-
-    # Names may hold slashes, as on hubs.
-    @app.get("/v1/models/{model:path}", response_model=schemas.ModelCard, responses=_responses(404))
-    async def model(model: str) -> dict[str, Any]:
-        """One model, by its name."""
+    # Model names may contain slashes.
+    @app.get("/v1/models/{model:path}", responses=_responses(404, "default"))
+    async def model(model: str) -> answers.ModelCard:
+        """Describe one model, by its name."""
         service.require_model(model)
-        return card()
+        return model_card(service)
 
 
-def _special(service: Service) -> dict[str, tuple[str, int]]:
-    """How the tokens that separate texts are written, and their ids."""
-    tokenizer = service.engine.tokenizer
-    ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
-    return {name: (tokenizer.control_text(id), id) for name, id in ids.items()}
-
-
-def _add_plain(app: FastAPI, service: Service, metrics: Metrics) -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    policy = content_policy(page)
-
-    @app.get("/health", response_model=schemas.Health, responses=_responses(503))
-    async def health() -> dict[str, str]:
-        """Whether the engine runs."""
-        if service.worker.broken:
-            raise ServeError(503, BROKEN, "engine_failed")
-        return {"status": "ok"}
-
+def _add_metrics(app: APIRouter, metrics: Metrics) -> None:
     text = {"content": {"text/plain": {"schema": {"type": "string"}}}}
 
     @app.get(
-        "/metrics", response_class=Response, responses={200: {"description": "Prometheus' text.", **text}}
+        "/metrics",
+        response_class=Response,
+        responses={200: {"description": "Prometheus' text format.", **text}},
     )
     async def metrics_text() -> Response:
-        """Requests, queue, tokens, latencies, cache."""
+        """Requests, queue, tokens, latencies, KV cache."""
         return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _watch(metrics: Metrics, worker: Worker) -> None:
+    def stat(key: str) -> Any:
+        return lambda: float(worker.stats[key])
+
+    metrics.watch("queue_length", "Accepted requests that wait for a slot.", stat("waiting"))
+    metrics.watch("running", "Requests that are being generated.", stat("running"))
+    metrics.watch("cache_blocks", "Blocks of the KV cache.", stat("blocks"))
+    metrics.watch("cache_blocks_free", "Free blocks of the KV cache.", stat("free_blocks"))
+
+
+# ---- paths open to all, see middleware.OPEN_PATHS ---------------------------------------------------
+
+
+def _add_open(app: FastAPI, service: Service) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    policy = content_policy(page)
+
+    @app.get("/health", responses=_responses(503))
+    async def health() -> answers.Health:
+        """Report whether the engine runs."""
+        if service.worker.broken:
+            raise ServeError(503, BROKEN, "engine_failed")
+        return answers.Health(status="ok")
 
     @app.get("/", include_in_schema=False)
     async def chat_page() -> Response:
@@ -247,7 +240,7 @@ def _add_plain(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
 
 def content_policy(page: str) -> str:
-    """Let a browser run the page's own script and style, known by their digests, and nothing else."""
+    """The Content-Security-Policy that allows only the page's own script and style, by digest."""
 
     def digests(tag: str) -> str:
         parts = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
@@ -260,61 +253,18 @@ def content_policy(page: str) -> str:
     )
 
 
-def _watch(metrics: Metrics, worker: Worker) -> None:
-    def stat(key: str) -> Any:
-        return lambda: float(worker.stats[key])
-
-    metrics.watch("queue_length", "Accepted requests that wait for a place.", stat("waiting"))
-    metrics.watch("running", "Requests that the engine works on.", stat("running"))
-    metrics.watch("cache_blocks", "Blocks of the key-value cache.", stat("blocks"))
-    metrics.watch("cache_blocks_free", "Blocks that a request may take.", stat("free_blocks"))
+# ---- the framework's errors, in OpenAI's form -------------------------------------------------------
 
 
-# ---- the errors of the framework, in OpenAI's form ------------------------------------------------
-
-
-async def _answer_invalid(_: HttpRequest, error: Exception) -> Response:
+async def _invalid_body(_: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return of_validation(error).response()
+    return from_validation(error).response()
 
 
-async def _answer_http(_: HttpRequest, error: Exception) -> Response:
+async def _http_error(_: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return of_http(error.status_code, error.detail, error.headers).response()
+    return from_http(error.status_code, error.detail, error.headers).response()
 
 
-async def _answer_bug(_: HttpRequest, error: Exception) -> Response:
-    return ServeError(500, "a bug of this server; its log has the details", "bug").response()
-
-
-def _honest(schema: dict[str, Any], service: Service, needs_key: bool) -> dict[str, Any]:
-    """The API's description, with what only this server knows, and without what is not so."""
-    parts = schema["components"]["schemas"]
-    for name in ("CompletionRequest", "ChatRequest", "TokenizeRequest", "DetokenizeRequest"):
-        fields = parts[name]["properties"]
-        fields["model"]["anyOf"][0]["enum"] = [service.name]
-        for field in ("max_tokens", "max_completion_tokens"):
-            if field in fields:
-                _bound(fields[field]["anyOf"][0], service.max_tokens)
-    last_id = service.engine.tokenizer.vocab_size - 1
-    ids, many = parts["CompletionRequest"]["properties"]["prompt"]["oneOf"][2:]
-    for form in (ids, many["items"], parts["DetokenizeRequest"]["properties"]["tokens"]):
-        _bound(form["items"], last_id)
-    parts.pop("HTTPValidationError", None)
-    parts.pop("ValidationError", None)
-    for path, methods in schema["paths"].items():
-        for operation in methods.values():
-            operation["responses"].pop("422", None)  # the framework's; ours is 400
-            if needs_key and path not in OPEN_PATHS:
-                operation["security"] = [{"key": []}]
-                error = {"schema": {"$ref": "#/components/schemas/Error"}}
-                refusal = {"description": "No key, or a wrong one.", "content": {"application/json": error}}
-                operation["responses"]["401"] = refusal
-    if needs_key:
-        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    return schema
-
-
-def _bound(schema: dict[str, Any], largest: int) -> None:
-    schema.pop("exclusiveMaximum")
-    schema["maximum"] = largest
+async def _bug(_: HttpRequest, error: Exception) -> Response:
+    return ServeError(500, "internal error; see the server's log", "bug").response()

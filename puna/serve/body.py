@@ -1,11 +1,11 @@
-"""Bodies are judged before they become objects: count, then parse.
+"""Limits on the number of JSON values, checked before a body is parsed.
 
-In:  the bytes of a request's body.
-Out: nothing; or a refusal of what would take long to parse, whatever it is then found to be.
+In:  the bytes of a request body.
+Out: nothing, or ServeError 400 for a body that would take too long to parse.
 
-A body of 4 MB can hold one text, or a million lists: the first is parsed in milliseconds, the second in
-seconds, within one call that lets no other thread run. What is counted is cheap to count: strings by their
-quotes, lists and objects by their brackets, numbers by their commas, all outside strings.
+A body of 4 MB can hold one text or a million lists: the first is parsed in milliseconds, the second in
+seconds, in one call that blocks all threads. Counting is cheap: strings by their quotes, lists and objects by
+their brackets, numbers by their commas, all outside strings.
 """
 
 import asyncio
@@ -18,14 +18,14 @@ from starlette.responses import Response
 
 from puna.serve.errors import ServeError
 
-MAX_STRINGS = 50_000  # keys, too
+MAX_STRINGS = 50_000  # including keys
 MAX_CONTAINERS = 20_000
 MAX_NUMBERS = 1_000_000
-_SMALL = 10_000  # bytes that cannot hold enough to matter
+_SMALL = 10_000  # bytes; smaller bodies cannot exceed the limits
 
 
 def require_bounded(body: bytes) -> None:
-    """Raise ServeError 400 when a body holds more values than any request needs."""
+    """Raise ServeError 400 when a body has more values than any request needs."""
     if len(body) <= _SMALL:
         return
     if b"\\" in body:
@@ -39,15 +39,15 @@ def require_bounded(body: bytes) -> None:
 
 def _require(count: int, limit: int, what: str) -> None:
     if count > limit:
-        message = f"the body holds {count:,} {what} and cannot be read as JSON here: {limit:,} is the most"
-        raise ServeError(400, f"{message}; send less in a request", "too_many_values")
+        message = f"the body has {count:,} {what} and cannot be read as JSON here; the maximum is {limit:,}"
+        raise ServeError(400, f"{message}; split the request", "too_many_values")
 
 
 class BoundedRoute(APIRoute):
-    """A route whose body is judged before it is parsed."""
+    """A route that checks the body's limits before it is parsed."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The framework's handler, behind the judgement."""
+        """The framework's handler, preceded by the check."""
         handler = super().get_route_handler()
 
         async def bounded(request: Request) -> Response:

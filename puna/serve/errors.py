@@ -1,25 +1,25 @@
-"""What went wrong, in OpenAI's form: {"error": {"message", "type", "param", "code"}}.
+"""Errors in OpenAI's form: {"error": {"message", "type", "param", "code"}}.
 
-In:  ServeError, raised anywhere below; the framework's own refusals of a body, a path or a method.
-Out: JSON answers that name the field and how to fix it.
+In:  ServeError, raised anywhere in serve/; the framework's errors for a body, a path or a method.
+Out: JSON responses that name the field and how to fix it.
 """
 
-import json
 from collections.abc import Mapping
-from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from puna.serve.schemas import EXPECTED, NOT_OFFERED
+from puna.serve.answers import Error, ErrorBody
+from puna.serve.schemas import EXPECTED, NOT_SUPPORTED
 
 KINDS = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
-DOCUMENTED = "the fields are in /openapi.json"
+BOUNDS = ("greater_than_equal", "less_than_equal")
+DOCUMENTED = "see /openapi.json for the fields"
 
 
 class ServeError(Exception):
-    """An answer that is an error."""
+    """An error response."""
 
     def __init__(
         self,
@@ -33,19 +33,21 @@ class ServeError(Exception):
         self.status, self.message, self.code, self.param = status, message, code, param
         self.headers = dict(headers or {})
 
-    def body(self) -> dict[str, Any]:
-        """The error as OpenAI writes it."""
+    def answer(self) -> Error:
+        """The error in OpenAI's form."""
         kind = KINDS.get(self.status, "invalid_request_error")
-        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        return {"error": error}
+        # A message may quote half a surrogate pair, which UTF-8 cannot hold.
+        message = self.message.encode(errors="backslashreplace").decode()
+        param = self.param and self.param.encode(errors="backslashreplace").decode()
+        return Error(error=ErrorBody(message=message, type=kind, param=param, code=self.code))
 
     def response(self) -> Response:
-        """The error as an HTTP answer. Escaped to ASCII: a message may hold half a surrogate pair."""
-        return Response(json.dumps(self.body()), self.status, self.headers, "application/json")
+        """The error as an HTTP response."""
+        return Response(self.answer().to_json(), self.status, self.headers, "application/json")
 
 
-def of_validation(error: RequestValidationError) -> ServeError:
-    """The first thing that is wrong with a body, in words of ours where pydantic's would puzzle."""
+def from_validation(error: RequestValidationError) -> ServeError:
+    """The first error of a body; pydantic's message is replaced where it would be unclear."""
     first = error.errors()[0]
     kind, message = first["type"], first["msg"].removeprefix("Value error, ")
     place = [str(part)[:60] for part in first["loc"] if part != "body"]
@@ -67,29 +69,29 @@ def of_validation(error: RequestValidationError) -> ServeError:
     if kind == "missing":
         name = ".".join(place)
         return ServeError(400, f"{name} is missing; {DOCUMENTED}", "missing_required_parameter", name)
-    if param in NOT_OFFERED:
+    if param in NOT_SUPPORTED:
         return ServeError(
-            400, f"{param} is not offered: {NOT_OFFERED[param]}", "unsupported_parameter", param
+            400, f"{param} is not supported: {NOT_SUPPORTED[param]}", "unsupported_parameter", param
         )
     for name, expected in EXPECTED.items():
-        if name in place:
+        if name in place and kind not in BOUNDS:
             return ServeError(400, f"{name} must be {expected}", "invalid_value", param)
     name = ".".join(place)
     return ServeError(400, f"{name}: {message[0].lower()}{message[1:]}", "invalid_value", param)
 
 
-def of_http(status: int, detail: str, headers: Mapping[str, str] | None) -> ServeError:
-    """The framework's refusals: no such path, another method, a body that cannot be read."""
+def from_http(status: int, detail: str, headers: Mapping[str, str] | None) -> ServeError:
+    """The framework's errors: unknown path, wrong method, unreadable body."""
     if status == 404:
-        detail = "there is nothing at this path; the API is described at /openapi.json"
+        detail = "unknown path; /openapi.json describes the API"
     elif status == 405:
-        detail = f"this path does not take that method; it takes {(headers or {}).get('Allow', 'others')}"
+        detail = f"method not allowed; use {(headers or {}).get('Allow', 'another')}"
     elif status == 400:
         detail = "the body cannot be read as JSON"
     return ServeError(status, detail, None, None, headers)
 
 
-async def answer_error(_: Request, error: Exception) -> Response:
-    """The handler of ServeError, for the application."""
+async def error_response(_: Request, error: Exception) -> Response:
+    """Handle a ServeError, as the application's exception handler."""
     assert isinstance(error, ServeError)
     return error.response()

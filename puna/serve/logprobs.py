@@ -1,18 +1,19 @@
-"""Log-probabilities in the two forms that OpenAI's clients read.
+r"""Log-probabilities in the two forms of OpenAI's API.
 
-In:  the engine's tokens: id, bytes, log-probability, the likeliest alternatives.
-Out: four parallel lists with offsets into the text (completions), or one record a token (chat).
+In:  the engine's tokens: id, bytes, log-probability, the most likely alternatives.
+Out: four parallel lists with offsets into the text (completions), or one record per token (chat).
 
-A token need not be whole characters. Where its bytes are not UTF-8 it is written "bytes:\\xe2\\x9c", as
-OpenAI does; chat has the bytes beside it.
+A token need not be whole characters. If its bytes are not valid UTF-8, it is written "bytes:\xe2\x9c", as
+OpenAI does; chat has the bytes as well.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from puna.generate.request import Token
+from puna.serve.answers import ChatLogprobs, ChosenLogprob, CompletionLogprobs, TokenLogprob
 
-# JSON knows no infinity: what cannot happen has this log-probability, as OpenAI has it.
+# JSON has no infinity: impossible tokens get this log-probability, as OpenAI's do.
 LEAST = -9999.0
 
 
@@ -25,35 +26,35 @@ def token_text(piece: bytes) -> str:
 
 
 def _finite(logprob: float) -> float:
-    """A number that JSON has: what is below LEAST, or no number at all, is LEAST; none is above 0."""
+    """Clamp to [LEAST, 0]; NaN becomes LEAST."""
     return min(logprob, 0.0) if logprob > LEAST else LEAST
 
 
-class CompletionLogprobs:
-    """The lists of one answer, chunk after chunk; offsets go on from the chunk before.
+class LogprobLists:
+    """The lists of one answer, chunk by chunk; text offsets continue across chunks.
 
-    `push` is a stream decoder's, fed with what comes before the text; `piece` gives a token's bytes.
+    `push` is a stream decoder's that has consumed what precedes the text; `piece` gives a token's bytes.
     """
 
     def __init__(self, push: Callable[[int], str], piece: Callable[[int], bytes]) -> None:
         self._push, self._piece = push, piece
         self._offset = 0
 
-    def lists(self, tokens: Sequence[Token]) -> dict[str, list[Any]]:
-        """The four lists of these tokens."""
+    def push(self, tokens: Sequence[Token]) -> CompletionLogprobs:
+        """The lists of the next tokens."""
         offsets = []
         for token in tokens:
             offsets.append(self._offset)
             self._offset += len(self._push(token.id))
-        return {
-            "tokens": [token_text(token.piece) for token in tokens],
-            "token_logprobs": [None if t.logprob is None else _finite(t.logprob) for t in tokens],
-            "top_logprobs": [self._top(token) for token in tokens],
-            "text_offset": offsets,
-        }
+        return CompletionLogprobs(
+            tokens=[token_text(token.piece) for token in tokens],
+            token_logprobs=[None if t.logprob is None else _finite(t.logprob) for t in tokens],
+            top_logprobs=[self._top(token) for token in tokens],
+            text_offset=offsets,
+        )
 
     def _top(self, token: Token) -> dict[str, float] | None:
-        """The likeliest tokens and the chosen one; of tokens that read alike, the likeliest."""
+        """The most likely tokens and the chosen one; of tokens with the same text, the most likely."""
         if token.logprob is None:
             return None
         top: dict[str, float] = {}
@@ -63,20 +64,25 @@ class CompletionLogprobs:
         return top
 
 
-def joined(parts: Sequence[dict[str, list[Any]]]) -> dict[str, list[Any]]:
-    """The lists of several chunks as those of one."""
-    names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
-    return {name: [value for part in parts for value in part[name]] for name in names}
+def join(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
+    """Concatenate the lists of several chunks."""
+    return CompletionLogprobs(
+        tokens=[value for part in parts for value in part.tokens],
+        token_logprobs=[value for part in parts for value in part.token_logprobs],
+        top_logprobs=[value for part in parts for value in part.top_logprobs],
+        text_offset=[value for part in parts for value in part.text_offset],
+    )
 
 
-def chat_logprobs(tokens: Sequence[Token], piece: Callable[[int], bytes]) -> list[dict[str, Any]]:
-    """One record a token."""
+def chat_logprobs(tokens: Sequence[Token], piece: Callable[[int], bytes]) -> ChatLogprobs:
+    """One record per token."""
+    content = []
+    for token in tokens:
+        logprob = LEAST if token.logprob is None else token.logprob
+        top = [TokenLogprob(**_fields(piece(id), other)) for id, other in token.top]
+        content.append(ChosenLogprob(**_fields(token.piece, logprob), top_logprobs=top))
+    return ChatLogprobs(content=content)
 
-    def record(data: bytes, logprob: float) -> dict[str, Any]:
-        return {"token": token_text(data), "logprob": _finite(logprob), "bytes": list(data)}
 
-    return [
-        record(token.piece, LEAST if token.logprob is None else token.logprob)
-        | {"top_logprobs": [record(piece(id), logprob) for id, logprob in token.top]}
-        for token in tokens
-    ]
+def _fields(piece: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": token_text(piece), "logprob": _finite(logprob), "bytes": list(piece)}

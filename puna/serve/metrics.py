@@ -1,4 +1,4 @@
-"""What a monitor wants to know, in Prometheus' text form.
+"""Metrics in Prometheus' text format.
 
 In:  observations from the middleware and the worker, and the engine's own counts.
 Out: the text of /metrics.
@@ -22,7 +22,7 @@ TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2
 
 
 class Metrics:
-    """One server's numbers, in a registry of their own."""
+    """The metrics of one server, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -31,25 +31,25 @@ class Metrics:
             return Counter(f"puna_{name}", text, labels, registry=self.registry)
 
         self.requests = counter("requests", "HTTP requests answered.", "path", "status")
-        self.tokens_in = counter("prompt_tokens", "Tokens of the prompts of finished requests.")
+        self.tokens_in = counter("prompt_tokens", "Prompt tokens of finished requests.")
         self.tokens_out = counter("generated_tokens", "Tokens generated.")
         self.first_token = Histogram(
             "puna_time_to_first_token_seconds",
-            "From a request's acceptance to its first token.",
+            "Time from acceptance of a request to its first token.",
             buckets=SECONDS,
             registry=self.registry,
         )
         self.next_token = Histogram(
             "puna_time_per_token_seconds",
-            "From a token to the next of the same answer.",
+            "Time between two tokens of an answer.",
             buckets=TOKEN_SECONDS,
             registry=self.registry,
         )
 
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """A number that is read when it is asked for."""
+        """Add a gauge that is read at each scrape."""
         Gauge(f"puna_{name}", text, registry=self.registry).set_function(value)
 
     def text(self) -> bytes:
-        """All of it."""
+        """All metrics, in the text format."""
         return generate_latest(self.registry)

@@ -1,8 +1,7 @@
-"""What stands before the application: who may come in, and how large a body may be.
+"""Middleware: allowed hosts, authentication, and limits on the body.
 
 In:  an HTTP request, before its body is read.
-Out: the request, handed on; or a refusal in OpenAI's form. Every answer leaves with its security headers, and
-     is counted.
+Out: the request, passed on, or an error in OpenAI's form. Responses get security headers and are counted.
 
     counted ─> one length ─> host name ─> (CORS) ─> API key ─> size and time of the body ─> application
 """
@@ -24,7 +23,7 @@ BODY_SECONDS = 30.0
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address: localhost, 127.x.y.z, ::1 however it is written."""
+    """Whether an address is loopback: localhost, 127.x.y.z, ::1 in any notation."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -34,26 +33,26 @@ def is_loopback(host: str) -> bool:
 
 
 class HeadIsGet:
-    """Answers HEAD as GET; the HTTP layer leaves the body out."""
+    """Treats HEAD as GET; the HTTP layer omits the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
         if scope["type"] == "http" and scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
         await self.app(scope, receive, send)
 
 
 class Counted:
-    """The outermost: counts answers by path and status, and adds headers to each."""
+    """Counts responses by path and status, and adds the security headers; the outermost middleware."""
 
     def __init__(
         self, app: ASGIApp, metrics: Metrics, paths: frozenset[str], headers: Mapping[str, str]
     ) -> None:
         self.app, self.metrics, self.paths, self.headers = app, metrics, paths, headers
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         status = 500
@@ -67,7 +66,9 @@ class Counted:
                     headers.setdefault(name, value)
             await send(message)
 
-        path = scope["path"] if scope["path"] in self.paths else "other"  # other paths are unbounded
+        path = (
+            scope["path"] if scope["path"] in self.paths else "other"
+        )  # unknown paths: one label for all of them
         try:
             await self.app(scope, receive, counted_send)
         finally:
@@ -75,78 +76,81 @@ class Counted:
 
 
 class OneLength:
-    """Refuses a body whose length is given twice, and closes the connection.
+    """Rejects a request with both Content-Length and Transfer-Encoding, and closes the connection.
 
-    A proxy may believe one of Content-Length and Transfer-Encoding and the server the other, and what one
-    takes for the rest of a body is a request of somebody else to the other.
+    A proxy may use one of them and the server the other; then the rest of a body is read as another request
+    (request smuggling).
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
         if scope["type"] == "http":
             headers = Headers(scope=scope)
             if "content-length" in headers and "transfer-encoding" in headers:
-                message = "Content-Length and Transfer-Encoding are both given; send one of them"
+                message = "both Content-Length and Transfer-Encoding are present; send only one of them"
                 refusal = ServeError(400, message, "two_lengths", headers={"Connection": "close"})
                 return await refusal.response()(scope, receive, send)
         await self.app(scope, receive, send)
 
 
 class KnownHost:
-    """Takes requests for loopback names alone.
+    """Rejects requests whose Host is not a loopback name, as a defence against DNS rebinding.
 
-    A page anywhere can have its own host name resolve to 127.0.0.1 and then read what a server there
-    answers; its requests still carry that name.
+    A web page can make its own host name resolve to 127.0.0.1 and then read the responses of a server there;
+    its requests still carry that name. Starlette's TrustedHostMiddleware compares with a list of names: it
+    cannot allow all of 127.0.0.0/8 or ::1 in any notation, and its error is plain text.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
         if scope["type"] == "http":
             host = Headers(scope=scope).get("host", "")
             name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
             if not is_loopback(name.strip("[]")):
-                message = "this server answers to localhost alone; behind a proxy, start it with --api-key"
+                message = (
+                    "this server accepts only requests for localhost; behind a proxy, use --api-key-file"
+                )
                 return await ServeError(403, message, "unknown_host").response()(scope, receive, send)
         await self.app(scope, receive, send)
 
 
 class ApiKeys:
-    """Asks for a key, but for the page, which holds nothing, and the health."""
+    """Requires an API key, except for the page, /health and /openapi.json."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self.app, self.keys = app, [key.encode() for key in keys]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and not self._knows(scope):
-            message = "no API key that this server knows; send it as: Authorization: Bearer KEY"
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and not self._has_key(scope):
+            message = "missing or unknown API key; send it as: Authorization: Bearer KEY"
             refusal = ServeError(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
             return await refusal.response()(scope, receive, send)
         await self.app(scope, receive, send)
 
-    def _knows(self, scope: Scope) -> bool:
+    def _has_key(self, scope: Scope) -> bool:
         kind, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
         data = given.strip().encode("latin-1")
-        # Every key is compared, and each in constant time: how long it takes says nothing.
+        # All keys are compared, in constant time, so that the time taken reveals nothing.
         found = [hmac.compare_digest(data, key) for key in self.keys]
         return kind.lower() == "bearer" and any(found)
 
 
 class LimitedBody:
-    """Refuses a body that is too large, as soon as that is known, or that does not come."""
+    """Rejects a body that is too large, as soon as that is known, or too slow."""
 
     def __init__(self, app: ASGIApp, limit: int, seconds: float | None = None) -> None:
         self.app, self.limit, self.seconds = app, limit, seconds or BODY_SECONDS
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdecimal() and int(declared[:20]) > self.limit:
-            return await of_size(self.limit).response()(scope, receive, send)
+            return await body_too_large(self.limit).response()(scope, receive, send)
         size, is_whole = 0, False
         deadline = asyncio.get_running_loop().time() + self.seconds
 
@@ -155,19 +159,19 @@ class LimitedBody:
             if is_whole:
                 return await receive()
             try:
-                async with asyncio.timeout_at(deadline):  # of the whole: it may come a byte at a time
+                async with asyncio.timeout_at(deadline):  # for the whole body, however slowly it arrives
                     message = await receive()
             except TimeoutError:
-                raise HTTPException(408, f"the body did not come within {self.seconds:g} seconds") from None
+                raise HTTPException(408, f"the body did not arrive within {self.seconds:g} seconds") from None
             size += len(message.get("body", b""))
             is_whole = message["type"] == "http.disconnect" or not message.get("more_body", False)
             if size > self.limit:
-                raise HTTPException(413, of_size(self.limit).message)
+                raise HTTPException(413, body_too_large(self.limit).message)
             return message
 
         await self.app(scope, limited_receive, send)
 
 
-def of_size(limit: int) -> ServeError:
-    """The refusal of a large body."""
-    return ServeError(413, f"the body is larger than {limit:,} bytes; send less at once", "body_too_large")
+def body_too_large(limit: int) -> ServeError:
+    """The error for a large body."""
+    return ServeError(413, f"the body is larger than {limit:,} bytes; split the request", "body_too_large")

@@ -1,7 +1,7 @@
-"""Run an application until it is told to stop.
+"""Run the server until it receives a signal.
 
-In:  an application, a socket.
-Out: nothing; SIGTERM or Ctrl-C stop accepting, let what is in flight finish for some seconds, then cancel it.
+In:  an application, a listening socket.
+Out: nothing. SIGTERM and Ctrl-C stop accepting; in-flight requests have some seconds, then are cancelled.
 """
 
 import asyncio
@@ -20,14 +20,14 @@ from puna.serve.middleware import is_loopback
 
 __all__ = ["Server", "is_loopback", "listen", "run"]
 
-BACKLOG = 64  # connections that the system holds ready; as many are accepted in a turn of the event loop
+BACKLOG = 64  # pending connections of the socket; up to as many are accepted in a turn of the event loop
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one.
+    """Open a listening socket; port 0 picks a free port.
 
     Raises:
-        ValueError: naming the address, when it cannot be had.
+        ValueError: naming the address, when it is not available.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -38,7 +38,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, with an end in two parts: first patience, then a word to those who still wait."""
+    """uvicorn with a two-phase shutdown: wait for in-flight requests, then cancel them with an error."""
 
     def __init__(self, app: FastAPI, grace: float, ready: Callable[[], None]) -> None:
         config = uvicorn.Config(
@@ -50,7 +50,7 @@ class Server(uvicorn.Server):
             timeout_keep_alive=30,
             http=Connection,
             backlog=BACKLOG,
-            # Cut off only those that do not even take the word.
+            # Cancelled requests have five more seconds to read the error.
             timeout_graceful_shutdown=int(grace) + 5,
         )
         super().__init__(config)
@@ -58,20 +58,20 @@ class Server(uvicorn.Server):
         self._app, self._grace, self._ready = app, grace, ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and say so."""
+        """Start, then call `ready`."""
         await super().startup(sockets)
         if not self.should_exit:
             self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept no more, finish what is in flight; what is not finished after the grace is cancelled."""
-        deadline = asyncio.get_running_loop().call_later(self._grace, self._app.state.worker.abandon)
+        """Stop accepting and wait for in-flight requests; cancel those unfinished after the grace period."""
+        deadline = asyncio.get_running_loop().call_later(self._grace, self._app.state.worker.cancel_all)
         await super().shutdown(sockets)
         deadline.cancel()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Stop at a signal and return; uvicorn would then die of it."""
+        """Stop at a signal and return; uvicorn would raise the signal again and end the process."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -86,6 +86,6 @@ class Server(uvicorn.Server):
 
 
 def run(app: FastAPI, listening: socket.socket, grace: float, ready: Callable[[], None]) -> None:
-    """Serve until a signal; a second Ctrl-C does not wait."""
+    """Serve until a signal; a second Ctrl-C stops at once."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     Server(app, grace, ready).run([listening])

@@ -1,65 +1,75 @@
-"""What a client may ask and what it gets: OpenAI's bodies, as types that document themselves.
+"""The request bodies of the API, as types that validate and document themselves.
 
-In:  JSON bodies. A field that OpenAI has and puna has not is taken at the value that does nothing, and
-     refused by name otherwise; a field that nobody knows is refused, for it may be a typing error.
-Out: the types of the requests, and of the answers as /openapi.json describes them.
+In:  JSON bodies. A field of OpenAI that puna does not support is accepted at its neutral value, and rejected
+     by name otherwise; an unknown field is rejected, because it may be a typing error.
+Out: the types of the requests, with the limits of one server (`request_types`).
 
 Beyond OpenAI's fields: top_k, min_p, repetition_penalty, ignore_eos, lookup.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+    create_model,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-MOST = 2048  # entries of a list of prompts or messages, as OpenAI has it
-# What is refused, and what to do instead.
-NOT_OFFERED = {
-    "audio": "leave it out",
-    "metadata": "leave it out; nothing is stored",
-    "moderation": "leave it out",
-    "prediction": "leave it out; lookup guesses from the text before",
-    "reasoning_effort": 'leave it out, or "none"',
-    "service_tier": 'leave it out, or "auto"',
-    "store": "leave it out, or false",
-    "modalities": 'only ["text"] is',
-    "verbosity": 'leave it out, or "medium"',
-    "web_search_options": "leave it out",
-    "prompt_cache_options": "leave it out",
-    "suffix": "leave it out",
-    "tools": "leave it out; describe what you want in a message",
-    "tool_choice": 'leave it out, or "none"',
-    "functions": "leave it out; describe what you want in a message",
-    "function_call": 'leave it out, or "none"',
-    "response_format": 'only {"type": "text"} is',
+MAX_ENTRIES = 2048  # of a list of prompts or messages, OpenAI's limit
+# Fields that are not supported, and what to do instead.
+NOT_SUPPORTED = {
+    "audio": "omit it",
+    "metadata": "omit it; nothing is stored",
+    "moderation": "omit it",
+    "prediction": "omit it; lookup speculates from the earlier text",
+    "reasoning_effort": 'omit it, or send "none"',
+    "service_tier": 'omit it, or send "auto"',
+    "store": "omit it, or send false",
+    "modalities": 'only ["text"] is supported',
+    "verbosity": 'omit it, or send "medium"',
+    "web_search_options": "omit it",
+    "prompt_cache_options": "omit it",
+    "suffix": "omit it",
+    "tools": "omit it; describe what you want in a message",
+    "tool_choice": 'omit it, or send "none"',
+    "functions": "omit it; describe what you want in a message",
+    "function_call": 'omit it, or send "none"',
+    "response_format": 'only {"type": "text"} is supported',
 }
 MAX_BIAS = 1024
-# What a field with several forms takes.
+# The forms of fields that have several.
 EXPECTED = {
     "prompt": "a string, a list of strings, a list of token ids, or a list of such lists; not empty, "
-    f"and at most {MOST} texts or lists",
+    f"and at most {MAX_ENTRIES} texts or lists",
     "stop": "a string, or a list of at most 16; none of them empty",
     "content": 'a string, or a list of {"type": "text", "text": "…"}',
 }
 
+MODEL = "Name of the served model; optional."
+
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
-TokenId = Annotated[int, Field(ge=0, lt=2**32)]
-Ids = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Nothing = Annotated[list[Any], Field(max_length=0)]
 
 
-class Asked(BaseModel):
-    """A request body: no coercion, no unknown field, no infinite number."""
+class RequestBody(BaseModel):
+    """A request body, or an object in one: no coercion, no unknown fields, no infinite numbers."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
-    def _one_unknown_field_is_enough(cls, body: Any) -> Any:
-        """Name the first unknown field: the framework would make a record of each."""
+    def _report_one_unknown_field(cls, body: Any) -> Any:
+        """Report the first unknown field alone: the framework would create a record for each."""
         if isinstance(body, dict) and (unknown := next((k for k in body if k not in cls.model_fields), None)):
             try:
                 name = unknown.encode()[:60].decode(errors="ignore")
@@ -69,38 +79,48 @@ class Asked(BaseModel):
         return body
 
 
-class StreamOptions(Asked):
-    include_usage: bool | None = Field(None, description="End with an event that counts the tokens.")
+class StreamOptions(RequestBody):
+    """Options of a streamed answer."""
+
+    include_usage: bool | None = Field(None, description="End with an event that has the token counts.")
     include_obfuscation: Literal[False] | None = None
 
 
-class Generation(Asked):
+class Generation(RequestBody):
     """The fields that completions and chat have in common."""
 
-    model: str | None = Field(None, description="The served model; not needed, for there is one.")
+    model: str | None = Field(None, description=MODEL)
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
-        None, description="0 is greedy; 1, the default, is the model's own distribution."
+        None,
+        description="Sampling temperature; 0 is greedy, 1 (the default) leaves the distribution unchanged.",
     )
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(None, description="0 is all.")
+    top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
+        None, description="Sample from the k most likely tokens; 0 disables."
+    )
     min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None, description="Drop tokens below this share of the likeliest one's probability."
+        None, description="Drop tokens whose probability is below this fraction of the most likely one's."
     )
     repetition_penalty: Annotated[float, Field(ge=0.1, le=10)] | None = None
-    seed: Seed | None = Field(None, description="The same seed gives the same answer; the nth answer has +n.")
+    seed: Seed | None = Field(None, description="Random seed; answer k of n uses seed + k - 1.")
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = Field(None, description="Answers to each prompt.")
+    n: Annotated[int, Field(ge=1, le=128)] | None = Field(None, description="Number of answers per prompt.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    ignore_eos: bool | None = Field(None, description="Go on past the end of the text; for benchmarks.")
+    ignore_eos: bool | None = Field(None, description="Do not stop at the end-of-text token; for benchmarks.")
     lookup: Annotated[int, Field(ge=0, le=64)] | None = Field(
-        None, description="Guess this many tokens at once from the text so far; greedy only, the same answer."
+        None,
+        description="Number of tokens to draft from the text so far and verify in one step; greedy only.",
     )
-    user: str | None = Field(None, description="Taken, and not used.")
-    presence_penalty: Penalty | None = Field(None, description="Of each token that the answer holds.")
-    frequency_penalty: Penalty | None = Field(None, description="Of each time that the answer holds a token.")
+    user: str | None = Field(None, description="Accepted and ignored.")
+    presence_penalty: Penalty | None = Field(
+        None, description="Penalty for each token already in the answer."
+    )
+    frequency_penalty: Penalty | None = Field(
+        None, description="Penalty per occurrence of a token in the answer."
+    )
     logit_bias: Annotated[dict[str, Bias], Field(max_length=MAX_BIAS)] | None = Field(
-        None, description="Added to the logits of tokens, by their ids; -100 bans, 100 forces."
+        None, description="Bias added to the logits, by token id; -100 bans a token, 100 forces it."
     )
 
     @property
@@ -110,29 +130,29 @@ class Generation(Asked):
 
     @property
     def biases(self) -> tuple[tuple[int, float], ...]:
-        """logit_bias by id."""
+        """The pairs of token id and bias."""
         return tuple((int(id), bias) for id, bias in (self.logit_bias or {}).items())
 
     @field_validator("logit_bias", mode="before")
     @classmethod
-    def _ids_are_numbers(cls, bias: Any) -> Any:
+    def _require_token_ids(cls, bias: Any) -> Any:
         if isinstance(bias, dict):
             if len(bias) > MAX_BIAS:
-                raise ValueError(f"it names {len(bias):,} tokens; {MAX_BIAS} are the most")
+                raise ValueError(f"it has {len(bias):,} entries; the maximum is {MAX_BIAS}")
             for id in bias:
                 if not (id.isascii() and id.isdecimal() and len(id) < 10):
-                    raise ValueError("its keys must be token ids")
+                    raise ValueError("keys must be token ids")
         return bias
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> "Generation":
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is for streams; leave it out, or set stream to true")
+            raise ValueError("stream_options requires a stream; omit it, or set stream to true")
         return self
 
 
 def _prompt_form(value: Any) -> str | None:
-    """Which form a prompt has, by its first entry: only that one is checked."""
+    """The form of a prompt, by its first entry, so that only that form is validated."""
     if isinstance(value, str):
         return "text"
     if not isinstance(value, list) or not value:
@@ -141,39 +161,38 @@ def _prompt_form(value: Any) -> str | None:
 
 
 class CompletionRequest(Generation):
-    prompt: Annotated[
-        Annotated[str, Tag("text")]
-        | Annotated[list[str], Field(min_length=1, max_length=MOST, fail_fast=True), Tag("texts")]
-        | Annotated[Ids, Tag("ids")]
-        | Annotated[list[Ids], Field(min_length=1, max_length=MOST, fail_fast=True), Tag("lists")],
-        Discriminator(_prompt_form),
-    ] = Field(description="Texts, which begin behind BOS, or token ids, which are taken as they are.")
-    max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
-        None, description="16 when not given; 0 only with echo."
+    """Body of POST /v1/completions."""
+
+    prompt: str | list[str] | list[int] | list[list[int]] = Field(
+        description="Texts, which get the model's BOS, or token ids, which are used unchanged."
+    )
+    max_tokens: int | None = Field(
+        None, description="Maximum number of tokens per answer, 16 by default; 0 only with echo."
     )
     parse_special: bool | None = Field(
         None,
-        description="Whether control tokens written in texts are those tokens, for a conversation that the "
-        "client laid out; they are text by default.",
+        description="Parse control tokens written in the prompt, for a chat that the client rendered; "
+        "by default they are text.",
     )
-    echo: bool | None = Field(None, description="Give the prompt back before its continuation.")
+    echo: bool | None = Field(None, description="Return the prompt before its continuation.")
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
-        None, description="Log-probabilities of each token, and of this many likeliest ones."
+        None,
+        description="Return the log-probability of each token, and of this many most likely alternatives.",
     )
-    best_of: int | None = Field(None, description="As many as n, if it is given.")
+    best_of: int | None = Field(None, description="Must equal n.")
     suffix: Literal[""] | None = None
 
     @model_validator(mode="after")
-    def _something_is_asked(self) -> "CompletionRequest":
+    def _require_output(self) -> "CompletionRequest":
         if self.max_tokens == 0 and not self.echo:
-            raise ValueError("max_tokens is 0, which asks for nothing without echo; set it to 1 or more")
+            raise ValueError("max_tokens is 0, which returns nothing without echo; set it to 1 or more")
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise ValueError("best_of is not offered: leave it out; n gives several answers")
+            raise ValueError("best_of is not supported: omit it; n gives several answers")
         return self
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """One entry a prompt."""
+        """The prompts, one entry each."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         if isinstance(self.prompt[0], int):
@@ -181,16 +200,20 @@ class CompletionRequest(Generation):
         return list(self.prompt)
 
 
-class TextPart(Asked):
+class TextPart(RequestBody):
+    """A part of a message."""
+
     type: Literal["text"]
     text: str
 
 
-class Message(Asked):
+class Message(RequestBody):
+    """One message of a conversation."""
+
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=MOST, fail_fast=True)]
-    name: str | None = Field(None, description="Taken, and not used.")
-    # An answer that a client sends back as it got it has these.
+    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_ENTRIES, fail_fast=True)]
+    name: str | None = Field(None, description="Accepted and ignored.")
+    # Present when a client sends an earlier answer back unchanged.
     refusal: None = None
     tool_calls: Nothing | None = None
     function_call: None = None
@@ -205,16 +228,20 @@ class Message(Asked):
         return "".join(part.text for part in self.content)
 
 
-class ResponseFormat(Asked):
+class ResponseFormat(RequestBody):
+    """The form of an answer."""
+
     type: Literal["text"]
 
 
 class ChatRequest(Generation):
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST, fail_fast=True)]
-    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = Field(
-        None, description="What there is room for when not given. The old name of max_completion_tokens."
+    """Body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_ENTRIES, fail_fast=True)]
+    max_tokens: int | None = Field(None, description="Former name of max_completion_tokens.")
+    max_completion_tokens: int | None = Field(
+        None, description="Maximum number of tokens per answer; by default as many as fit the context."
     )
-    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: Nothing | None = None
@@ -229,8 +256,10 @@ class ChatRequest(Generation):
     reasoning_effort: Literal["none"] | None = None
     verbosity: Literal["medium"] | None = None
     metadata: Annotated[dict[str, Any], Field(max_length=0)] | None = None
-    safety_identifier: str | None = Field(None, description="Taken, and not used.")
-    prompt_cache_key: str | None = Field(None, description="Taken, and not used: prefixes are found anyway.")
+    safety_identifier: str | None = Field(None, description="Accepted and ignored.")
+    prompt_cache_key: str | None = Field(
+        None, description="Accepted and ignored; the prefix cache needs no key."
+    )
     prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
     prompt_cache_options: None = None
     audio: None = None
@@ -241,141 +270,87 @@ class ChatRequest(Generation):
     @model_validator(mode="after")
     def _fields_agree(self) -> "ChatRequest":
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs; set logprobs to true")
+            raise ValueError("top_logprobs requires logprobs; set logprobs to true")
         if None not in (self.max_tokens, self.max_completion_tokens):
-            raise ValueError("max_tokens is the old name of max_completion_tokens; give one of them")
+            raise ValueError("max_tokens is the former name of max_completion_tokens; send only one of them")
         return self
 
 
-class TokenizeRequest(Asked):
+class TokenizeRequest(RequestBody):
+    """Body of POST /tokenize."""
+
     prompt: str = Field(
-        description="A text; exactly the text of bos_token or eos_token (/tokenizer_info) is that token."
+        description="Text to encode; the text of bos_token or eos_token alone gives that token."
     )
-    add_special_tokens: bool = Field(True, description="Begin with BOS.")
+    add_special_tokens: bool = Field(True, description="Prepend BOS.")
     parse_special: bool | None = Field(
         None,
-        description="Whether control tokens written in the text are those tokens; by default they are if the "
-        "model has a chat template, for clients lay conversations out with it (/tokenizer_info).",
+        description="Parse control tokens written in the text; by default only if the model has a chat "
+        "template, with which clients render conversations (/tokenizer_info).",
     )
-    model: str | None = None
+    model: str | None = Field(None, description=MODEL)
 
 
-class DetokenizeRequest(Asked):
-    tokens: Annotated[list[TokenId], Field(fail_fast=True)]
-    model: str | None = None
+class DetokenizeRequest(RequestBody):
+    """Body of POST /detokenize."""
 
-
-# ---- answers ------------------------------------------------------------------------------------
-
-
-class ErrorBody(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class Error(BaseModel):
-    """OpenAI's form of an error."""
-
-    error: ErrorBody
-
-
-class Usage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class CompletionLogprobs(BaseModel):
-    tokens: list[str]
-    token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None]
-    text_offset: list[int]
-
-
-class CompletionChoice(BaseModel):
-    index: int
-    text: str
-    logprobs: CompletionLogprobs | None
-    finish_reason: Literal["stop", "length"] | None
-
-
-class Completion(BaseModel):
-    id: str
-    object: Literal["text_completion"]
-    created: int
-    model: str
-    choices: list[CompletionChoice]
-    usage: Usage
-
-
-class TokenLogprob(BaseModel):
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class ChosenLogprob(TokenLogprob):
-    top_logprobs: list[TokenLogprob]
-
-
-class ChatLogprobs(BaseModel):
-    content: list[ChosenLogprob]
-
-
-class AnswerMessage(BaseModel):
-    role: Literal["assistant"]
-    content: str
-
-
-class ChatChoice(BaseModel):
-    index: int
-    message: AnswerMessage
-    logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"]
-
-
-class ChatCompletion(BaseModel):
-    id: str
-    object: Literal["chat.completion"]
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage
-
-
-class ModelCard(BaseModel):
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
-    context: int = Field(description="Tokens of prompt and answer together.")
-    max_tokens: int = Field(description="The longest answer that may be asked for.")
-    chat: bool = Field(description="Whether it has a chat template; else it continues texts.")
-
-
-class ModelList(BaseModel):
-    object: Literal["list"]
-    data: list[ModelCard]
-
-
-class Tokenized(BaseModel):
     tokens: list[int]
-    count: int
-    max_model_len: int
+    model: str | None = Field(None, description=MODEL)
 
 
-class Detokenized(BaseModel):
-    prompt: str
+# ---- the limits of one server ---------------------------------------------------------------------
 
 
-class TokenizerInfo(BaseModel):
-    tokenizer_class: str
-    bos_token: str
-    eos_token: str
-    chat_template: str | None
+class RequestTypes(NamedTuple):
+    """The request bodies that one server accepts."""
+
+    completion: type[CompletionRequest]
+    chat: type[ChatRequest]
+    tokenize: type[TokenizeRequest]
+    detokenize: type[DetokenizeRequest]
 
 
-class Health(BaseModel):
-    status: Literal["ok"]
+Body = TypeVar("Body", bound=RequestBody)
+
+
+def request_types(model: str, max_tokens: int, vocab_size: int) -> RequestTypes:
+    """The request bodies with a server's limits, so that what is described is what is validated.
+
+    Args:
+        model: the name that /openapi.json gives; other names are answered with 404, not as invalid.
+        max_tokens: the largest number of tokens per answer.
+        vocab_size: token ids are below this.
+    """
+    name = Annotated[str, WithJsonSchema({"type": "string", "enum": [model]})]
+    token = Annotated[int, Field(ge=0, le=vocab_size - 1)]
+    ids = Annotated[list[token], Field(min_length=1, fail_fast=True)]
+    several = Field(min_length=1, max_length=MAX_ENTRIES, fail_fast=True)
+    prompt = Annotated[
+        Annotated[str, Tag("text")]
+        | Annotated[list[str], several, Tag("texts")]
+        | Annotated[ids, Tag("ids")]
+        | Annotated[list[ids], several, Tag("lists")],
+        Discriminator(_prompt_form),
+    ]
+
+    def limited(base: type[Body], **types: Any) -> type[Body]:
+        fields: dict[str, Any] = {field: (kind, base.model_fields[field]) for field, kind in types.items()}
+        return create_model(base.__name__, __base__=base, __doc__=base.__doc__, **fields)
+
+    name_or_none = name | None
+    count = Annotated[int, Field(ge=1, le=max_tokens)] | None
+    return RequestTypes(
+        limited(
+            CompletionRequest,
+            model=name_or_none,
+            prompt=prompt,
+            max_tokens=Annotated[int, Field(ge=0, le=max_tokens)] | None,
+        ),
+        limited(ChatRequest, model=name_or_none, max_tokens=count, max_completion_tokens=count),
+        limited(TokenizeRequest, model=name_or_none),
+        limited(
+            DetokenizeRequest,
+            model=name_or_none,
+            tokens=Annotated[list[token], Field(fail_fast=True)],
+        ),
+    )

@@ -1,11 +1,10 @@
-"""What the endpoints share: a request's way to the engine, and its answer's way back.
+"""What the endpoints share: from a request body to the engine, and from the engine to the response.
 
-In:  a body and its prompts as ids.
-Out: the work that answers it, whole or as server-sent events; cancelled when the client goes away.
+In:  a body and its prompts as token ids.
+Out: the response, as JSON or as server-sent events; the work is cancelled when the client disconnects.
 """
 
 import asyncio
-import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
@@ -21,13 +20,14 @@ from puna.config import Sampling
 from puna.generate.engine import Engine
 from puna.generate.request import Request
 from puna.generate.runners.cache import BLOCK
+from puna.serve.answers import Answer, ChatCompletion, Completion, Usage
 from puna.serve.errors import ServeError
 from puna.serve.schemas import Generation
 from puna.serve.worker import Work, Worker
 from puna.tokens.chat_template import encode_special
 
 T = TypeVar("T")
-CLIENT_GONE = 499  # nobody reads it; the metrics count it
+CLIENT_GONE = 499  # never sent: the client has disconnected; counted by the metrics
 
 
 class Service:
@@ -35,36 +35,36 @@ class Service:
 
     def __init__(self, engine: Engine, worker: Worker, name: str, max_tokens: int) -> None:
         self.engine, self.worker, self.name = engine, worker, name
-        # The last token drawn needs no place in the cache.
+        # The keys and values of the last sampled token are never computed.
         self.context = min(engine.context, engine.runner.n_blocks * BLOCK + 1)
         self.max_tokens = min(max_tokens, self.context - 1)
         self.created = int(time.time())
-        # Encoding a long text takes long enough to be felt, so it has a thread, and always the same one. A
-        # template has another: one that does not end shall not keep texts from being encoded.
+        # Encoding a long text would block the event loop, so one thread does it. Templates have a thread of
+        # their own: a template that does not terminate must not block encoding.
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self._template = ThreadPoolExecutor(1, thread_name_prefix="template")
-        engine.tokenizer.stay_with_reference()  # the start of the fast encoder would be felt by all
+        engine.tokenizer.stay_with_reference()  # starting the fast encoder would delay all requests
 
     def require_model(self, name: str | None) -> None:
-        """Refuse the name of a model that is not this one."""
+        """Raise ServeError 404 when another model is named."""
         if name is not None and name != self.name:
             message = f"there is no model {name[:80]!r}; this server has {self.name!r}"
             raise ServeError(404, message, "model_not_found", "model")
 
     async def encode(self, text: str, bos: bool, parse_special: bool = False) -> list[int]:
-        """The ids of a text; with `parse_special` the control tokens written in it are those tokens."""
+        """Encode a text; with `parse_special`, control tokens written in it become those tokens."""
         tokenizer = self.engine.tokenizer
         if not parse_special:
             return await self._run(self._encoder, partial(tokenizer.encode, text, bos=bos), "prompt")
         ids = await self._run(self._encoder, partial(encode_special, tokenizer, text), "prompt")
-        # A template has put BOS there already.
+        # The text may already begin with BOS, from a template.
         return [tokenizer.bos_id, *ids] if bos and ids[:1] != [tokenizer.bos_id] else ids
 
     async def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids.
+        """Decode token ids.
 
         Raises:
-            ValueError: an id outside the vocabulary.
+            ValueError: when an id is outside the vocabulary.
         """
         return await asyncio.get_running_loop().run_in_executor(
             self._encoder, self.engine.tokenizer.decode, ids
@@ -77,12 +77,12 @@ class Service:
             raise ServeError(400, str(error), "invalid_value", param) from error
 
     def require_short(self, texts: Iterable[str], param: str) -> None:
-        """Refuse unencoded what has more bytes than a context of the longest pieces."""
+        """Reject, without encoding them, texts of more bytes than a context of the longest tokens."""
         most = self.context * self.engine.tokenizer.longest_piece
         size = 0
         for text in texts:
             size += len(text)
-            if size * 4 > most:  # only then its bytes have to be counted
+            if size * 4 > most:  # only then do the bytes need to be counted
                 size += len(text.encode("utf-8", "surrogatepass")) - len(text)
         if size > most:
             raise ServeError(
@@ -94,16 +94,16 @@ class Service:
             )
 
     async def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
-        """The ids of a conversation, (role, text) each, up to where the assistant answers."""
+        """Encode a conversation of (role, text), up to where the assistant's message begins."""
         template = self.engine.template
         if template is None:
             raise ServeError(
                 400,
-                f"{self.name} has no chat template, it continues texts; use /v1/completions",
+                f"{self.name} has no chat template; use /v1/completions",
                 "no_chat_template",
                 "messages",
             )
-        # OpenAI renamed the role; templates know the old name.
+        # OpenAI renamed the system role; templates use the old name.
         turns = [
             {"role": "system" if role == "developer" else role, "content": text} for role, text in messages
         ]
@@ -119,16 +119,13 @@ class Service:
         logprobs: int | None,
         prompt_logprobs: bool = False,
     ) -> list[Request]:
-        """The engine's requests, checked: n answers to each prompt.
+        """The engine's requests, validated: n per prompt.
 
-        `max_tokens` is what there is room for when it is None.
+        Without `max_tokens` an answer may fill the context.
 
         Raises:
-            ServeError: 400, when a prompt with its answer does not fit, or an option cannot be.
+            ServeError: 400, when a prompt and its answer do not fit the context, or an option is invalid.
         """
-        if max_tokens is not None and max_tokens > self.max_tokens:
-            message = f"max_tokens is {max_tokens}; this server gives at most {self.max_tokens}"
-            raise ServeError(400, message, "invalid_value", "max_tokens")
         seed = secrets.randbits(62) if body.seed is None else body.seed
         requests = []
         for ids in prompts:
@@ -137,12 +134,11 @@ class Service:
             if wanted > room:
                 raise ServeError(
                     400,
-                    f"the prompt has {len(ids)} tokens and {wanted} are asked for, but the context holds "
-                    f"{self.context}; shorten the prompt or ask for fewer",
+                    f"the prompt has {len(ids)} tokens and max_tokens is {wanted}, but the context holds "
+                    f"{self.context}; shorten the prompt or reduce max_tokens",
                     "context_length_exceeded",
                     "messages" if hasattr(body, "messages") else "prompt",
                 )
-            self._require_known(ids)
             prompt = tuple(ids)
             for index in range(body.n or 1):
                 request = Request(
@@ -158,7 +154,7 @@ class Service:
                     logit_bias=body.biases,
                     lookup=body.lookup or 0,
                 )
-                if index == 0:  # the others differ by their seed alone
+                if index == 0:  # the others differ only by their seed
                     try:
                         self.engine.check(request)
                     except ValueError as error:
@@ -166,21 +162,15 @@ class Service:
                 requests.append(request)
         return requests
 
-    def _require_known(self, ids: Sequence[int]) -> None:
-        size = self.engine.tokenizer.vocab_size
-        if ids and max(ids) >= size:
-            message = f"token id {max(ids)} is not in a vocabulary of {size} pieces"
-            raise ServeError(400, message, "invalid_value", "prompt")
-
 
 def _sampling(body: Generation, seed: int) -> Sampling:
-    """OpenAI's defaults: the model's own distribution."""
+    """The sampling options, with OpenAI's defaults: the unchanged distribution."""
     temperature = 1.0 if body.temperature is None else body.temperature
     return Sampling(
-        # Below this a division by it leaves the numbers' range; the likeliest token has long taken all.
+        # Dividing logits by less than this overflows; such a distribution is greedy anyway.
         temperature=0.0 if temperature < 1e-4 else temperature,
         top_k=body.top_k or 0,
-        top_p=1.0 if body.top_p is None else max(body.top_p, 1e-9),  # 0: the likeliest alone
+        top_p=1.0 if body.top_p is None else max(body.top_p, 1e-9),  # 0: only the most likely token
         min_p=body.min_p or 0.0,
         repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
         seed=seed,
@@ -188,29 +178,29 @@ def _sampling(body: Generation, seed: int) -> Sampling:
 
 
 def new_id(kind: str) -> str:
-    """The name of an answer."""
+    """A random id of an answer."""
     return f"{kind}-{secrets.token_hex(12)}"
 
 
-def usage(work: Work, n: int, generated: int) -> dict[str, int]:
-    """The tokens of an answer; a prompt counts once, however many answers it has."""
+def usage(work: Work, n: int, generated: int) -> Usage:
+    """Token counts of an answer; a prompt counts once for its n answers."""
     prompt = sum(len(job.request.prompt) for job in work.jobs[::n])
-    return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
+    return Usage(prompt_tokens=prompt, completion_tokens=generated, total_tokens=prompt + generated)
 
 
 # ---- whole answers ------------------------------------------------------------------------------
 
 
-async def whole(http: HttpRequest, work: Work, collecting: Coroutine[Any, Any, None]) -> bool:
-    """Wait for an answer to be collected. False when the client went away first, and all was cancelled."""
-    return await _unless_gone(http.receive, work, collecting)
+async def collect(http: HttpRequest, work: Work, collecting: Coroutine[Any, Any, None]) -> bool:
+    """Wait until an answer is collected. False when the client disconnected first; its work is cancelled."""
+    return await _unless_disconnected(http.receive, work, collecting)
 
 
-async def _unless_gone(receive: Receive, work: Work, doing: Coroutine[Any, Any, None]) -> bool:
-    """Do something until it is done or the client is gone; whatever happens, nothing stays in the engine."""
-    done, leaving = asyncio.create_task(doing), asyncio.create_task(_until_gone(receive))
+async def _unless_disconnected(receive: Receive, work: Work, doing: Coroutine[Any, Any, None]) -> bool:
+    """Run until done or the client disconnects; in both cases the engine is left without this work."""
+    done, disconnect = asyncio.create_task(doing), asyncio.create_task(_until_disconnected(receive))
     try:
-        await asyncio.wait({done, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({done, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if done.done():
             done.result()
             return True
@@ -218,51 +208,48 @@ async def _unless_gone(receive: Receive, work: Work, doing: Coroutine[Any, Any, 
     finally:
         work.cancel()
         done.cancel()
-        leaving.cancel()
+        disconnect.cancel()
 
 
-async def _until_gone(receive: Receive) -> None:
+async def _until_disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def answer(body: dict[str, Any]) -> Response:
-    """A whole answer, as JSON."""
-    return Response(_json(body), media_type="application/json")
+def json_response(answer: Answer) -> Response:
+    """An answer as JSON."""
+    return Response(answer.to_json(), media_type="application/json")
 
 
-async def answer_choices(head: dict[str, Any], choices: Sequence[dict[str, Any]]) -> Response:
-    """A whole answer with choices, which may be long: each becomes JSON apart, while others are served."""
+async def json_response_by_choice(answer: Completion | ChatCompletion) -> Response:
+    """An answer as JSON, written choice by choice in a thread, so that a long one does not block the loop."""
 
     def text() -> str:
-        rest = _json(head).removesuffix("}")
-        return f'{rest}, "choices": [{", ".join(map(_json, choices))}]}}'
+        head = answer.model_dump_json(exclude={"choices"}).removesuffix("}")
+        return f'{head},"choices":[{",".join(choice.to_json() for choice in answer.choices)}]}}'
 
     return Response(await asyncio.to_thread(text), media_type="application/json")
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 # ---- streams ------------------------------------------------------------------------------------
 
 
 class EventStream(Response):
-    """Server-sent events: `data: {…}` for each, `data: [DONE]` at the end; an error is an event too.
+    """Server-sent events: `data: {…}` each, then `data: [DONE]`; errors are events too.
 
-    The work is cancelled when the client goes away, or the answer ends in whatever way.
+    The work is cancelled when the client disconnects or the stream ends for any reason.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, work: Work, events: AsyncIterator[dict[str, Any]]) -> None:
+    def __init__(self, work: Work, events: AsyncIterator[Answer]) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._work, self._events = work, events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _unless_gone(receive, self._work, self._send(send))
+        """Send the events until the end, or until the client disconnects."""
+        await _unless_disconnected(receive, self._work, self._send(send))
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -274,8 +261,10 @@ class EventStream(Response):
 
         try:
             async for event in self._events:
-                await write(_json(event))
-                await asyncio.sleep(0)  # let the loop see that the client has left, before the next write
+                await write(event.to_json())
+                await asyncio.sleep(
+                    0
+                )  # let the event loop notice a disconnected client before the next write
         except ServeError as error:
-            await write(json.dumps(error.body()))
+            await write(error.answer().to_json())
         await write("[DONE]", more=False)

@@ -1,15 +1,15 @@
-"""The thread that owns the engine, and how requests of the event loop reach it.
+"""The thread that owns the engine, and the queues between it and the event loop.
 
-In:  requests of generation.Engine, in groups: the answers to one HTTP request.
-Out: their chunks, awaited one after the other.
+In:  requests of generate.Engine, in groups: the answers to one HTTP request.
+Out: their chunks, awaited in order.
 
     event loop                                   thread
     submit(requests) ──> jobs ── commands ─────> engine.submit
     async for … in work <─ queue <─ one call a step <─ engine.step
     work.cancel() ────────────── commands ─────> engine.cancel, and the slot is free
 
-The engine is touched by the thread alone. Where a step raises, the state of the engine is not known any
-more: the requests in flight fail, the server says that it is unwell, and nothing more is accepted.
+Only the thread uses the engine. If a step raises, the engine's state is undefined: requests in flight fail,
+/health returns 503, and no more requests are accepted.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ from puna.serve.errors import ServeError
 from puna.serve.metrics import Metrics
 
 log = logging.getLogger("puna.serve")
-BROKEN = "the engine has failed, and the server must be started again; its log says why"
+BROKEN = "the engine has failed; see the server's log, and restart it"
 
 
 class Job:
-    """One request of the engine. `id` is the engine's, and belongs to the thread."""
+    """One request of the engine. `id` is the engine's and is used by the thread alone."""
 
     def __init__(self, work: "Work", index: int, request: Request) -> None:
         self.work, self.index, self.request = work, index, request
@@ -42,7 +42,7 @@ class Job:
 
 
 class Work:
-    """The answers to one HTTP request, as they come. Belongs to the event loop."""
+    """The answers to one HTTP request, as they are generated. Used on the event loop alone."""
 
     def __init__(self, worker: "Worker", requests: Sequence[Request]) -> None:
         self._worker = worker
@@ -50,10 +50,10 @@ class Work:
         self.events: asyncio.Queue[tuple[int, Chunk] | ServeError] = asyncio.Queue()
 
     async def chunks(self) -> AsyncIterator[tuple[int, Chunk]]:
-        """Which request, and its next chunk, until the last one of all.
+        """The index of a request and its next chunk, until all requests are finished.
 
         Raises:
-            ServeError: when the engine fails, or the server stops first.
+            ServeError: when the engine fails or the server stops.
         """
         unfinished = len(self.jobs)
         while unfinished:
@@ -64,7 +64,7 @@ class Work:
             yield event
 
     def cancel(self) -> None:
-        """Free what is still held; nothing happens when all is finished."""
+        """Cancel unfinished requests."""
         self._worker.cancel(self)
 
 
@@ -73,25 +73,25 @@ class Worker:
 
     def __init__(self, engine: Engine, queue_limit: int, metrics: Metrics) -> None:
         self._engine, self._metrics = engine, metrics
-        self.limit = engine.max_batch + queue_limit  # requests that run or wait
+        self.limit = engine.max_batch + queue_limit  # running and queued requests
         self.open: set[Job] = set()
         self.broken = False
         self.stats: dict[str, Any] = engine.stats()
-        self._seconds = 1.0  # a request's usual time, for Retry-After
+        self._seconds = 1.0  # moving average of a request's time, for Retry-After
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._by_id: dict[int, Job] = {}  # the thread's
+        self._by_id: dict[int, Job] = {}  # used by the thread alone
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     # ---- on the event loop
 
     def start(self) -> None:
-        """Start the thread, from within the event loop that will be told."""
+        """Start the thread; called on the event loop that receives its events."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
     async def stop(self) -> None:
-        """End the thread, when it has made its step; what is in flight is not finished."""
+        """Stop the thread after its current step; requests in flight stay unfinished."""
         self._commands.put(None)
         await asyncio.to_thread(self._thread.join)
 
@@ -99,7 +99,7 @@ class Worker:
         """Accept requests, all or none.
 
         Raises:
-            ServeError: 400 when they could never run together, 429 when the queue is full, 503 when broken.
+            ServeError: 400 when they exceed the queue's size, 429 when the queue is full, 503 when broken.
         """
         self.require_room(len(requests))
         work = Work(self, requests)
@@ -109,7 +109,7 @@ class Worker:
         return work
 
     def require_room(self, count: int) -> None:
-        """Refuse so many requests when they could not be accepted now; asked before they are worked out.
+        """Check that this many requests could be accepted now, before they are tokenized.
 
         Raises:
             ServeError: as `submit`.
@@ -119,34 +119,34 @@ class Worker:
         if count > self.limit:
             raise ServeError(
                 400,
-                f"{count} answers (prompts times n) are asked for at once, and this server holds "
-                f"{self.limit}; send fewer in a request",
+                f"{count} answers (prompts times n) were requested, but this server holds at most "
+                f"{self.limit}; split the request",
                 "too_many_answers",
             )
         if len(self.open) + count > self.limit:
             wait = math.ceil(self._seconds * len(self.open) / self._engine.max_batch)
             raise ServeError(
                 429,
-                f"{len(self.open)} of {self.limit} places are taken, running or waiting; try again later",
+                f"{len(self.open)} of {self.limit} slots are in use, running or queued; try again later",
                 "queue_full",
                 headers={"Retry-After": str(min(60, max(1, wait)))},
             )
 
     def cancel(self, work: Work) -> None:
-        """Ask the thread to drop what of this work is unfinished; its places are free when it has."""
+        """Ask the thread to cancel unfinished requests; their slots are freed once it has."""
         for job in work.jobs:
             if job.is_open:
                 job.is_open = False
                 self._commands.put(lambda job=job: self._cancel(job))  # type: ignore[misc]
 
-    def abandon(self) -> None:
-        """Cancel all that is in flight, and say why: the server stops."""
+    def cancel_all(self) -> None:
+        """Cancel all requests in flight, with an error: the server is stopping."""
         for work in {job.work for job in self.open if job.is_open}:
             work.events.put_nowait(ServeError(503, "the server is stopping; try again later", "stopping"))
             self.cancel(work)
 
     def _deliver(self, events: list[tuple[Job, Chunk | ServeError | None]]) -> None:
-        """Hand a step's events on; None is the thread's word that a job is cancelled."""
+        """Deliver a step's events; None confirms that a job is cancelled."""
         now = time.monotonic()
         for job, event in events:
             if isinstance(event, Chunk):
@@ -180,19 +180,19 @@ class Worker:
 
     def _run(self) -> None:
         try:
-            while self._obey():
+            while self._run_commands():
                 events: list[tuple[Job, Chunk | ServeError | None]] = []
                 for id, chunk in self._engine.step():
                     job = self._by_id[id] if chunk.finish is None else self._by_id.pop(id)
                     events.append((job, chunk))
-                self._tell(events)
+                self._post(events)
         except Exception:
             log.exception("the engine's step failed")
             assert self._loop is not None
             self._loop.call_soon_threadsafe(self._break)
 
-    def _obey(self) -> bool:
-        """Do what was commanded meanwhile, and sleep while the engine is idle. False: stop."""
+    def _run_commands(self) -> bool:
+        """Run the queued commands, and block while the engine is idle. False: stop."""
         while True:
             self.stats = self._engine.stats()
             try:
@@ -203,19 +203,19 @@ class Worker:
                 return False
             command()
 
-    def _tell(self, events: list[tuple[Job, Chunk | ServeError | None]]) -> None:
+    def _post(self, events: list[tuple[Job, Chunk | ServeError | None]]) -> None:
         if events and self._loop is not None:
             self._loop.call_soon_threadsafe(self._deliver, events)
 
     def _submit(self, job: Job) -> None:
         try:
             job.id = self._engine.submit(job.request)
-        except ValueError as error:  # check() has seen it already; what is left is the engine's own state
-            self._tell([(job, ServeError(400, str(error), "invalid_value"))])
+        except ValueError as error:  # check() has passed; this depends on the engine's state
+            self._post([(job, ServeError(400, str(error), "invalid_value"))])
         else:
             self._by_id[job.id] = job
 
     def _cancel(self, job: Job) -> None:
         if job.id is not None and self._by_id.pop(job.id, None) is not None:
             self._engine.cancel(job.id)
-        self._tell([(job, None)])
+        self._post([(job, None)])

@@ -1,7 +1,7 @@
-"""Where shards are worked on: in this process, in processes of this machine, or as tasks of a Ray cluster.
+"""Where shards are processed: in this process, in processes of this machine, or as tasks of a Ray cluster.
 
-Each takes a function and shards and yields the shards as they are done, in any order. Nothing else differs
-between them: what a shard's work writes does not depend on where it is done.
+Each takes a function and shards and yields the shards as they finish, in any order. The output of a shard
+does not depend on where it is processed.
 """
 
 import multiprocessing
@@ -13,12 +13,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from puna.extras import require
+
 T = TypeVar("T")
-RETRIES = 3  # of a Ray task whose worker or machine was lost
+RETRIES = 3  # for a Ray task whose worker or machine was lost
 
 
 def run_here(work: Callable[[T], T], shards: Sequence[T], workers: int) -> Iterator[T]:
-    """Give the shards to processes of this machine.
+    """Process the shards in processes of this machine.
 
     Raises:
         ChildProcessError: when a worker process died.
@@ -36,14 +38,14 @@ def run_here(work: Callable[[T], T], shards: Sequence[T], workers: int) -> Itera
         except BrokenProcessPool as error:
             raise ChildProcessError(
                 "a worker process died (killed, or out of memory); "
-                "run the same command again to go on, with fewer --workers if memory is short"
+                "run the same command again to resume, with fewer --workers if memory is short"
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _die_with_parent() -> None:
-    """End this worker when the process that started it is killed; else it would wait for work forever."""
+    """Exit when the process that started this worker is killed; it would wait for work forever otherwise."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -57,22 +59,20 @@ def _die_with_parent() -> None:
 def run_on_ray(
     work: Callable[[T], T], shards: Sequence[T], workers: int | None, address: str | None
 ) -> Iterator[T]:
-    """Give the shards to a Ray cluster as tasks of one core; a task whose machine is lost is run again.
+    """Process the shards as one-core tasks of a Ray cluster; a task whose machine is lost is retried.
 
-    `address` is the cluster's (`auto`, `HOST:6379`), None for one on this machine alone. At most `workers`
-    tasks run at once; as many as the cluster has cores when it is None. Inputs and outputs must lie where
-    every machine sees them: a shared disk, or object storage.
+    `address` is the cluster's (`auto`, `HOST:6379`); None starts a local one. At most `workers` tasks run in
+    parallel, by default one per core of the cluster. Inputs and outputs must be accessible from every
+    machine: a shared disk, or object storage.
 
     Raises:
-        ValueError: when Ray is not installed, or the cluster does not answer.
-        ChildProcessError: when a task's worker died time and again.
+        MissingExtra: when Ray is not installed.
+        ValueError: when the cluster does not answer.
+        ChildProcessError: when a task's worker died on every attempt.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise ValueError(
-            "--engine ray needs Ray; install it with: pip install 'puna[distributed]'"
-        ) from error
+    require("ray")
+    import ray
+
     begun = not ray.is_initialized()
     if begun:
         _connect(ray, address)
@@ -88,11 +88,11 @@ def run_on_ray(
             try:
                 yield from ray.get(done)
             except ray.exceptions.RayTaskError as error:
-                raise error.cause from error  # the work's own error, as it is without Ray
+                raise error.cause from error  # the exception of the work itself, as without Ray
             except ray.exceptions.RayError as error:
                 raise ChildProcessError(
                     f"a Ray task was lost {RETRIES + 1} times ({str(error).strip().splitlines()[0]}); "
-                    "run the same command again to go on"
+                    "run the same command again to resume"
                 ) from error
     finally:
         if begun:
@@ -100,7 +100,7 @@ def run_on_ray(
 
 
 def _call(work: Callable[[T], T], shard: T) -> T:
-    # A module's own function: what is defined in __main__ cannot be found by another machine.
+    # A function of this module: another machine cannot import what __main__ defines.
     return work(shard)
 
 
@@ -116,13 +116,13 @@ def _connect(ray: Any, address: str | None) -> None:
         said = str(error).strip().splitlines()
         raise ValueError(
             f"the Ray cluster at {address or 'this machine'} does not answer ({said[0] if said else error}); "
-            "start one with: ray start --head; where Ray asks for a token, the same RAY_AUTH_TOKEN "
-            "must be set here and there"
+            "start one with: ray start --head; where Ray requires a token, set the same RAY_AUTH_TOKEN "
+            "on both sides"
         ) from error
 
 
 def _require_open(address: str) -> None:
-    """Raise OSError when nobody listens at HOST:PORT: Ray itself would try for minutes."""
+    """Raises OSError when nothing listens at HOST:PORT; Ray itself would retry for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

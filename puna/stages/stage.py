@@ -3,9 +3,9 @@
     inputs ─> shards ─┬─ work(shard) -> 00000.parquet -> 00000.json ─┬─> manifest.json
     (32 MB or more)   └─ work(shard) -> 00001.parquet -> 00001.json ─┘
 
-A shard's record (`00000.json`), written after its data, is the claim that the shard is done. Killed and
-started again, a stage does only the rest; processes, Ray tasks and the parts of an array job can take shards
-of one stage in any mixture, and all end with the same bytes.
+A shard's record (`00000.json`) is written after its data and marks the shard as done. A stage that was killed
+and is started again processes the remaining shards only; local processes, Ray tasks and the jobs of an array
+can share the shards of one stage in any combination, and the output is bitwise identical.
 """
 
 import json
@@ -28,6 +28,7 @@ from puna.files import (
     sha256_file,
     write_json,
 )
+from puna.manifest import Input, Manifest, Output, load_manifest, write_manifest
 from puna.progress import Bar
 from puna.stages.executors import run_here, run_on_ray
 
@@ -38,7 +39,7 @@ _POLL_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Shard:
-    """The unit of work: some input files, and the name that its output files begin with."""
+    """The unit of work: input files, and the prefix of the names of its output files."""
 
     name: str
     inputs: tuple[Path, ...]
@@ -48,15 +49,16 @@ class Shard:
         return sum(path.stat().st_size for path in self.inputs)
 
 
-# Writes its files into the directory and returns {"outputs": [path, ...], "counts": {...}, "bad": int}, and
-# whatever else the shard's record is to hold.
+# Writes its files into the directory and returns the shard's record: {"outputs": [path, ...],
+# "counts": {...}, "bad": int}, and other entries of its own.
 Work = Callable[[Shard, Path], dict[str, Any]]
-# Given all records before the manifest is written, returns what else the manifest is to hold.
+# Called with all records before the manifest is written. The counts, damaged and seconds that it returns
+# replace those of the records; everything else becomes the manifest's details.
 Finish = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
 class Unfinished(Exception):
-    """This part of an array job is done, and others are not: run it again when they are."""
+    """This job of the array is done and others are not; the command is to be run again when they are."""
 
 
 def plan_shards(inputs: Iterable[Path], shard_bytes: int = SHARD_BYTES) -> list[Shard]:
@@ -76,39 +78,40 @@ def plan_shards(inputs: Iterable[Path], shard_bytes: int = SHARD_BYTES) -> list[
 
 
 @dataclass(frozen=True)
-class Runs:
-    """How stages are run."""
+class Executor:
+    """How a stage's shards are executed: where, by how many workers, and how strictly."""
 
     engine: Literal["local", "ray"] = "local"
-    """Processes of this machine, or tasks of a Ray cluster."""
+    """Where shards are processed: in processes of this machine, or as tasks of a Ray cluster."""
     address: str | None = None
-    """The Ray cluster: auto, or HOST:6379; one on this machine when not given."""
+    """Address of the Ray cluster (auto, or HOST:6379); a local cluster is started when unset."""
     workers: int | None = None
-    """Shards worked on at once; one a core when not given. The output is the same for any number."""
+    """Number of shards processed in parallel; one per core when unset. The output does not depend on it."""
     part: str = "1/1"
-    """This run's share of the shards, I/N, when N runs share them: an array job of any scheduler."""
+    """Share of the shards that this process takes, I/N, when N jobs of an array share a stage."""
     wait: float = 0
-    """Seconds that a part waits for the others at the end of a step; 0: it ends, and is to be run again."""
+    """Seconds to wait for the other jobs of the array at the end of each stage; 0 exits instead, and the same
+    command is run again later."""
     max_bad: float = 0.1
-    """The share of damaged records above which a stage is an error."""
+    """Maximum share of damaged records; a stage with more is an error."""
     keep_dropped: bool = False
-    """Also write what rules left out, with the reason, to OUT/dropped/."""
+    """Also write the dropped documents, each with its reason, to OUT/dropped/."""
 
     def validate(self) -> None:
-        """Raise ValueError naming the option that cannot be."""
+        """Raises ValueError naming the first invalid option."""
         if self.workers is not None and self.workers < 1:
-            raise ValueError(f"workers is {self.workers}; it must be 1 or more")
+            raise ValueError(f"workers is {self.workers}; expected 1 or more")
         if not 0 <= self.max_bad <= 1:
-            raise ValueError(f"max-bad is {self.max_bad:g}; it is a share, between 0 and 1")
+            raise ValueError(f"max-bad is {self.max_bad:g}; expected a share between 0 and 1")
         if self.address and self.engine != "ray":
-            raise ValueError("address is given, but engine is local; add --engine ray")
+            raise ValueError("address is set, but engine is local; add --engine ray")
         self.share()
 
     def share(self) -> tuple[int, int]:
-        """(which part this is, from 0; how many there are)."""
+        """(index of this job from 0, number of jobs)."""
         number, slash, parts = self.part.partition("/")
         if not (slash and number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
-            raise ValueError(f"part is {self.part!r}; it must be I/N with I from 1 to N, for example 3/64")
+            raise ValueError(f"part is {self.part!r}; expected I/N with I from 1 to N, for example 3/64")
         return int(number) - 1, int(parts)
 
     def stage(
@@ -120,23 +123,25 @@ class Runs:
         config: dict[str, Any],
         label: str = "",
         finish: Finish = lambda records: {},
-    ) -> dict[str, Any]:
-        """Run `work` over the shards that `out` does not hold yet, then write and return the manifest.
+        made_from: Sequence[Input] = (),
+    ) -> Manifest:
+        """Run `work` on the shards that are not done yet, then write and return the manifest.
 
-        `work` must be importable (no lambda), and write the same bytes whenever it is given the same shard.
-        `config` says what else decides the output.
+        `work` must be importable (no lambda), and deterministic: the same shard gives the same bytes.
+        `config` holds everything else that decides the output. `made_from` are directories of earlier stages
+        that the manifest names beside the shards' own inputs.
 
         Raises:
             ValueError: when `out` belongs to another configuration or inputs, or too much input is damaged.
-            Unfinished: when other parts have shards to do yet.
+            Unfinished: when other jobs have not finished their shards.
             ChildProcessError: when a worker process died.
             OSError: when a file cannot be read or written.
         """
         plan = _as_json(
-            {  # as it will be read back: without tuples
+            {
                 "stage": name,
                 "config": config,
-                "code_version": code_version(),
+                "code_version": code_version(_wing(work)),
                 "inputs": [
                     [shard.name, [[path.name, path.stat().st_size] for path in shard.inputs]]
                     for shard in shards
@@ -147,15 +152,14 @@ class Runs:
         out.mkdir(parents=True, exist_ok=True)
         _claim(out, plan)
         if (out / MANIFEST).is_file():
-            manifest: dict[str, Any] = read_json(out / MANIFEST)
-            return manifest
+            return load_manifest(out / MANIFEST)
 
         part, parts = self.share()
         mine = [shard for place, shard in enumerate(shards) if place % parts == part]
         pending = [shard for shard in mine if not _is_done(out, shard)]
         for shard in pending:
             remove_partials(out, shard.name)
-        # Shards of a reduce step have no inputs of their own, and are counted themselves.
+        # Shards of a reduce stage have no input files: their progress is counted in shards.
         by_bytes = any(shard.inputs for shard in shards)
         sizes = {shard.name: shard.bytes if by_bytes else 1 for shard in mine}
         done = sum(sizes.values()) - sum(sizes[shard.name] for shard in pending)
@@ -167,7 +171,9 @@ class Runs:
 
         self._await_others(name, out, shards)
         records = [read_json(_record_path(out, shard)) for shard in shards]
-        return _write_manifest(plan, records, out, self.max_bad, finish)
+        manifest = _summary(plan, records, out, self.max_bad, finish, made_from)
+        write_manifest(out, manifest)
+        return manifest
 
     def _execute(self, run_one: Callable[[Shard], Shard], shards: Sequence[Shard]) -> Iterator[Shard]:
         if self.engine == "ray":
@@ -179,8 +185,8 @@ class Runs:
         while missing := sum(not _record_path(out, shard).is_file() for shard in shards):
             if time.monotonic() >= deadline:
                 raise Unfinished(
-                    f"part {self.part} of the step {name} is done; {missing} of {len(shards)} shards are "
-                    "left to other parts: run it again when they are done"
+                    f"part {self.part} of the stage {name} is done; {missing} of {len(shards)} shards "
+                    "belong to other parts: run the same command again when they are done"
                 )
             time.sleep(min(_POLL_SECONDS, self.wait))
 
@@ -195,13 +201,22 @@ def run_stage(
     max_bad: float = 1.0,
     label: str = "",
     finish: Finish = lambda records: {},
-) -> dict[str, Any]:
-    """`Runs.stage` in `workers` processes of this machine."""
-    return Runs(workers=workers, max_bad=max_bad).stage(stage, work, shards, out, config, label, finish)
+    made_from: Sequence[Input] = (),
+) -> Manifest:
+    """`Executor.stage` in `workers` processes of this machine."""
+    executor = Executor(workers=workers, max_bad=max_bad)
+    return executor.stage(stage, work, shards, out, config, label, finish, made_from)
+
+
+def _wing(work: Work) -> str:
+    """The folder of the package that `work` is from; stages/ for a function of another package."""
+    function = work.func if isinstance(work, partial) else work
+    package, _, module = function.__module__.partition(".")
+    return module.partition(".")[0] if package == "puna" else "stages"
 
 
 def _as_json(value: dict[str, Any]) -> dict[str, Any]:
-    """A value as it comes back from a JSON file."""
+    """The value as it is read back from a JSON file: without tuples."""
     read: dict[str, Any] = json.loads(json.dumps(value))
     return read
 
@@ -211,43 +226,44 @@ def _record_path(out: Path, shard: Shard) -> Path:
 
 
 def _claim(out: Path, plan: dict[str, Any]) -> None:
-    """Write down what `out` is being made of, or refuse when it is being made of something else."""
+    """Write the plan of `out`, or raise ValueError when it was begun with another."""
     path = out / PLAN
     if not path.is_file():
         write_json(path, plan)
         return
-    held = read_json(path)
-    # What other code finished is whole, and stays; what it only began must not be mixed with ours.
-    compared = [key for key in {**held, **plan} if key != "code_version" or not (out / MANIFEST).is_file()]
-    if differing := [key for key in compared if held.get(key) != plan.get(key)]:
+    existing = read_json(path)
+    # What another version of the code finished is used; what it began is not mixed with output of this one.
+    finished = (out / MANIFEST).is_file()
+    compared = [key for key in {**existing, **plan} if key != "code_version" or not finished]
+    if differing := [key for key in compared if existing.get(key) != plan.get(key)]:
         raise ValueError(
             f"{out} was begun with another {' and '.join(differing)}; "
-            f"choose another --out, or delete {out} to begin again"
+            f"choose another --out, or delete {out} to start over"
         )
 
 
 def _is_done(out: Path, shard: Shard) -> bool:
-    """Whether the shard's record is there; refuses when an input has been changed since.
+    """Whether the shard's record exists.
 
     Raises:
-        ValueError: naming the input.
+        ValueError: naming an input that has changed since.
     """
     record = _record_path(out, shard)
     if not record.is_file():
         return False
     written = record.stat().st_mtime
-    for path, held in zip(shard.inputs, read_json(record)["inputs"], strict=True):
-        # The plan has compared sizes. Contents are only read again where the clock says that they may differ.
-        if path.stat().st_mtime > written and sha256_file(path) != held["sha256"]:
+    for path, recorded in zip(shard.inputs, read_json(record)["inputs"], strict=True):
+        # Sizes were compared with the plan; contents are read again only if newer than the record.
+        if path.stat().st_mtime > written and sha256_file(path) != recorded["sha256"]:
             raise ValueError(
                 f"{path} has changed since its shard was made; choose another --out, "
-                f"or delete {out} to begin again"
+                f"or delete {out} to start over"
             )
     return True
 
 
 def run_shard(work: Work, out: Path, shard: Shard) -> Shard:
-    """Do one shard's work and write its record: the function that every executor calls."""
+    """Process one shard and write its record; the function that every executor calls."""
     started = time.monotonic()
     result = work(shard, out)
     outputs = [
@@ -264,37 +280,43 @@ def run_shard(work: Work, out: Path, shard: Shard) -> Shard:
     return shard
 
 
-def _write_manifest(
-    plan: dict[str, Any], records: list[dict[str, Any]], out: Path, max_bad: float, finish: Finish
-) -> dict[str, Any]:
+def _summary(
+    plan: dict[str, Any],
+    records: list[dict[str, Any]],
+    out: Path,
+    max_bad: float,
+    finish: Finish,
+    made_from: Sequence[Input],
+) -> Manifest:
+    """The manifest of a stage whose shards are all done.
+
+    Raises:
+        ValueError: when more than `max_bad` of the records are damaged.
+    """
     counts: Counter[str] = Counter()
-    bad = 0
     for record in records:
         counts.update(record["counts"])
-        bad += record.get("bad", 0)
-    seen = bad + sum(count for key, count in counts.items() if key == "kept" or key.startswith("dropped: "))
-    if seen and bad / seen > max_bad:
+    damaged = sum(record.get("bad", 0) for record in records)
+    seen = damaged + sum(n for key, n in counts.items() if key == "kept" or key.startswith("dropped: "))
+    if seen and damaged / seen > max_bad:
         raise ValueError(
-            f"{bad} of {seen} records are damaged, more than --max-bad {max_bad:g}; "
+            f"{damaged} of {seen} records are damaged, more than --max-bad {max_bad:g}; "
             f"they are listed in *.bad.jsonl in {out}"
         )
-    inputs = [item for record in records for item in record["inputs"]]
-    outputs = [item for record in records for item in record["outputs"]]
-    manifest = {
-        "stage": plan["stage"],
-        # Of contents alone: neither paths nor times, so that the same data has the same name anywhere.
-        "fingerprint": fingerprint(
-            [plan["stage"], plan["config"], [item["sha256"] for item in [*inputs, *outputs]]]
-        ),
-        "config": plan["config"],
-        "code_version": code_version(),
-        "counts": dict(sorted(counts.items())),
-        "bad": bad,
-        "bytes": sum(item["bytes"] for item in outputs),
-        "seconds": round(sum(record["seconds"] for record in records), 3),
-        "inputs": inputs,
-        "outputs": outputs,
-        **finish(records),
-    }
-    write_json(out / MANIFEST, manifest)
-    return manifest
+    inputs = [Input(**item) for record in records for item in record["inputs"]]
+    outputs = [Output(**item) for record in records for item in record["outputs"]]
+    digests = [item.sha256 for item in inputs] + [item.sha256 for item in outputs]
+    finished = finish(records)
+    return Manifest(
+        stage=plan["stage"],
+        fingerprint=fingerprint([plan["stage"], plan["config"], digests]),
+        config=plan["config"],
+        code_version=plan["code_version"],
+        counts=finished.pop("counts", dict(sorted(counts.items()))),
+        damaged=finished.pop("damaged", damaged),
+        inputs=(*inputs, *made_from),
+        outputs=tuple(outputs),
+        bytes=sum(item.bytes for item in outputs),
+        seconds=finished.pop("seconds", round(sum(record["seconds"] for record in records), 3)),
+        details=finished,
+    )

@@ -1,13 +1,13 @@
-"""Texts -> ids, several times as fast as the reference, and exactly the same ids.
+"""Texts -> ids, several times as fast as the reference, with identical ids.
 
-In:  a vocabulary that encodes (the reference), and says itself as a tokenizer.json.
-Out: an encoder of the same ids, or nothing and one line that says why.
+In:  a vocabulary that encodes (the reference), and its definition as a tokenizer.json.
+Out: an encoder with the same ids, or None and one warning with the reason.
 
-    reference ──definition──> gigatoken ──the hard sample──┬─ the same ids: used
-                                  not installed, unknown ──┴─ others: refused, the reference encodes
+    reference ──definition──> gigatoken ──hard sample──┬─ identical ids: used
+                     not installed, not supported ─────┴─ different ids: the reference is used
 
-gigatoken keeps the ids of words that it has seen, which makes it fast and lets its memory grow with the
-text: it is made anew every so many characters. Byte-level vocabularies are refused as yet.
+gigatoken caches the ids of words, which makes it fast and lets its memory grow with the text: the encoder is
+recreated every RENEW_CHARACTERS. Byte-level vocabularies are not supported yet.
 """
 
 import json
@@ -18,15 +18,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-# To make an encoder anew takes 60 ms, and a few MB of text until it is quick again; the words of so much
-# text take 150 MB at most.
+# Recreating an encoder takes 60 ms, and a few MB of text until its cache is warm; the words of this much text
+# take 150 MB at most.
 RENEW_CHARACTERS = 100_000_000
 
 _log = logging.getLogger(__name__)
 
 
 class Reference(Protocol):
-    """What a fast encoder is made from and compared with."""
+    """The encoder that a fast one is built from and compared with."""
 
     table: list[bytes]
     marks_spaces: bool  # SentencePiece-like, not byte-level
@@ -41,22 +41,22 @@ class FastEncoder:
 
     Raises:
         ImportError: gigatoken is not installed.
-        ValueError, RuntimeError: it cannot do this vocabulary, or gives other ids on the hard sample.
+        ValueError, RuntimeError: the vocabulary is not supported, or ids differ on the hard sample.
     """
 
     def __init__(self, reference: Reference) -> None:
         from gigatoken.gigatoken_rs import load_hf_json
 
         if not reference.marks_spaces:
-            # Too rare for a sample: U+32467 before "'t" cuts otherwise, where the vocabulary joins the two.
-            raise ValueError("gigatoken 0.10 takes code points without a character for letters of a word")
+            # Too rare for a sample: U+32467 before "'t" splits differently where the vocabulary joins them.
+            raise ValueError("gigatoken 0.10 treats unassigned code points as letters")
         self._definition = json.dumps(reference.definition(), ensure_ascii=False)
         self._load = load_hf_json
         self._renew()
         texts = hard_sample(reference.table)
         for text, right, ours in zip(texts, reference.encode(texts, 1), self.encode(texts, 1), strict=True):
             if right != ours.tolist():
-                raise ValueError(f"gigatoken encodes {text[:20]!r} otherwise")
+                raise ValueError(f"gigatoken encodes {text[:20]!r} differently")
 
     def _renew(self) -> None:
         self._encoder = self._load(self._definition)
@@ -65,7 +65,7 @@ class FastEncoder:
     def encode(self, texts: Sequence[str], threads: int) -> list[NDArray[np.uint32]]:
         """The ids of each text; `threads` above 1 use all cores.
 
-        Arrays, because to make lists of numbers takes twice the time of encoding.
+        Arrays, because building lists of numbers takes twice the time of encoding.
         """
         if self._characters > RENEW_CHARACTERS:
             self._renew()
@@ -78,25 +78,25 @@ class FastEncoder:
 
 
 def load_fast(reference: Reference) -> FastEncoder | None:
-    """The fast encoder of a vocabulary, or None after one line that says why there is none."""
+    """The fast encoder of a vocabulary, or None after a warning with the reason."""
     try:
         return FastEncoder(reference)
     except ImportError:
         reason = "gigatoken is not installed (pip install gigatoken)"
     except (ValueError, RuntimeError) as error:
-        # One line: gigatoken's errors go on with places in its source.
+        # The first line: gigatoken's errors continue with positions in its source.
         reason = str(error).split("\n")[0]
     except BaseException as error:
-        # What a panic of Rust code becomes is no Exception; Ctrl-C and exits are none of ours.
+        # A panic of Rust code is not an Exception; Ctrl-C and exits are not caught.
         if type(error).__name__ != "PanicException":
             raise
         reason = "gigatoken fails on this vocabulary"
-    _log.warning("encoding is slow: %s; the reference encodes", reason)
+    _log.warning("falling back to the reference encoder (slower): %s", reason)
     return None
 
 
 def hard_sample(table: Sequence[bytes]) -> list[str]:
-    """Texts that encoders get wrong: some for every vocabulary, and the overlaps of its own pieces.
+    """Texts that encoders get wrong: some for every vocabulary, and overlaps of its own pieces.
 
     Where three pieces stand so that the first two and the last two join to the same piece ("ab|a|ba" to
     "aba"), that piece has one score, SentencePiece takes the left pair, and a list of merges ranks one above

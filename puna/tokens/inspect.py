@@ -1,7 +1,7 @@
-"""A batch as a person reads it: the text of each of its windows, and where it comes from.
+"""A batch as text: what each of its sequences says, and where it comes from.
 
 In:  a mixture and a step.
-Out: a record a row: source, epoch, window, tokens, text with the borders of documents marked.
+Out: one record per sequence: source, epoch, window, tokens, text with the ends of documents marked.
 """
 
 from collections.abc import Sequence
@@ -11,14 +11,18 @@ from typing import Any
 from puna.tokens.mixture import IGNORED, Mixture
 from puna.tokens.tokenizer import Tokenizer
 
-# Not as the tokens are written, so that they cannot be taken for text that says "<s>".
+# Not the usual "<s>", which a text may contain.
 BEGINS, ENDS = "⟨s⟩", "⟨/s⟩"
 
 
 def inspect_batch(mixture: Mixture, step: int) -> list[dict[str, Any]]:
-    """The rows of the batch of a step, as training sees them."""
+    """The sequences of the batch of a step, as training sees them.
+
+    Raises:
+        ValueError: a negative step.
+    """
     if step < 0:
-        raise ValueError(f"step is {step}; the first is 0")
+        raise ValueError(f"step is {step}; it must be at least 0")
     tokenizer = Tokenizer(mixture.tokenizer)
     batch = mixture.batch(step)
     rows = []
@@ -40,7 +44,7 @@ def inspect_batch(mixture: Mixture, step: int) -> list[dict[str, Any]]:
 
 
 def marked_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """Decoded text with BOS and EOS shown."""
+    """Decoded text with BOS and EOS marked."""
     # EOS last: where one token is both, it is shown as the end.
     marks = {tokenizer.bos_id: BEGINS, tokenizer.eos_id: ENDS}
     runs = [(mark, list(run)) for mark, run in groupby(ids, marks.get)]
@@ -48,7 +52,7 @@ def marked_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 
 def shortened(text: str, characters: int) -> str:
-    """A text's beginning and end, if it is longer than so many characters."""
+    """A text that is longer than `characters`, reduced to its beginning and end."""
     if len(text) <= characters:
         return text
     half = characters // 2

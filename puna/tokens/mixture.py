@@ -1,7 +1,7 @@
 """Token shards -> training batches: Table 1's mixture as arithmetic.
 
-In:  directories of token shards (or their URLs), weights, a seed, the context length, the sequences a step.
-Out: batch(step, rank, world), from (fingerprint, seed, step) alone.
+In:  directories of token shards (or their URLs), weights, a seed, the context length, sequences per step.
+Out: batch(step, rank, world), a function of (fingerprint, seed, step) alone.
 
     books  00000.books.train.npy + 00001.books.train.npy   one stream, cut every `context` tokens
            |── window 0 ──|── window 1 ──|─ 2, padded ─|
@@ -11,9 +11,9 @@ Out: batch(step, rank, world), from (fingerprint, seed, step) alone.
                                                                          └──> inputs  t   .. t+context
                                                                               targets t+1 .. t+context+1
 
-The state of training is therefore its step: to resume is to ask for the next one. Each rank takes its rows
-of the same batch, so that another number of ranks sees the same batches. Each token of a stream but the
-first is a target once in an epoch.
+The state of training is therefore its step: a resumed run asks for the next one. Each rank takes its rows
+of the global batch, so the batches do not depend on the number of ranks. Each token of a stream but the
+first is a target once per epoch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,24 +27,24 @@ from numpy.typing import NDArray
 
 from puna.files import fingerprint
 from puna.tokens.order import ORDER, Schedule, digest64, in_table_order, permute, quotas, shares
-from puna.tokens.storage import COMMAND, Shard, Store, open_store
+from puna.tokens.storage import COMMAND, Shard, Store
 
-IGNORED = -100  # the target of padding: cross-entropy leaves it out
+IGNORED = -100  # target of padding, which the loss ignores
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B sequences of T tokens; padding has target -100, and comes only after the end of a stream."""
+    """One rank's B sequences of T tokens; padding has target -100 and follows the end of a stream."""
 
     inputs: NDArray[np.int64]  # (B, T)
-    targets: NDArray[np.int64]  # (B, T): the inputs one place on
+    targets: NDArray[np.int64]  # (B, T): the inputs shifted by one
     sources: NDArray[np.int64]  # (B,): index into Mixture.sources
-    tokens: int  # targets that are not padding
+    global_tokens: int  # targets of the whole global batch that are not padding; equal on all ranks
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sequence comes from: a window of a source's stream, seen for the `epoch`-th time (from 0)."""
+    """Where a sequence comes from: a window of a source's stream, in an epoch counted from 0."""
 
     source: str
     epoch: int
@@ -52,7 +52,7 @@ class Place:
 
 
 class Stream:
-    """A source's tokens, all its shards one after the other, read in windows of `context` targets."""
+    """A source's tokens, all its shards concatenated, read in windows of `context` targets."""
 
     def __init__(self, shards: Sequence[Shard], context: int) -> None:
         self._shards = shards
@@ -62,16 +62,16 @@ class Stream:
 
     @property
     def targets(self) -> int:
-        """Tokens that are predicted in an epoch: all but the first."""
+        """Target tokens per epoch: all but the first."""
         return max(0, self.tokens - 1)
 
     @property
     def windows(self) -> int:
-        """Windows in an epoch; the last may be padded."""
+        """Windows per epoch; the last may be padded."""
         return -(-self.targets // self.context)
 
     def window(self, index: int) -> NDArray[np.int64]:
-        """At most context + 1 tokens: the inputs, and the target of the last."""
+        """At most context + 1 tokens: the inputs, and the target of the last input."""
         begin = index * self.context
         end = min(begin + self.context + 1, self.tokens)
         first = int(np.searchsorted(self._ends, begin, side="right"))
@@ -84,7 +84,10 @@ class Stream:
         return np.concatenate(parts).astype(np.int64)
 
     def targets_in(self, sequences: int) -> int:
-        """Targets in the first sequences of training: the padded window comes last in each epoch."""
+        """Target tokens in the stream's first `sequences` sequences of training.
+
+        The padded window is the last of each epoch.
+        """
         epochs, rest = divmod(sequences, self.windows)
         return epochs * self.targets + rest * self.context
 
@@ -92,11 +95,12 @@ class Stream:
 class Mixture:
     """Batches mixed from sources by weight.
 
-    `weights` are shares of the sequences by source; empty: Table 1's over the sources present. `split` is
-    "train" or "val".
+    `weights` are proportions of the sequences by source; empty: Table 1's over the sources present. `split`
+    is "train" or "val".
 
     Raises:
-        ValueError: shards missing, cut, or of different tokenizers; a source unknown, empty or too light.
+        ValueError: shards that are missing, truncated or made with different tokenizers; a source that is
+            unknown or empty, or whose weight is too small.
     """
 
     def __init__(
@@ -117,8 +121,8 @@ class Mixture:
         self.seed, self.context, self.batch_sequences, self.split = seed, context, batch_sequences, split
         self._stores = _stores(self.directories)
         self.manifests = [store.manifest for store in self._stores]
-        self.vocab_size: int = self.manifests[0]["vocab_size"]
-        present = in_table_order({source for manifest in self.manifests for source in manifest["sources"]})
+        self.vocab_size: int = self._stores[0].vocab_size
+        present = in_table_order({source for store in self._stores for source in store.sources})
         self.shares = shares(present, weights)
         self.sources = tuple(self.shares)
         self._streams = {source: self._open(source, split) for source in self.sources}
@@ -126,20 +130,20 @@ class Mixture:
             if not stream.windows:
                 raise ValueError(
                     f"source {source!r} has no {split} tokens in {', '.join(map(str, self.directories))}; "
-                    f"give it documents, or weights without it (--mixture.weights.NAME)"
+                    f"add documents to it, or give weights for the other sources (--mixture.weights.NAME)"
                 )
         self._quotas = quotas(self.shares)
         self._schedule = Schedule(self._quotas, seed)
 
     @cached_property
     def tokenizer(self) -> Path:
-        """The vocabulary of the data, as a file on this machine."""
+        """The data's tokenizer, as a file on this machine."""
         return self._stores[0].tokenizer()
 
     def _open(self, source: str, split: str) -> Stream:
         arrays = []
         for store in self._stores:
-            entry = store.manifest["sources"].get(source)
+            entry = store.sources.get(source)
             if entry is None:
                 continue
             found = [store.open(name) for name in entry[split]]
@@ -153,11 +157,11 @@ class Mixture:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The name of this sequence of batches: equal names, equal batches at every step."""
+        """Identifies the sequence of batches: equal fingerprints mean equal batches at every step."""
         return fingerprint(
             {
                 "order": ORDER,
-                "shards": [manifest["fingerprint"] for manifest in self.manifests],
+                "shards": [manifest.fingerprint for manifest in self.manifests],
                 "quotas": self._quotas,
                 "seed": self.seed,
                 "context": self.context,
@@ -167,20 +171,34 @@ class Mixture:
         )
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
-        """The rows of `rank` among `world` in the batch of a step; ranks take rows in order.
+        """The rows of `rank` out of `world` in the global batch of a step.
+
+        Concatenated in the order of their ranks, the ranks' batches are the batch of one rank.
 
         Raises:
-            ValueError: when the sequences of a batch cannot be divided evenly.
+            ValueError: when the sequences of a batch cannot be divided evenly among the ranks.
         """
-        return self._batch(self.places(step, rank, world), self._streams)
+        tokens = self._tokens_before(step + 1) - self._tokens_before(step)
+        return self._batch(self.places(step, rank, world), self._streams, tokens)
+
+    def _tokens_before(self, step: int) -> int:
+        """Target tokens of all steps before `step`, without reading any."""
+        return sum(self._tokens_by_source(step).values())
+
+    def _tokens_by_source(self, steps: int) -> dict[str, int]:
+        given = self._schedule.given(steps * self.batch_sequences)
+        return {
+            source: self._streams[source].targets_in(int(sequences))
+            for source, sequences in zip(self.sources, given, strict=True)
+        }
 
     def places(self, step: int, rank: int = 0, world: int = 1) -> list[Place]:
-        """Where the rows of a batch come from."""
+        """Where the rows of a rank's batch come from."""
         rows, rest = divmod(self.batch_sequences, world)
         if rest:
             raise ValueError(
-                f"a batch is {self.batch_sequences} sequences, which {world} ranks cannot share evenly; "
-                f"change train.batch_tokens or the number of ranks"
+                f"a batch is {self.batch_sequences} sequences, not a multiple of {world} ranks; "
+                f"change schedule.batch_tokens or the number of ranks"
             )
         first = step * self.batch_sequences + rank * rows
         return [self._locate(n) for n in range(first, first + rows)]
@@ -191,33 +209,31 @@ class Mixture:
         source = self.sources[index]
         windows = self._streams[source].windows
         epoch, place = divmod(k, windows)
-        # The last window, which may be padded, stays last: targets_in counts on it.
+        # The last window, which may be padded, stays last: targets_in relies on it.
         if place < windows - 1:
             place = permute(place, windows - 1, digest64("epoch", self.seed, source, epoch))
         return Place(source, epoch, place)
 
-    def _batch(self, places: Sequence[Place], streams: Mapping[str, Stream]) -> Batch:
+    def _batch(self, places: Sequence[Place], streams: Mapping[str, Stream], global_tokens: int) -> Batch:
         inputs = np.zeros((len(places), self.context), np.int64)
         targets = np.full((len(places), self.context), IGNORED, np.int64)
-        tokens = 0
         for row, place in enumerate(places):
             ids = streams[place.source].window(place.window)
             length = len(ids) - 1
             inputs[row, :length] = ids[:-1]
             targets[row, :length] = ids[1:]
-            tokens += length
         sources = np.array([self.sources.index(place.source) for place in places], np.int64)
-        return Batch(inputs, targets, sources, tokens)
+        return Batch(inputs, targets, sources, global_tokens)
 
     def validation_windows(
         self, source: str, limit: int | None = None, rows: int | None = None
     ) -> Iterator[Batch]:
-        """The first `limit` held-out windows of a source in order, `rows` at a time (batch_sequences).
+        """The first `limit` held-out windows of a source, `rows` per batch (default: batch_sequences).
 
-        Yields nothing for a source that has no held-out document.
+        Yields nothing for a source that has no held-out documents.
 
         Raises:
-            ValueError: a source that is not in the mixture.
+            ValueError: the source is not in the mixture.
         """
         if source not in self.sources:
             raise ValueError(f"no source {source!r} in the mixture; it has: {', '.join(self.sources)}")
@@ -225,13 +241,14 @@ class Mixture:
         rows = rows or self.batch_sequences
         windows = stream.windows if limit is None else min(limit, stream.windows)
         for first in range(0, windows, rows):
-            places = [Place(source, 0, window) for window in range(first, min(first + rows, windows))]
-            yield self._batch(places, {source: stream})
+            end = min(first + rows, windows)
+            places = [Place(source, 0, window) for window in range(first, end)]
+            yield self._batch(places, {source: stream}, stream.targets_in(end) - stream.targets_in(first))
 
     def report(self, steps: int) -> list[dict[str, Any]]:
-        """Table 1 as `steps` steps realise it, a row a source; documents and bytes are those of the split."""
+        """Table 1 as realised by `steps` steps, one row per source; documents and bytes are the split's."""
         given = dict(zip(self.sources, self._schedule.given(steps * self.batch_sequences), strict=True))
-        tokens = {source: self._streams[source].targets_in(int(given[source])) for source in self.sources}
+        tokens = self._tokens_by_source(steps)
         total = sum(tokens.values())
         return [
             {
@@ -248,11 +265,11 @@ class Mixture:
         ]
 
     def windows(self, source: str) -> int:
-        """Windows of a source in an epoch."""
+        """Windows per epoch of a source."""
         return self._streams[source].windows
 
     def tokens_per_byte(self, source: str) -> float:
-        """Held-out tokens by UTF-8 byte of their text: times the loss in bits, it is bits a byte."""
+        """Held-out tokens per UTF-8 byte of text; times the loss in bits it gives bits per byte."""
         size = self._total(source, "val_bytes")
         return self._total(source, "val_tokens") / size if size else 0.0
 
@@ -261,18 +278,17 @@ class Mixture:
         return held_out if self.split == "val" else self._total(source, key) - held_out
 
     def _total(self, source: str, key: str) -> int:
-        return sum(manifest["sources"].get(source, {}).get(key, 0) for manifest in self.manifests)
+        return sum(store.sources.get(source, {}).get(key, 0) for store in self._stores)
 
 
 def _stores(directories: Sequence[Path | str]) -> list[Store]:
-    """The directories, whose manifests must agree on the tokenizer."""
+    """Open the directories; their manifests must agree on the tokenizer."""
     if not directories:
         raise ValueError(f"data names no directory; give token shards with --data DIR, made by: {COMMAND}")
-    stores = [open_store(directory) for directory in directories]
+    stores = [Store(directory) for directory in directories]
     seen: dict[str, Store] = {}
     made_with = [
-        {key: store.manifest[key] for key in ("vocab_size", "dtype")}
-        | {"tokenizer": store.manifest["tokenizer"]["fingerprint"]}
+        {"vocab_size": store.vocab_size, "dtype": store.dtype, "tokenizer": store.tokenizer_fingerprint}
         for store in stores
     ]
     for store, made in zip(stores, made_with, strict=True):
@@ -282,6 +298,6 @@ def _stores(directories: Sequence[Path | str]) -> list[Store]:
                 f"{store.name} was made with {key} {made[key]}, {stores[0].name} with {made_with[0][key]}; "
                 f"make both with one tokenizer: {COMMAND}"
             )
-        if (other := seen.setdefault(store.manifest["fingerprint"], store)) is not store:
+        if (other := seen.setdefault(store.manifest.fingerprint, store)) is not store:
             raise ValueError(f"{store.name} holds the same shards as {other.name}; name it once")
     return stores

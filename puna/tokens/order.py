@@ -1,14 +1,14 @@
-"""The arithmetic of order: which source comes n-th, which of its windows is k-th. No data is touched here.
+"""The order of training sequences as arithmetic: the source of the n-th sequence, a source's k-th window.
 
-In:  weights of the sources, a seed, numbers.
-Out: for sequence n its source and how many that source gave before; for a window its place in an epoch.
+In:  weights of the sources, a seed, integers; no data is read.
+Out: for sequence n its source and the number of that source's sequences before it; for k a window.
 
-    weights ──> shares ──> quotas: sequences a source gives to each block of 10,000, exactly
+    weights ──> shares ──> quotas: sequences of each source per block of 10,000, exactly
     n ──> block n // 10,000, place n % 10,000 ──> (source, k)      spread evenly, from (seed, block)
     k ──> epoch k // windows, place k % windows ──> window          permuted, from (seed, source, epoch)
 
 Everything is a pure function of its arguments: no state to save, no sequences to replay, one block in
-memory. Only integers, IEEE division and Philox's raw words decide, so every platform agrees.
+memory. It uses integers, IEEE division and Philox's raw words only, so it is the same on every platform.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from puna.corpus.document import TABLE_1
 
 BLOCK = 10_000
-# Part of a mixture's fingerprint. To be raised with any change of the order, so that a run that was begun in
-# another order is refused and not continued in this one.
+# Version of the order, a part of a mixture's fingerprint. Raise it with any change of the order, so that a
+# run that began with another order is refused instead of resumed with this one.
 ORDER = 1
 _ROUNDS = 6
 _MASK_64 = (1 << 64) - 1
@@ -30,36 +30,38 @@ _GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: keys of successive rounds 
 
 
 def digest64(*parts: object) -> int:
-    """A 64-bit number named by `parts`; the same on every machine, unlike `hash`."""
+    """A 64-bit hash of `parts` that is the same on every machine, unlike `hash`."""
     joined = "\0".join(map(str, parts)).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(joined, digest_size=8).digest(), "big")
 
 
 def in_table_order(sources: Iterable[str]) -> list[str]:
-    """Table 1's sources in its order, then any others by name."""
+    """Sources in the order of Table 1, then all others by name."""
     rank = {source: place for place, source in enumerate(TABLE_1)}
     return sorted(sources, key=lambda source: (rank.get(source, len(rank)), source))
 
 
 def shares(present: Iterable[str], weights: Mapping[str, float]) -> dict[str, float]:
-    """Each source's share of the tokens, adding up to 1; without weights Table 1's, over those present.
+    """Each source's share of the tokens, which add up to 1; without weights that of Table 1.
+
+    A single source needs no weight, whether Table 1 has it or not.
 
     Raises:
-        ValueError: a weight for a source that is not there, or that is not positive; no weights, and a
-            source that Table 1 does not have.
+        ValueError: a weight of a source that is not present, or that is not positive; or no weights and a
+            source that is not in Table 1.
     """
     known = set(present)
     names = ", ".join(in_table_order(known)) or "nothing"
     if unknown := [source for source in weights if source not in known]:
         raise ValueError(f"mixture.weights names {unknown[0]!r}, but the data has: {names}")
     if bad := [source for source, weight in weights.items() if not 0 < weight < float("inf")]:
-        raise ValueError(
-            f"mixture.weights.{bad[0]} is {weights[bad[0]]}; it must be positive and finite, or left out"
-        )
+        raise ValueError(f"mixture.weights.{bad[0]} is {weights[bad[0]]}; it must be positive and finite")
+    if not weights and len(known) == 1:
+        return dict.fromkeys(known, 1.0)
     if not weights and (unlisted := in_table_order(known - TABLE_1.keys())):
         raise ValueError(
-            f"Table 1 has no weight for {unlisted[0]!r}; give one for every source wanted of: {names} "
-            f"(--mixture.weights.{unlisted[0]} 1)"
+            f"Table 1 has no weight for {unlisted[0]!r}; give one for each source to train on, of: {names} "
+            f"(train: --mixture.weights.{unlisted[0]} 1; tokenizer train: --weights.{unlisted[0]} 1)"
         )
     chosen = dict(weights) or {source: TABLE_1[source] for source in known}
     total = sum(chosen[source] for source in in_table_order(chosen))
@@ -67,10 +69,10 @@ def shares(present: Iterable[str], weights: Mapping[str, float]) -> dict[str, fl
 
 
 def quotas(share: Mapping[str, float]) -> dict[str, int]:
-    """Sequences of each source in a block: rounded by largest remainder, so that they add up to BLOCK.
+    """Sequences of each source per block, rounded by largest remainder so that they add up to BLOCK.
 
     Raises:
-        ValueError: a share too small to occur once in a block.
+        ValueError: a share is less than one sequence per block.
     """
     exact = {source: part * BLOCK for source, part in share.items()}
     counts = {source: int(value) for source, value in exact.items()}
@@ -87,10 +89,10 @@ def quotas(share: Mapping[str, float]) -> dict[str, int]:
 
 
 class Schedule:
-    """Which source gives sequence n, and how many sequences it gave before.
+    """The source of sequence n, and the number of that source's sequences before it.
 
-    A source's q sequences of a block lie one in each q-th part of it, at a random place: in any run of
-    sequences, not only in whole blocks, each source's count is within a few of its share.
+    A source with q sequences per block has one in each q-th of the block, at a random place there: over any
+    consecutive sequences, not only over whole blocks, each source's count is within a few of its share.
     """
 
     def __init__(self, counts: Mapping[str, int], seed: int) -> None:
@@ -108,14 +110,14 @@ class Schedule:
         return source[order], occurrence[order]
 
     def sequence(self, n: int) -> tuple[int, int]:
-        """(index of the source, how many sequences that source gave before) for the n-th sequence."""
+        """(index of the source, number of that source's sequences before) for the n-th sequence."""
         block, place = divmod(n, BLOCK)
         source, occurrence = self._block(block)
         index = int(source[place])
         return index, block * int(self.counts[index]) + int(occurrence[place])
 
     def given(self, n: int) -> NDArray[np.int64]:
-        """How many of the first n sequences each source gives."""
+        """The number of sequences of each source among the first n."""
         blocks, rest = divmod(n, BLOCK)
         total = blocks * self.counts
         if rest:
@@ -124,16 +126,16 @@ class Schedule:
 
 
 def _mix(value: int) -> int:
-    """Scatter a 64-bit number: two rounds of multiply and shift, after which every bit depends on all."""
+    """Mix a 64-bit number by two rounds of multiply and shift: every output bit depends on all input bits."""
     value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK_64
     value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK_64
     return value ^ (value >> 31)
 
 
 def permute(index: int, size: int, key: int) -> int:
-    """The place of `index` in a random order of range(size) named by `key`, without making the order.
+    """The place of `index` in a random permutation of range(size) given by `key`, which is never stored.
 
-    A Feistel network permutes the numbers of an even count of bits, at most 4 * size of them; a result
+    A Feistel network permutes the numbers of an even number of bits, at most 4 * size of them; a result
     outside the range is permuted again until it is inside, which keeps the map one to one.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)

@@ -25,9 +25,9 @@ from puna.corpus.finished import Finished
 from puna.corpus.parquet import read_documents
 from puna.tokens.order import digest64, shares
 
-# SentencePiece silently leaves out longer sentences; in characters, of at most four bytes each.
+# SentencePiece silently skips longer sentences; in characters, of at most four bytes each.
 LINE_CHARACTERS = 4000
-# It also leaves out any sentence with its own mark for unknown bytes, U+2585, and takes U+2581 for a space.
+# It also skips sentences with its own mark for unknown bytes, U+2585, and takes U+2581 for a space.
 _BREAKS = re.compile("[\n\u2581\u2585]")
 
 

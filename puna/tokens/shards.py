@@ -29,9 +29,10 @@ from numpy.lib import format as npy
 from numpy.typing import DTypeLike, NDArray
 
 from puna.corpus.document import Document
-from puna.corpus.finished import Finished, find_finished
+from puna.corpus.finished import as_inputs, find_finished
 from puna.corpus.parquet import read_documents
 from puna.files import atomic_file
+from puna.manifest import Input, Manifest
 from puna.stages.stage import Shard, run_stage
 from puna.tokens.order import digest64, in_table_order
 from puna.tokens.sample import sources_in
@@ -48,10 +49,10 @@ def write_shards(
     out: Path,
     validation_share: float = 0.01,
     workers: int | None = None,
-) -> dict[str, Any]:
+) -> Manifest:
     """Encode every document into shards in `out`, return the manifest; the bytes do not depend on `workers`.
 
-    manifest["sources"][name] has "train" and "val" (lists of files), "train_tokens", "val_tokens",
+    manifest.details["sources"][name] has "train" and "val" (lists of files), "train_tokens", "val_tokens",
     "documents", "val_documents", "bytes" and "val_bytes" (of UTF-8 text; "documents" and "bytes" are of
     both splits).
 
@@ -69,6 +70,7 @@ def write_shards(
         raise ValueError(f"no document in {names}; give other inputs to: puna corpus SOURCE INPUT… --out DIR")
     dtype = token_dtype(model.vocab_size)
     shards = [Shard(f"{number:05d}", (file,)) for number, file in enumerate(files)]
+    used = Input(str(model.path), stage="tokenizer", fingerprint=model.fingerprint)
     workers = workers or cpu_count() or 1
     return run_stage(
         stage="shards",
@@ -86,7 +88,8 @@ def write_shards(
         },
         workers=workers,
         label="tokens",
-        finish=partial(_finish, documents, model, dtype, out),
+        finish=partial(_finish, model, dtype, out),
+        made_from=(*as_inputs(documents), used),
     )
 
 
@@ -95,13 +98,7 @@ def token_dtype(vocab_size: int) -> str:
     return "uint16" if vocab_size < 1 << 16 else "uint32"
 
 
-def _finish(
-    documents: Sequence[Finished],
-    model: Tokenizer,
-    dtype: str,
-    out: Path,
-    records: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:
+def _finish(model: Tokenizer, dtype: str, out: Path, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Copy the tokenizer in and add the records up by source, for the manifest."""
     model.save(out / MODEL)
     sources: dict[str, dict[str, Any]] = {}
@@ -114,8 +111,6 @@ def _finish(
         "sources": {source: sources[source] for source in in_table_order(sources)},
         "vocab_size": model.vocab_size,
         "dtype": dtype,
-        "tokenizer": {"path": str(model.path), "fingerprint": model.fingerprint},
-        "documents": [{"path": str(item.directory), "fingerprint": item.fingerprint} for item in documents],
     }
 
 

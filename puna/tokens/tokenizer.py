@@ -7,8 +7,8 @@ Out: ids of texts, texts of ids.
     "Year 1066\\n" ──encode──> ▁Year ▁ 1 0 6 6 <0x0A>
                    <──decode──
 
-The library of the format says which ids are right. A faster encoder takes over when there is enough text to
-be worth its start, and only if it gives the same (puna.tokens.fast).
+The library of the format is the reference. A faster encoder replaces it when there is enough text to be worth
+its start, and only if it gives the same ids (puna.tokens.fast).
 """
 
 import codecs
@@ -27,7 +27,6 @@ from puna.tokens.training import MODEL
 from puna.tokens.vocabularies.sentencepiece import SPACE, UNKNOWN, PieceModel, extended
 from puna.tokens.vocabularies.settings import (
     Settings,
-    gguf_settings,
     is_tiktoken,
     puts_bos,
     puts_space_behind_control,
@@ -40,8 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["GGUF", "HUB", "MODEL", "StreamDecoder", "Tokenizer"]
 
 HUB = "tokenizer.json"
-GGUF = "tokenizer.gguf"  # what `puna convert` leaves of a GGUF file: its vocabulary
-# Characters after which the fast encoder, which takes half a second to make, has paid for itself.
+GGUF = "tokenizer.gguf"  # the vocabulary of a GGUF file, as `puna convert` writes it
+# Characters after which the fast encoder, which takes half a second to build, pays off.
 FAST_FROM = 4_000_000
 
 
@@ -49,8 +48,8 @@ class Tokenizer:
     """A vocabulary: text to ids and back, exactly.
 
     `path` is a file, or a directory that holds `tokenizer.model` or `tokenizer.json`. Text is only ever text:
-    a literal "<s>" is encoded as its characters; only `bos` and `eos` give control tokens. `fast` is False
-    to leave all to the reference, True to make the fast encoder at once.
+    a literal "<s>" is encoded as its characters; only `bos` and `eos` give control tokens. `fast` False
+    always uses the reference, True builds the fast encoder at once.
 
     Raises:
         ValueError: naming the path, when there is no such vocabulary or it cannot spell every text.
@@ -59,8 +58,10 @@ class Tokenizer:
     def __init__(self, path: Path | str, fast: bool | None = None) -> None:
         self.path = _find(Path(path))
         try:
-            self._model = _read(self.path)
+            self._model, self._own_settings = _read(self.path)
         except ValueError as error:
+            if str(error).startswith(str(self.path)):
+                raise
             raise ValueError(f"{self.path} {error}") from error
         self.fingerprint = hashlib.sha256(self._model.data).hexdigest()
         self.vocab_size: int = self._model.vocab_size
@@ -74,10 +75,10 @@ class Tokenizer:
 
     @cached_property
     def settings(self) -> Settings:
-        """What the vocabulary's makers say of its use."""
+        """BOS, end tokens and chat template, as the vocabulary's files give them."""
         model = self._model
-        if _begins(self.path) == b"GGUF":
-            return gguf_settings(self.path)
+        if self._own_settings is not None:
+            return self._own_settings
         if isinstance(model, PieceModel):
             return settings_beside(self.path, adds_bos=True)
         # A vocabulary that we wrote is one that we trained with, and there every document began with BOS.
@@ -86,7 +87,7 @@ class Tokenizer:
 
     @property
     def adds_bos(self) -> bool:
-        """Whether a text to go on from begins with BOS."""
+        """Whether BOS precedes the text of a prompt."""
         return self.settings.adds_bos
 
     @property
@@ -173,7 +174,7 @@ class Tokenizer:
             data = text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"text is not valid Unicode (half a surrogate pair): {text[:40]!r}") from error
-        # Vocabularies without some bytes (Falcon's, StarCoder's) would drop them without a word.
+        # Vocabularies that lack some bytes (SmolLM2's, StarCoder's) would drop them silently.
         if self._model.unspelled and (missing := self._model.unspelled.intersection(data)):
             raise ValueError(
                 f"{self.path} has no piece for the byte 0x{min(missing):02X} of {text[:40]!r}; "
@@ -190,7 +191,7 @@ class Tokenizer:
         return [np.array(ids, np.uint32) for ids in self._model.encode(texts, threads)]
 
     def stay_with_reference(self) -> None:
-        """Never start the fast encoder: it takes half a second, in which no other thread runs."""
+        """Never build the fast encoder: that takes half a second, during which no other thread runs."""
         self._waits = -1
 
     def _start_fast(self) -> None:
@@ -298,14 +299,10 @@ def _find(path: Path) -> Path:
     return found
 
 
-def _begins(file: Path) -> bytes:
+def _read(file: Path) -> "tuple[PieceModel | HubModel, Settings | None]":
+    """The model in a file, by what it begins with, and the settings where the file itself holds them."""
     with file.open("rb") as stream:
-        return stream.read(4)
-
-
-def _read(file: Path) -> "PieceModel | HubModel":
-    """The model in a file, by what it begins with."""
-    begins = _begins(file)
+        begins = stream.read(4)
     # Imported here, for most vocabularies need neither.
     if begins == b"GGUF":
         from puna.tokens.vocabularies.gguf import read_gguf
@@ -314,9 +311,9 @@ def _read(file: Path) -> "PieceModel | HubModel":
     if begins.lstrip()[:1] == b"{":
         from puna.tokens.vocabularies.tokenizer_json import read_hub
 
-        return read_hub(file)
+        return read_hub(file), None
     if is_tiktoken(file):
         from puna.tokens.vocabularies.tiktoken import read_tiktoken
 
-        return read_tiktoken(file)
-    return PieceModel(extended(file), puts_space_behind_control(file.parent))
+        return read_tiktoken(file), None
+    return PieceModel(extended(file), puts_space_behind_control(file.parent)), None

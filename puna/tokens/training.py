@@ -14,19 +14,12 @@ import io
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import sentencepiece
 
-from puna.corpus.finished import Finished, as_inputs, find_finished, trained_before
-from puna.files import (
-    MANIFEST,
-    atomic_file,
-    code_version,
-    fingerprint,
-    remove_partials,
-    write_json,
-)
+from puna.corpus.finished import Finished, as_inputs, find_finished
+from puna.files import atomic_file, code_version, fingerprint, remove_partials
+from puna.manifest import Manifest, Output, trained_before, write_manifest
 from puna.progress import Bar
 from puna.tokens.sample import LINE_CHARACTERS, Sample, sample_documents
 
@@ -43,7 +36,7 @@ def train_tokenizer(
     sample_bytes: int = SAMPLE_BYTES,
     weights: Mapping[str, float] | None = None,
     seed: int = 1,
-) -> dict[str, Any]:
+) -> Manifest:
     """Train a tokenizer on a sample of the documents, write it into `out`, return the manifest.
 
     The same documents and arguments give the same bytes. `weights` are the sources' shares of the sample
@@ -72,19 +65,19 @@ def train_tokenizer(
     with atomic_file(out / MODEL) as temporary:
         temporary.write_bytes(model)
     digest = hashlib.sha256(model).hexdigest()
-    manifest = {
-        "stage": "tokenizer",
-        "fingerprint": fingerprint(["tokenizer", config, [item["fingerprint"] for item in inputs], digest]),
-        "config": config,
-        "code_version": code_version(),
-        "counts": {"pieces": vocab_size},
-        "sample": sample.report(),
-        "bytes": len(model),
-        "seconds": round(time.monotonic() - started, 3),
-        "inputs": inputs,
-        "outputs": [{"path": MODEL, "bytes": len(model), "sha256": digest}],
-    }
-    write_json(out / MANIFEST, manifest)
+    manifest = Manifest(
+        stage="tokenizer",
+        fingerprint=fingerprint(["tokenizer", config, [item.fingerprint for item in inputs], digest]),
+        config=config,
+        code_version=code_version("tokens"),
+        counts={"pieces": vocab_size},
+        inputs=inputs,
+        outputs=(Output(MODEL, len(model), digest),),
+        bytes=len(model),
+        seconds=round(time.monotonic() - started, 3),
+        details={"sample": sample.report()},
+    )
+    write_manifest(out, manifest)
     return manifest
 
 

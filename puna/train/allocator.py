@@ -1,8 +1,8 @@
-"""Let the process keep the memory it frees, instead of giving it back to the system at every step.
+"""Let the process reuse the memory it frees, instead of returning it to the system at every step.
 
-A training step takes and frees the same large tensors over and over. glibc maps each anew and unmaps it when
-freed, so the kernel clears every page again, every step. The settings below are read when a process
-starts: the command starts itself once more with them. `--train.allocator system` leaves all as it was.
+A training step allocates and frees the same large tensors again and again. glibc maps each of them and unmaps
+it when it is freed, so the kernel clears every page again at every step. glibc reads the settings below when
+a process starts, so the command restarts itself with them. `--compute.allocator system` does not.
 """
 
 import os
@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 KEEP = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 32),  # take large blocks from the heap, where they can be reused
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 33),  # and do not shrink the heap when they are freed
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # ask for huge pages: a sixth of the page faults
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 32),  # allocate large blocks on the heap, where they can be reused
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 33),  # do not shrink the heap when they are freed
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # use huge pages: a sixth of the page faults
 }
 
 
@@ -23,9 +23,9 @@ def is_kept() -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Start the `puna` command again with the settings; does nothing when they are set, or are not glibc's.
+    """Restart the `puna` command with the settings; does nothing when they are set, or without glibc.
 
-    Only a process that is the command itself is replaced, never one that imported puna.
+    Only a process that is the command itself is restarted, never one that imported puna.
     """
     is_command = Path(sys.argv[0]).name == "puna"
     if is_command and not is_kept() and platform.libc_ver()[0] == "glibc":

@@ -1,12 +1,12 @@
-"""Checkpoints: whole or absent, written while training goes on, the newest few kept, resumed exactly.
+"""Checkpoints: complete or absent, written while training continues, the newest few kept, resumed exactly.
 
     RUN/checkpoints/step-000200/
         weights.safetensors      fp32 master weights, named as in model/llama.py
         optimizer.safetensors    AdamW's state, `exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME`
         state.json               step, tokens, seconds, the data's fingerprint
 
-The directory is written under a temporary name, synced, and renamed: a checkpoint that can be seen is
-whole, whatever moment the process or the machine died. PyTorch's distributed checkpoint reads it as it is
+The directory is written under a temporary name, synced, and renamed: a visible checkpoint is complete, at
+whatever moment the process or the machine crashed. PyTorch's distributed checkpoint reads it unchanged
 (`HuggingFaceStorageReader`), on any mesh.
 """
 
@@ -20,37 +20,37 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from puna import rundir
 from puna.devices import copy_to_cpu
 from puna.files import atomic_directory, read_json, remove_partials, write_json
 from puna.model.llama import Llama
-from puna.model.weights import WEIGHTS, checkpoint_directories, split_fused
-
-OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+from puna.model.weights import split_fused
+from puna.rundir import OPTIMIZER, STATE, WEIGHTS
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a run stands: everything beside tensors that the next step needs."""
+    """A run's progress: everything but tensors that the next step needs."""
 
     step: int = 0
-    """Optimiser steps done."""
+    """Number of optimiser steps done."""
     tokens: int = 0
-    """Tokens trained on."""
+    """Number of target tokens trained on, over all ranks."""
     seconds: float = 0.0
-    """Spent in steps so far, over all starts of the run."""
+    """Seconds spent in steps, over all starts of the run."""
     data: str = ""
     """The mixture's fingerprint."""
     norms: tuple[float, ...] = ()
-    """The last gradient norms, when outliers are skipped."""
+    """The last gradient norms, oldest first, when outliers are skipped; else empty."""
 
     def after(self, tokens: int) -> "TrainState":
-        """The state after one more step."""
+        """The state after one more step on a batch of `tokens`."""
         return replace(self, step=self.step + 1, tokens=self.tokens + tokens)
 
 
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run, by their step, oldest first."""
-    return [path for path in checkpoint_directories(run) if (path / STATE).is_file()]
+    return [path for path in rundir.checkpoints(run) if (path / STATE).is_file()]
 
 
 def latest(run: Path) -> Path | None:
@@ -60,7 +60,7 @@ def latest(run: Path) -> Path | None:
 
 
 class Saver:
-    """Writes checkpoints of a run from a thread of its own; training waits only for the copy in memory."""
+    """Writes checkpoints of a run in a background thread; training waits only for the copy in memory."""
 
     def __init__(self, run: Path, keep: int) -> None:
         self.run, self.keep = run, keep
@@ -68,10 +68,10 @@ class Saver:
         self._error: Exception | None = None
 
     def save(self, state: TrainState, model: Llama, optimizer: torch.optim.Optimizer) -> None:
-        """Copy the state and begin to write it; waits for the checkpoint before, if it is still written.
+        """Copy the state and begin to write it; waits until the previous checkpoint is written.
 
         Raises:
-            OSError: the checkpoint *before* could not be written (a full disk); older ones stay whole.
+            OSError: the previous checkpoint could not be written (a full disk); older ones stay complete.
         """
         self.wait()
         names = dict(model.named_parameters())
@@ -105,7 +105,7 @@ class Saver:
             raise error
 
     def _write(self, state: TrainState, weights: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
-        path = self.run / "checkpoints" / f"step-{state.step:06d}"
+        path = rundir.checkpoint(self.run, state.step)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_partials(path.parent)
@@ -117,9 +117,9 @@ class Saver:
                 shutil.rmtree(old)
         except (OSError, SafetensorError) as error:
             newest = latest(self.run)
-            held = f"{newest.name} before it is whole" if newest else "there is none before it"
+            older = f"{newest.name} before it is complete" if newest else "there is none before it"
             number = error.errno if isinstance(error, OSError) else None
-            self._error = OSError(number, f"checkpoint {path} could not be written ({error}); {held}")
+            self._error = OSError(number, f"checkpoint {path} could not be written ({error}); {older}")
 
 
 def read_state(checkpoint: Path) -> TrainState:
@@ -132,7 +132,7 @@ def load_optimizer(checkpoint: Path, model: Llama, optimizer: torch.optim.Optimi
     """Restore the moments and step counts of every parameter.
 
     Raises:
-        ValueError: when the file is damaged.
+        ValueError: when the file is corrupt.
     """
     try:
         tensors = split_fused(load_file(checkpoint / OPTIMIZER), model.config)

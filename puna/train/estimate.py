@@ -1,7 +1,7 @@
-"""`puna train --dry-run`: what a run will need, before anything is written or trained.
+"""`puna train --dry-run`: the memory and time that a run needs, before anything is written or trained.
 
-Memory is counted from the formulas of `model/sizes.py`; time from the matrix peak measured just now and a
-share of it that the training step reaches.
+Memory is computed by the formulas of `model/sizes.py`; time from the matrix peak, which is measured, and the
+fraction of it that a training step reaches.
 """
 
 from typing import Any
@@ -13,24 +13,26 @@ from puna.devices import DeviceName, choose_device, configure, fast_precision, m
 from puna.model.loss import ROWS
 from puna.model.sizes import parameters, saved_bytes_per_token_and_layer, train_flops_per_token
 
-MFU = 0.5  # of the peak: what benchmarks/train.py shows on CPUs, and large models on GPUs
-BYTES_A_PARAMETER = 4 + 4 + 8  # fp32 weight, fp32 gradient, AdamW's two fp32 moments
+MFU = 0.5  # fraction of the peak that benchmarks/train.py shows on CPUs, and large models reach on GPUs
+BYTES_PER_PARAMETER = 4 + 4 + 8  # fp32 weight, fp32 gradient, AdamW's two fp32 moments
 
 
 def estimate(config: RunConfig, device: DeviceName = "auto") -> dict[str, Any]:
     """Parameters, memory (bytes, one process), FLOPs and seconds of a run with `activations = manual`.
 
     Raises:
-        ValueError: when this machine has no such device.
+        ValueError: this machine has no such device.
     """
-    model, train = config.model, config.train
+    model, schedule = config.model, config.schedule
     chosen = choose_device(device)
-    configure(chosen, train.threads)
-    precision = fast_precision(chosen) if train.precision == "auto" else train.precision
+    configure(chosen, config.compute.threads)
+    precision = config.compute.precision
+    if precision == "auto":
+        precision = fast_precision(chosen)
     machine = measure(chosen, precision)
     compute = torch.bfloat16 if precision == "bf16" else torch.float32
     count = parameters(model)
-    tokens = min(train.micro_batch, config.batch_sequences) * model.context
+    tokens = min(schedule.micro_batch, config.batch_sequences) * model.context
     saved = tokens * model.n_layers * saved_bytes_per_token_and_layer(model, compute.itemsize)
     # hidden states and their gradient, the projection's gradient, a block of logits and its gradient
     head = (
@@ -38,12 +40,12 @@ def estimate(config: RunConfig, device: DeviceName = "auto") -> dict[str, Any]:
         + 4 * model.vocab_size * model.dim
         + 2 * ROWS * model.vocab_size * compute.itemsize
     )
-    flops = train_flops_per_token(model) * train.batch_tokens * train.steps
+    flops = train_flops_per_token(model) * schedule.batch_tokens * schedule.steps
     return {
         "parameters": count,
-        "tokens": train.batch_tokens * train.steps,
+        "tokens": schedule.batch_tokens * schedule.steps,
         "memory": {
-            "weights, gradients, optimiser": count * BYTES_A_PARAMETER,
+            "weights, gradients, optimiser": count * BYTES_PER_PARAMETER,
             "saved for the backward": saved,
             "output projection and loss": head,
         },

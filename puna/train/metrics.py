@@ -1,4 +1,4 @@
-"""What a run tells about itself: JSON lines, and the machine that it ran on.
+"""What a run records: JSON lines, progress on the terminal, and the machine that it ran on.
 
 RUN/metrics.jsonl
     {"kind": "train", "step": 1, "loss": 8.32, "loss_by_source": {"books": 8.31}, "lr": ..., ...}
@@ -8,22 +8,28 @@ RUN/metrics.jsonl
 import json
 import os
 import platform
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from puna.config import RunConfig
 from puna.devices import Machine, cpu_name
 from puna.files import atomic_file
+from puna.model.sizes import train_flops_per_token
+from puna.progress import Bar
+from puna.rundir import METRICS, PROGRESS
 from puna.train.allocator import is_kept
 from puna.train.checkpoint import TrainState
+from puna.train.observe import trackers
 from puna.train.step import StepResult
 
 Sink = Callable[[dict[str, Any]], None]
-MOST_SKIPPED = 16  # steps in a row that are not finite: no outliers any more
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+MOST_SKIPPED = 16  # consecutive steps that are not finite: more are no outliers, the run has diverged
 
 
 class JsonLines:
@@ -54,15 +60,15 @@ class JsonLines:
 
 
 class StepLog:
-    """Turns steps into records, and keeps their time.
+    """Turns steps into records, and measures their time.
 
-    On a CPU a step is recorded when it is added. A GPU runs behind: a step is recorded when the next one has
-    been launched, because reading its figures waits for it, and the device must have work meanwhile. A step
-    lasts from when it was begun, or when the one before it was done, until its figures are there.
+    On a CPU a step is recorded when it is added. A GPU runs behind the host: a step is recorded when the next
+    one has been launched, because reading its figures waits for it, and the device must have work meanwhile.
+    A step lasts from `begin`, or from the end of the step before it, until its figures are read.
 
     `seconds` is the time of all recorded steps, over all starts of the run. `sinks` get each record.
-    Raises FloatingPointError at a step that was not finite, unless such steps are skipped
-    (`train.skip_outliers`).
+    Raises FloatingPointError at a step whose loss or gradient is not finite, unless such steps are skipped
+    (`optim.skip_outliers`).
     """
 
     def __init__(
@@ -76,26 +82,30 @@ class StepLog:
     ) -> None:
         self.names, self.sinks, self.seconds, self.may_skip = names, sinks, seconds, may_skip
         self._mfu_by_rate = flops / peak
-        self._held: tuple[StepResult, dict[str, Any], int, float] | None = None
-        self._ended = 0.0  # when the last recorded step was done
-        self._unsound = 0  # steps in a row that were not finite
+        self._pending: tuple[StepResult, dict[str, Any], int, float] | None = None
+        self._began = self._ended = 0.0  # of the current step, of the last recorded step
+        self._not_finite = 0  # consecutive steps that were not finite
 
-    def add(self, state: TrainState, result: StepResult, lr: float, tokens: int, started: float) -> None:
-        """Take the figures of the step that led to `state`, begun at `started` on `time.perf_counter`."""
+    def begin(self) -> None:
+        """Start the clock of a step."""
+        self._began = time.perf_counter()
+
+    def add(self, state: TrainState, result: StepResult, lr: float, tokens: int) -> None:
+        """Take the figures of the step that led to `state`; `tokens` are those of its global batch."""
         self.flush()
         record = {"kind": "train", "step": state.step, "lr": lr, "tokens": state.tokens}
-        self._held = result, record, tokens, started
+        self._pending = result, record, tokens, self._began
         if result.grad_norm.is_cpu:
             self.flush()
 
     def flush(self) -> None:
-        """Write the step that is held; waits for it."""
-        if self._held is None:
+        """Record the step that is pending; waits for the device."""
+        if self._pending is None:
             return
-        (result, record, tokens, started), self._held = self._held, None
+        (result, record, tokens, began), self._pending = self._pending, None
         figures = result.record(self.names)
         ended = time.perf_counter()
-        seconds, self._ended = ended - max(started, self._ended), ended
+        seconds, self._ended = ended - max(began, self._ended), ended
         self.seconds += seconds
         rate = tokens / seconds
         record |= {
@@ -104,19 +114,76 @@ class StepLog:
             "seconds": round(self.seconds, 3),
             **figures,
         }
-        for sink in self.sinks:
-            sink(record)
-        self._unsound = 0 if result.finite.item() else self._unsound + 1
-        if self._unsound > (MOST_SKIPPED if self.may_skip else 0):
+        self._send(record)
+        self._not_finite = 0 if result.finite.item() else self._not_finite + 1
+        if self._not_finite > (MOST_SKIPPED if self.may_skip else 0):
             raise FloatingPointError(
                 f"step {record['step']}: loss {record['loss']:g}, gradient norm {record['grad_norm']:g}: "
-                f"training has diverged; go on from the last checkpoint with a lower --optim.lr than "
-                f"{record['lr']:g}, or with --train.skip-outliers 10"
+                f"training has diverged; resume from the last checkpoint with an --optim.lr below "
+                f"{record['lr']:g}, or with --optim.skip-outliers 10"
             )
+
+    def validation(self, state: TrainState, figures: dict[str, Any], is_final: bool) -> None:
+        """Record the held-out loss after `state`; the step before it must be flushed."""
+        self._send({"kind": "validation", "step": state.step, **figures, "final": is_final})
+
+    def _send(self, record: dict[str, Any]) -> None:
+        for sink in self.sinks:
+            sink(record)
+
+
+@contextmanager
+def open_log(
+    out: Path, config: RunConfig, sources: tuple[str, ...], peak: float, state: TrainState
+) -> Iterator[StepLog]:
+    """The log of a run that resumes from `state`: metrics.jsonl, a progress bar, the configured trackers.
+
+    Where stderr is not a terminal, there is a line per record in place of the bar.
+
+    Raises:
+        ValueError: a tracker is not installed.
+    """
+    metrics = JsonLines(out / METRICS)
+    metrics.rewind(state.step)
+    steps = config.schedule.steps
+    total = steps * config.schedule.batch_tokens
+    with (
+        trackers(out, config) as tracked,
+        Bar("train", total, "tokens", out / PROGRESS, state.tokens) as bar,
+    ):
+        bar.advance(0)
+
+        def show(record: dict[str, Any]) -> None:
+            if record["kind"] == "train":
+                bar.advance(record["tokens"] - bar.done, f"step {record['step']} loss {record['loss']:.3f}")
+            if not sys.stderr.isatty():
+                print(line(record, steps), file=sys.stderr, flush=True)
+
+        yield StepLog(
+            sources,
+            train_flops_per_token(config.model),
+            peak,
+            [metrics.write, show, *tracked],
+            state.seconds,
+            may_skip=config.optim.skip_outliers > 0,
+        )
+
+
+def line(record: dict[str, Any], steps: int) -> str:
+    """A record as one line of text: `step 20/1000: loss 5.123, learning rate 2.0e-04, ...`."""
+    place = f"step {record['step']}/{steps}:"
+    if record["kind"] == "validation":
+        loss = record["loss"]
+        return f"{place} held-out loss {'not measured' if loss is None else format(loss, '.3f')}"
+    return (
+        f"{place} loss {record['loss']:.3f}, learning rate {record['lr']:.1e}, "
+        f"gradient norm {record['grad_norm']:.2f}, {record['tokens_per_second']:,.0f} tokens/s, "
+        f"MFU {record['mfu']:.1%}{', skipped' if record.get('skipped') else ''}"
+    )
 
 
 def machine_record(machine: Machine) -> dict[str, Any]:
-    """The machine a run used, for its manifest."""
+    """The machine that a run used, for its manifest."""
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),

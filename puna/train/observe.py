@@ -1,7 +1,7 @@
-"""Watching a run with other people's tools: TensorBoard, Weights & Biases, PyTorch's profiler.
+"""Trackers and the profiler: TensorBoard, Weights & Biases, PyTorch's profiler.
 
-The JSON lines in the run directory are always written; these are options, installed by `pip install
-puna[observe]`, and get the same records.
+The JSON lines in the run directory are always written. Trackers are optional, installed by `pip install
+puna[observe]`, and receive the same records.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,13 +12,15 @@ from typing import Any
 import torch
 
 from puna.config import RunConfig, to_dict
+from puna.extras import require
+from puna.rundir import TRACE
 
 Tracker = Callable[[dict[str, Any]], None]
 PROFILE_AFTER = 10  # steps: kernels are compiled and caches warm by then
 
 
 def _flat(record: dict[str, Any]) -> dict[str, float]:
-    """Figures under `train/loss` and `train/loss_by_source/books`, as both tools like them."""
+    """A record as both trackers take it: `train/loss`, `train/loss_by_source/books`."""
     flat: dict[str, float] = {}
     for key, value in record.items():
         if isinstance(value, dict):
@@ -53,20 +55,16 @@ def _wandb(out: Path, config: RunConfig) -> tuple[Tracker, Callable[[], None]]:
 
 @contextmanager
 def trackers(out: Path, config: RunConfig) -> Iterator[list[Tracker]]:
-    """The trackers that `train.track` names, closed at the end.
+    """The trackers that `watch.trackers` names, closed at the end.
 
     Raises:
-        ValueError: when one is not installed or not known.
+        MissingExtra: when one is not installed.
     """
     opened: list[tuple[Tracker, Callable[[], None]]] = []
     try:
-        for name in config.train.track:
-            try:
-                opened.append(_tensorboard(out) if name == "tensorboard" else _wandb(out, config))
-            except ImportError as error:
-                raise ValueError(
-                    f"train.track names {name}, which is not installed: pip install {name}"
-                ) from error
+        for name in config.watch.trackers:
+            require(name)
+            opened.append(_tensorboard(out) if name == "tensorboard" else _wandb(out, config))
         yield [track for track, _ in opened]
     finally:
         for _, close in opened:
@@ -75,7 +73,7 @@ def trackers(out: Path, config: RunConfig) -> Iterator[list[Tracker]]:
 
 @contextmanager
 def profiler(out: Path, steps: int) -> Iterator[Callable[[], None]]:
-    """A function to call after each step; after some it profiles `steps` of them into out/trace.json."""
+    """A function to call after each step; some `steps` of them are profiled into out/trace.json."""
     if not steps:
         yield lambda: None
         return
@@ -85,6 +83,6 @@ def profiler(out: Path, steps: int) -> Iterator[Callable[[], None]]:
     with torch.profiler.profile(
         activities=activities,
         schedule=torch.profiler.schedule(wait=PROFILE_AFTER - 2, warmup=2, active=steps, repeat=1),
-        on_trace_ready=lambda profile: profile.export_chrome_trace(str(out / "trace.json")),
+        on_trace_ready=lambda profile: profile.export_chrome_trace(str(out / TRACE)),
     ) as profile:
         yield profile.step

@@ -9,7 +9,7 @@ from puna.config import OptimConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW; weight decay on matrices only (a norm's scale decayed towards 0 is no regulariser)."""
+    """Fused AdamW with weight decay on matrices only: decay of a norm's scale does not regularise."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     return torch.optim.AdamW(
@@ -25,7 +25,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
-    """The rate of step `step` (from 0) of `steps`: linear warm-up, then a cosine to its final fraction."""
+    """Learning rate of step `step` (from 0) of `steps`: linear warm-up, then cosine decay (paper 2.3)."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     span = max(1, steps - 1 - config.warmup_steps)

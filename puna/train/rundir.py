@@ -1,4 +1,4 @@
-"""A run directory's own papers: whose run it is, written first; what it was made of, written last."""
+"""A run's metadata: configuration and tokenizer, written first; the manifest, written last."""
 
 import logging
 import shutil
@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from puna.config import CONFIG, RunConfig, from_dict, to_dict
+from puna.config import RunConfig, read_config, to_dict
 from puna.devices import Machine
-from puna.files import MANIFEST, code_version, fingerprint, read_json, write_json
+from puna.files import code_version, fingerprint, read_json, write_json
+from puna.manifest import Input, Manifest, write_manifest
 from puna.model.sizes import parameters
+from puna.rundir import CONFIG, TOKENIZER
 from puna.tokens.mixture import Mixture
 from puna.train.checkpoint import TrainState, latest, read_state
 from puna.train.metrics import machine_record
@@ -18,21 +20,17 @@ _log = logging.getLogger(__name__)
 
 
 # Settings that change neither the weights nor the order of the data: they may change when a run is resumed.
-# (Another number of threads rounds differently, as another machine does.)
-_FREE = frozenset(
-    {
-        "keep", "save_every", "sample_every", "validate_every", "validation_windows",
-        "threads", "track", "profile", "allocator",
-    }
-)  # fmt: skip
+# (The number of threads changes rounding, as another machine does.)
+_FREE_SECTIONS = ("save", "watch")
+_FREE_FIELDS = (("compute", "threads"), ("compute", "allocator"))
 
 
 def settled(config: RunConfig) -> RunConfig:
-    """The configuration that a run uses: a warm-up longer than the run is shortened to a tenth of it.
+    """The configuration with a warm-up that is longer than the run shortened to a tenth of the run.
 
-    The learning rate would otherwise never reach its peak. A warning says so.
+    The learning rate would otherwise never reach its peak. A warning is logged.
     """
-    steps, warmup = config.train.steps, config.optim.warmup_steps
+    steps, warmup = config.schedule.steps, config.optim.warmup_steps
     if warmup < steps or warmup == 0:
         return config
     shortened = max(1, steps // 10)
@@ -46,10 +44,13 @@ def settled(config: RunConfig) -> RunConfig:
 
 
 def decisive(config: RunConfig) -> dict[str, Any]:
-    """The settings that decide a run's result, without the paths of its data, which a fingerprint names."""
+    """The settings that decide a run's result, without the paths of its data: its fingerprint counts."""
     values = to_dict(config)
     del values["data"]
-    values["train"] = {name: value for name, value in values["train"].items() if name not in _FREE}
+    for section in _FREE_SECTIONS:
+        del values[section]
+    for section, field in _FREE_FIELDS:
+        del values[section][field]
     return values
 
 
@@ -57,7 +58,7 @@ def claim(out: Path, config: RunConfig, mixture: Mixture) -> None:
     """Write the configuration and the tokenizer into `out`, or refuse if it holds another run.
 
     Settings that do not change the result may differ from those of an earlier start, and so may the path of
-    the data while its fingerprint is the same; the new ones are written.
+    the data if its fingerprint is the same; the new ones are written.
 
     Raises:
         ValueError: naming the first field that differs, or the data.
@@ -65,7 +66,7 @@ def claim(out: Path, config: RunConfig, mixture: Mixture) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / CONFIG
     if path.is_file():
-        held, wanted = decisive(from_dict(RunConfig, read_json(path))), decisive(config)
+        held, wanted = decisive(read_config(path)), decisive(config)
         if held != wanted:
             raise ValueError(
                 f"{out} holds a run of another configuration ({_first_difference(held, wanted)}); "
@@ -77,7 +78,7 @@ def claim(out: Path, config: RunConfig, mixture: Mixture) -> None:
                 f"the data in {', '.join(config.data)} is not what {newest} was trained on "
                 f"({mixture.fingerprint}, not {data}); restore it, or choose another --out"
             )
-    shutil.copyfile(mixture.tokenizer, out / "tokenizer.model")
+    shutil.copyfile(mixture.tokenizer, out / TOKENIZER)
     if not path.is_file() or read_json(path) != to_dict(config):
         write_json(path, to_dict(config))
 
@@ -92,7 +93,7 @@ def _first_difference(held: dict[str, Any], wanted: dict[str, Any], path: str = 
     return f"{path}{extra} is {held[extra]!r} there"
 
 
-def write_manifest(
+def write_run_manifest(
     out: Path,
     config: RunConfig,
     mixture: Mixture,
@@ -100,25 +101,27 @@ def write_manifest(
     validation: dict[str, Any],
     machine: Machine,
 ) -> None:
-    """Say that the run is finished, and what came of it."""
+    """Write the manifest of a finished run: its data, its result, its machine."""
     newest = latest(out)
     assert newest is not None
-    write_json(
-        out / MANIFEST,
-        {
-            "stage": "run",
-            "fingerprint": fingerprint([decisive(config), mixture.fingerprint]),
-            "config": to_dict(config),
-            "code_version": code_version(),
-            "machine": machine_record(machine),
-            "counts": {"parameters": parameters(config.model), "steps": state.step, "tokens": state.tokens},
-            "mixture": mixture.report(state.step),
-            "validation": validation,
-            "inputs": [
-                {"path": str(path), "fingerprint": manifest["fingerprint"]}
+    write_manifest(
+        out,
+        Manifest(
+            stage="run",
+            fingerprint=fingerprint([decisive(config), mixture.fingerprint]),
+            config=to_dict(config),
+            code_version=code_version("train"),
+            counts={"parameters": parameters(config.model), "steps": state.step, "tokens": state.tokens},
+            inputs=tuple(
+                Input(str(path), stage="shards", fingerprint=manifest.fingerprint)
                 for path, manifest in zip(mixture.directories, mixture.manifests, strict=True)
-            ],
-            "seconds": round(state.seconds, 3),
-            "checkpoint": str(newest.relative_to(out)),
-        },
+            ),
+            seconds=round(state.seconds, 3),
+            details={
+                "machine": machine_record(machine),
+                "mixture": mixture.report(state.step),
+                "validation": validation,
+                "checkpoint": str(newest.relative_to(out)),
+            },
+        ),
     )

@@ -1,4 +1,4 @@
-"""Measures how fast this machine trains a configuration: real steps on the run's own data, then forgotten.
+"""Measures how fast this machine trains a configuration: real steps on the run's own data, then discarded.
 
 In:  a RunConfig with its token shards.
 Out: tokens per second of the training step, after warm-up (kernels are compiled in the first step).
@@ -35,13 +35,13 @@ def tokens_per_second(config: RunConfig) -> float:
         batch_sequences=config.batch_sequences,
     )
     device = devices.choose_device()
-    devices.configure(device, config.train.threads, config.train.deterministic)
-    if config.train.precision == "auto":
+    devices.configure(device, config.compute.threads, config.compute.deterministic)
+    if config.compute.precision == "auto":
         precision = devices.fast_precision(device)
-        config = replace(config, train=replace(config.train, precision=precision))
+        config = replace(config, compute=replace(config.compute, precision=precision))
     model, optimizer = build_model(config, device)
-    model.init_weights(config.train.seed)
-    guard = OutlierGuard(config.train.skip_outliers, device)
+    model.init_weights(config.seed)
+    guard = OutlierGuard(config.optim.skip_outliers, device)
 
     rates: list[float] = []
     spent, step = 0.0, 0
@@ -57,7 +57,7 @@ def tokens_per_second(config: RunConfig) -> float:
             seconds = time.perf_counter() - started
             step += 1
             if step > WARM_UP_STEPS:
-                rates.append(batch.tokens / seconds)
+                rates.append(batch.global_tokens / seconds)
                 spent += seconds
                 bar.advance(seconds, f"{statistics.median(rates):,.0f} tokens/s")
     return statistics.median(rates)

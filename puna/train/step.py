@@ -1,10 +1,10 @@
 """One optimiser step: a global batch in, updated weights and the step's figures out.
 
-    micro-batches ─> losses, gradients ─> clip ─> is it sound? ─yes─> AdamW
-                                                     └─no──> the weights stay as they are, the step is logged
+    micro-batches ─> losses, gradients ─> clip ─> accepted? ─yes─> AdamW
+                                                     └─no──> the weights do not change, the step is logged
 
-Nothing here waits for the device: figures are tensors, read by the log one step later, and an unsound step
-is stopped on the device itself, by the optimiser's `found_inf`.
+Nothing here waits for the device: figures are tensors, which the log reads one step later, and a step that is
+not accepted is skipped on the device itself, by the optimiser's `found_inf`.
 """
 
 from dataclasses import dataclass
@@ -19,19 +19,19 @@ from puna.model.llama import Llama
 from puna.model.loss import IGNORE
 from puna.tokens.mixture import Batch
 
-WINDOW = 64  # gradient norms that an outlier is measured against
-WARM = 16  # norms that must be known before any step is called an outlier
+WINDOW = 64  # number of gradient norms whose median an outlier is compared with
+WARM = 16  # number of norms that must be known before a step can be an outlier
 
 
 @dataclass(frozen=True)
 class StepResult:
     """A step's figures, on the device that computed them."""
 
-    losses_S: Tensor  # Σ losses of each source, nats
-    tokens_S: Tensor  # targets of each source
+    losses_S: Tensor  # sum of the losses of each source, nats
+    tokens_S: Tensor  # target tokens of each source
     grad_norm: Tensor  # before clipping
-    finite: Tensor  # are loss and gradient norm finite?
-    taken: Tensor  # did the optimiser step?
+    finite: Tensor  # whether loss and gradient norm are finite
+    taken: Tensor  # whether the optimiser stepped
 
     def record(self, names: tuple[str, ...]) -> dict[str, Any]:
         """The figures as JSON values; waits for the device."""
@@ -47,10 +47,10 @@ class StepResult:
 
 
 class OutlierGuard:
-    """Tells whether a gradient norm is far above those before it; `factor` 0 never says so.
+    """Rejects a step whose gradient norm is not finite, or `factor` times the median norm; 0: any finite one.
 
-    The last norms of sound steps are its state (`norms`, NaN where there is none yet), saved with the run:
-    a resumed run skips the same steps.
+    Its state is the last norms of accepted steps (`norms`, NaN where there is none yet). It is saved with the
+    run, so that a resumed run skips the same steps.
     """
 
     def __init__(self, factor: float, device: torch.device, norms: tuple[float, ...] = ()) -> None:
@@ -59,19 +59,19 @@ class OutlierGuard:
         if norms:
             self.norms[-len(norms) :] = torch.tensor(norms, device=device)
 
-    def is_sound(self, norm: Tensor, finite: Tensor) -> Tensor:
-        """Whether to take the step; remembers its norm if so."""
-        sound = finite
+    def accept_step(self, norm: Tensor, finite: Tensor) -> Tensor:
+        """Whether to take a step of this gradient norm; if so, the norm is added to the state."""
+        accepted = finite
         if self.factor:
             known = ~self.norms.isnan()
             usual = norm <= self.factor * self.norms.nanmedian()
-            sound = finite & (usual | (known.sum() < WARM))
-        # Outliers are not remembered: they would make the next one look usual.
-        self.norms = torch.where(sound, torch.cat((self.norms[1:], norm[None])), self.norms)
-        return sound
+            accepted = finite & (usual | (known.sum() < WARM))
+        # Outliers are not added: they would make the next one look usual.
+        self.norms = torch.where(accepted, torch.cat((self.norms[1:], norm[None])), self.norms)
+        return accepted
 
     def state(self) -> tuple[float, ...]:
-        """The norms remembered, oldest first; none when the guard is off."""
+        """The norms, oldest first; empty when outliers are not skipped."""
         return tuple(self.norms[~self.norms.isnan()].tolist()) if self.factor else ()
 
 
@@ -84,23 +84,24 @@ def train_step(
     lr: float,
     config: RunConfig,
 ) -> StepResult:
-    """Accumulate the gradient of a global batch over micro-batches, clip it, and step if it is sound."""
+    """Accumulate the gradient of a global batch over micro-batches, clip it, and step if it is accepted."""
     device = model.embedding.device
     inputs, targets = to_device(batch.inputs, device), to_device(batch.targets, device)
     sources_B = to_device(batch.sources, device)
-    micro = min(config.train.micro_batch, len(inputs))
+    micro = min(config.schedule.micro_batch, len(inputs))
     losses = []
     for rows in (slice(row, row + micro) for row in range(0, len(inputs), micro)):
-        # Divided by the tokens of the whole batch: a padded window counts for what it holds.
-        total, losses_BT = model.loss(inputs[rows], targets[rows], 1 / batch.tokens)
+        # Divided by the target tokens of the whole global batch: each token has the same weight, on whichever
+        # rank and in whichever micro-batch it is, also beside padding.
+        total, losses_BT = model.loss(inputs[rows], targets[rows], 1 / batch.global_tokens)
         total.backward()
         losses.append(losses_BT.sum(1))
     losses_B = torch.cat(losses)
 
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
     finite = losses_B.isfinite().all() & grad_norm.isfinite()
-    sound = guard.is_sound(grad_norm, finite)
-    optimizer.found_inf = (~sound).float()  # type: ignore[attr-defined]
+    accepted = guard.accept_step(grad_norm, finite)
+    optimizer.found_inf = (~accepted).float()  # type: ignore[attr-defined]
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
@@ -112,5 +113,5 @@ def train_step(
         torch.zeros(n_sources, dtype=torch.long, device=device).index_add_(0, sources_B, tokens_B),
         grad_norm,
         finite,
-        sound,
+        accepted,
     )

@@ -1,4 +1,4 @@
-"""The held-out loss of each source, and their mean weighted as the mixture is."""
+"""The held-out loss of each source, and their mean weighted by the mixture."""
 
 import math
 from typing import Any
@@ -7,20 +7,19 @@ import torch
 
 from puna.devices import to_device
 from puna.model.llama import Llama
-from puna.model.loss import IGNORE
 from puna.tokens.mixture import Mixture
 
 
 @torch.no_grad()
 def held_out_loss(model: Llama, mixture: Mixture, micro_batch: int, limit: int | None) -> dict[str, Any]:
-    """Mean loss in nats a token on held-out documents: by source, and weighted by the mixture.
+    """Mean loss on held-out documents, in nats per token: by source, and weighted by the mixture.
 
     Args:
-        limit: windows a source at most; None takes all.
+        limit: maximum number of windows per source; None takes all.
 
     Returns:
-        {"loss", "loss_by_source", "bits_per_byte_by_source", "windows_by_source"}; sources without held-out
-        documents are left out of the mean, and named by their absence.
+        {"loss", "loss_by_source", "bits_per_byte_by_source", "windows_by_source"}; a source without held-out
+        documents is in none of them. The loss is None if no source has any.
     """
     device = model.embedding.device
     losses: dict[str, float] = {}
@@ -31,9 +30,9 @@ def held_out_loss(model: Llama, mixture: Mixture, micro_batch: int, limit: int |
         for batch in mixture.validation_windows(source, limit, micro_batch):
             inputs, targets = to_device(batch.inputs, device), to_device(batch.targets, device)
             losses_BT.append(model.losses(inputs, targets))
-            tokens += int((batch.targets != IGNORE).sum())
+            tokens += batch.global_tokens
         if tokens:
-            total = torch.cat(losses_BT).cpu().sum(dtype=torch.float64).item()  # the one wait of a source
+            total = torch.cat(losses_BT).cpu().sum(dtype=torch.float64).item()  # the only wait for the device
             losses[source], windows[source] = total / tokens, sum(map(len, losses_BT))
             bits[source] = total / tokens / math.log(2) * mixture.tokens_per_byte(source)
     weight = sum(mixture.shares[source] for source in losses)

@@ -33,4 +33,4 @@ if __name__ == "__main__":
         write_json(path, value)
 
     stage.write_json = write_or_die
-    clean_source(source, [Path(inputs)], Path(out), runs=stage.Runs(workers=1))
+    clean_source(source, [Path(inputs)], Path(out), executor=stage.Executor(workers=1))

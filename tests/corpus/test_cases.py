@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from puna.corpus.document import Bad, Document, Drop
+from puna.corpus.document import DamagedRecord, Document, Drop
 
 CASES = Path(__file__).parent / "cases"
 EXPECTED = [json.loads(line) for line in (CASES / "expected.jsonl").read_text().splitlines()]
@@ -22,7 +22,7 @@ def results_of(case):
     path = CASES / case["input"]
     paths = source.find(path) if path.is_dir() else [path]
     records = [record for found in paths for record in source.read(found)]
-    assert not [record for record in records if isinstance(record, Bad)]
+    assert not [record for record in records if isinstance(record, DamagedRecord)]
     return [(record, source.clean(record)) for record in records]
 
 

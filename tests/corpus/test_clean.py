@@ -16,8 +16,9 @@ from puna.corpus.books import source as books_source
 from puna.corpus.clean import clean_in_one_step, clean_source, find_inputs
 from puna.corpus.document import Document
 from puna.corpus.parquet import read_documents, write_documents
-from puna.files import MANIFEST, read_json, read_manifest, sha256_file
-from puna.stages.stage import Runs, plan_shards, run_stage
+from puna.files import MANIFEST, read_json, sha256_file
+from puna.manifest import read_manifest
+from puna.stages.stage import Executor, plan_shards, run_stage
 from tests.corpus.wikipedia.dumps import page, write_dump
 from tests.stages import works
 
@@ -36,13 +37,13 @@ def books(tmp_path) -> Path:
 
 def clean_in_shards(folder: Path, out: Path, workers: int) -> dict:
     shards = plan_shards(find_inputs("books", [folder]), shard_bytes=1)
-    return clean_in_one_step("books", shards, out, books_source.Options(), Runs(workers=workers))
+    return clean_in_one_step("books", shards, out, books_source.Options(), Executor(workers=workers))
 
 
-def clean_books(folder: Path, out: Path, **runs: object) -> dict:
+def clean_books(folder: Path, out: Path, **options: object) -> dict:
     """Books in one step, without looking for overlap."""
     shards = plan_shards(find_inputs("books", [folder]))
-    return clean_in_one_step("books", shards, out, books_source.Options(), Runs(workers=1, **runs))
+    return clean_in_one_step("books", shards, out, books_source.Options(), Executor(workers=1, **options))
 
 
 def timeless(value: object) -> object:
@@ -75,9 +76,9 @@ def test_one_and_two_workers_write_the_same_bytes(books, tmp_path):
 def test_the_fingerprint_is_of_contents_and_not_of_places(books, tmp_path):
     first = clean_books(books, tmp_path / "a")
     moved = books.rename(tmp_path / "elsewhere")
-    assert clean_books(moved, tmp_path / "b")["fingerprint"] == first["fingerprint"]
+    assert clean_books(moved, tmp_path / "b").fingerprint == first.fingerprint
     (moved / "book0.txt").write_text("Other words, as many as a book must have. " * 9, encoding="utf-8")
-    assert clean_books(moved, tmp_path / "c")["fingerprint"] != first["fingerprint"]
+    assert clean_books(moved, tmp_path / "c").fingerprint != first.fingerprint
 
 
 @pytest.mark.parametrize(("workers", "records"), [(1, 0), (1, 2), (2, 0), (2, 3)])
@@ -159,7 +160,7 @@ def test_a_full_disk_leaves_nothing_that_counts(books, tmp_path, monkeypatch):
         with pytest.raises(OSError, match="No space left"):
             clean_books(books, out)
     assert {path.name for path in out.iterdir()} == {"plan.json", "progress.jsonl"}
-    assert clean_books(books, out)["counts"]["kept"] == 6
+    assert clean_books(books, out).counts["kept"] == 6
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files")
@@ -227,7 +228,7 @@ def test_bad_input_is_listed_counted_and_does_not_stop_the_rest(tmp_path):
     pages[3] = pages[3].replace("<title>", "<title>\x00")
     raw = write_dump(tmp_path / "dump.xml", pages)
     manifest = clean_source("wikipedia", [raw], tmp_path / "out")
-    assert manifest["bad"] == 1 and manifest["counts"]["kept"] == 19
+    assert manifest.damaged == 1 and manifest.counts["kept"] == 19
     (line,) = (tmp_path / "out" / "00000.bad.jsonl").read_text(encoding="utf-8").splitlines()
     bad = json.loads(line)
     assert bad["file"] == str(raw) and "XML" in bad["reason"]
@@ -241,7 +242,9 @@ def test_more_bad_input_than_allowed_stops_the_stage_without_output(tmp_path):
     with pytest.raises(ValueError, match=r"2 of 8 records are damaged.*--max-bad 0\.1.*bad\.jsonl"):
         clean_source("wikipedia", [raw], tmp_path / "out")
     assert not (tmp_path / "out" / MANIFEST).exists()
-    assert clean_source("wikipedia", [raw], tmp_path / "out", runs=Runs(max_bad=0.3))["counts"]["kept"] == 6
+    assert (
+        clean_source("wikipedia", [raw], tmp_path / "out", executor=Executor(max_bad=0.3)).counts["kept"] == 6
+    )
 
 
 # ---- records
@@ -253,17 +256,17 @@ def test_the_manifest_says_what_went_in_and_what_came_out(books, tmp_path):
     manifest = clean_books(books, out)
     assert manifest == read_manifest(out, "documents", "puna corpus")
     options = asdict(books_source.Options())
-    assert manifest["config"] == {"source": "books", "options": options}
-    assert manifest["counts"]["dropped: too short"] == 1
-    assert {Path(item["path"]).name: item["sha256"] for item in manifest["inputs"]} == {
+    assert manifest.config == {"source": "books", "options": options}
+    assert manifest.counts["dropped: too short"] == 1
+    assert {Path(item.path).name: item.sha256 for item in manifest.inputs} == {
         path.name: sha256_file(path) for path in books.iterdir()
     }
-    (output,) = manifest["outputs"]
-    path = out / output["path"]
-    assert (output["sha256"], output["bytes"]) == (sha256_file(path), path.stat().st_size)
+    (output,) = manifest.outputs
+    path = out / output.path
+    assert (output.sha256, output.bytes) == (sha256_file(path), path.stat().st_size)
     documents = list(read_documents(path))
-    assert manifest["counts"]["kept"] == len(documents) == 6
-    assert manifest["counts"]["characters"] == sum(len(document.text) for document in documents)
+    assert manifest.counts["kept"] == len(documents) == 6
+    assert manifest.counts["characters"] == sum(len(document.text) for document in documents)
 
 
 def test_what_was_dropped_is_kept_beside_when_asked(books, tmp_path):
@@ -274,7 +277,7 @@ def test_what_was_dropped_is_kept_beside_when_asked(books, tmp_path):
     (row,) = pq.read_table(out / "dropped" / "00000.parquet").to_pylist()
     assert (row["source"], row["reason"], row["detail"]) == ("books", "too short", "short")
     assert json.loads(row["record"]) == {"name": "short", "text": "Too short."}
-    assert manifest["fingerprint"] == plain["fingerprint"]  # the documents are the same
+    assert manifest.fingerprint == plain.fingerprint  # the documents are the same
     with pytest.raises(ValueError, match="another keep_dropped"):
         clean_books(books, out)
 

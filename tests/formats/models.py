@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from puna.config import ModelConfig, RunConfig, TrainConfig, read_config, to_dict
+from puna.config import ComputeConfig, ModelConfig, RopeScaling, RunConfig, read_config, to_dict
 from puna.files import write_json
 from puna.model.llama import Llama
 from puna.model.weights import load_weights, save_weights
@@ -19,7 +19,7 @@ PLAIN = ModelConfig(dim=64, n_layers=2, n_heads=4, ffn_dim=96, vocab_size=320, c
 GROUPED = replace(PLAIN, n_kv_heads=2, rope_base=500_000.0, norm_eps=1e-5)
 TIED = replace(GROUPED, tied_embeddings=True)
 # An original context of 32 makes all three ranges of the rule matter within the test's 48 tokens.
-SCALED = replace(GROUPED, rope_factor=8.0, rope_original_context=32, rope_base=10_000.0)
+SCALED = replace(GROUPED, rope_scaling=RopeScaling(8.0, original_context=32), rope_base=10_000.0)
 CONFIGS = {"llama": PLAIN, "grouped-query": GROUPED, "tied": TIED, "llama3 scaling": SCALED}
 
 
@@ -62,7 +62,7 @@ def write_native_model(
     """A directory in puna's own format."""
     folder.mkdir(parents=True)
     save_weights(random_model(config, dtype, seed), folder)
-    run = RunConfig(model=config, train=TrainConfig(precision="fp32"))
+    run = RunConfig(model=config, compute=ComputeConfig(precision="fp32"))
     write_json(folder / "config.json", to_dict(run))
     (folder / "tokenizer.model").write_bytes(tokenizer_model(min(config.vocab_size, 320)))
     return folder

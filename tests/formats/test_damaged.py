@@ -321,7 +321,7 @@ def test_a_gguf_file_with_a_header_that_lies(tmp_path, capsys, data, said):
 def test_a_truncated_gguf_file(copy, capsys, lost):
     path = copy("model.gguf")
     path.write_bytes(path.read_bytes()[:-lost])
-    assert f"{path} is no sound GGUF file" in refusal(path, capsys)
+    assert f"{path} is not a valid GGUF file" in refusal(path, capsys)
 
 
 def rewritten(models: Path, path: Path, values: dict, drop: str = "", extra: bool = False) -> None:

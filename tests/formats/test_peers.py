@@ -18,11 +18,13 @@ from puna.fetch.package_index import fetch_sample
 from puna.formats.convert import convert
 from puna.model.llama import Llama
 from tests.formats.models import CONFIGS, PLAIN, load, write_native_model
+from tests.generate.conftest import generated
 
 CONTINUE = """
 import json, sys
 import numpy as np
 from llama_cpp import Llama
+from tests.generate.conftest import generated
 
 path, text, ids, count = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4])
 model = Llama(path, n_ctx=96, n_threads=1, logits_all=True, verbose=False, type_k=0, type_v=0)  # fp32 cache
@@ -140,7 +142,7 @@ def test_smollm2_speaks_english(smollm2):
     from puna.config import Sampling
     from puna.generate.load import load_engine
 
-    text = load_engine(smollm2).generate("The capital of France is", Sampling(temperature=0), 8)
+    text = generated(load_engine(smollm2), "The capital of France is", Sampling(temperature=0), 8)
     assert text.startswith(" Paris")
 
 

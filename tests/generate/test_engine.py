@@ -16,7 +16,7 @@ from puna.generate.runners.pytorch import PlainRunner
 from puna.model.llama import Llama
 from puna.recipes import recipe
 from puna.train.loop import train
-from tests.generate.conftest import CONFIG, random_model
+from tests.generate.conftest import CONFIG, generated, random_model
 
 GREEDY = Sampling(temperature=0)
 
@@ -51,7 +51,7 @@ def drain(engine: Engine) -> dict[int, list[Chunk]]:
 
 
 def test_greedy_text_is_the_likeliest_token_each_time(engine, model):
-    text = engine.generate("The llama", GREEDY, max_tokens=12)
+    text = generated(engine, "The llama", GREEDY, max_tokens=12)
     prompt = engine.tokenizer.encode("The llama", bos=True)
     expected = []
     for _ in range(12):
@@ -65,13 +65,10 @@ def test_greedy_text_is_the_likeliest_token_each_time(engine, model):
 
 
 def test_the_seed_decides_the_text(engine):
-    texts = [engine.generate("A", Sampling(temperature=1.0, top_p=1.0, seed=seed), 20) for seed in (1, 1, 2)]
+    texts = [
+        generated(engine, "A", Sampling(temperature=1.0, top_p=1.0, seed=seed), 20) for seed in (1, 1, 2)
+    ]
     assert texts[0] == texts[1] != texts[2]
-
-
-def test_pieces_joined_are_the_text(engine):
-    sampling = Sampling(temperature=1.5, top_p=1.0, seed=8)
-    assert "".join(engine.stream("A", sampling, 40)) == engine.generate("A", sampling, 40)
 
 
 def test_generation_stops_where_the_context_is_full(engine):
@@ -132,7 +129,7 @@ def test_a_request_that_can_never_run_is_refused(engine, options, message):
 def test_a_request_larger_than_the_cache_is_refused(model, tokenizer):
     engine = Engine(PlainRunner(model, 2), tokenizer)
     engine.check(ask(1, 100, max_tokens=29))
-    with pytest.raises(ValueError, match="need 129 places in a cache of 128"):
+    with pytest.raises(ValueError, match="need 129 KV-cache positions, and the cache has 128"):
         engine.check(ask(1, 100, max_tokens=30))
 
 
@@ -225,7 +222,7 @@ def test_cancelling_frees_the_place_and_the_blocks(engine):
 
 
 def test_a_stream_that_is_left_leaves_nothing_behind(engine):
-    stream = engine.stream("The llama", GREEDY, 50)
+    stream = engine.answers([Request(tuple(engine.encode("The llama")), GREEDY, 50)])
     next(stream)
     stream.close()
     assert engine.idle
@@ -319,9 +316,9 @@ def test_running_requests_share_the_blocks_of_a_common_beginning(engine):
 def test_old_texts_give_way_when_memory_is_wanted(model, tokenizer):
     engine = Engine(PlainRunner(model, 6), tokenizer)
     answer(engine, ask(1, 200))
-    assert engine.stats()["kept_blocks"] == 3
+    assert engine.stats()["cached_blocks"] == 3
     answer(engine, ask(2, 370))
-    assert engine.stats()["kept_blocks"] == 5
+    assert engine.stats()["cached_blocks"] == 5
     found = engine.stats()["prefix_tokens"]
     answer(engine, ask(1, 200))
     assert engine.stats()["prefix_tokens"] == found
@@ -411,7 +408,7 @@ def run(shards, tmp_path_factory):
         base,
         data=(str(shards),),
         model=replace(base.model, vocab_size=512),
-        train=replace(base.train, steps=80, compile=False),
+        schedule=replace(base.schedule, steps=80),
     )
     train(config, tmp_path_factory.mktemp("trained") / "run")
     return next(tmp_path_factory.getbasetemp().glob("trained*/run"))
@@ -419,8 +416,8 @@ def run(shards, tmp_path_factory):
 
 def test_a_trained_run_answers_in_the_manner_of_its_corpus(run):
     engine = load_engine(run)
-    assert "return value" in engine.generate("def carries_1(value):\n", GREEDY, 40)
-    assert "." in engine.generate("The old train", GREEDY, 40)
+    assert "return value" in generated(engine, "def carries_1(value):\n", GREEDY, 40)
+    assert "." in generated(engine, "The old train", GREEDY, 40)
 
 
 @pytest.mark.parametrize(
@@ -435,7 +432,7 @@ def test_an_engine_that_cannot_be_is_refused(run, options, message):
 def test_a_cache_in_fp16_answers_too(run):
     engine = load_engine(run, weights="fp32", cache_dtype="fp16", cache_tokens=128)
     assert engine.stats()["blocks"] == 2
-    assert engine.generate("The old train", GREEDY, 5)
+    assert generated(engine, "The old train", GREEDY, 5)
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path):
@@ -459,7 +456,7 @@ def test_samples_carry_what_reproduces_them(engine, shards):
     assert isinstance(model, Llama)
     records = sampler(shards / "tokenizer.model", ["The", "A"], sampling, 10)(model)
     assert [record["prompt"] for record in records] == ["The", "A"]
-    assert records[0]["text"] == engine.generate("The", sampling, 10)
+    assert records[0]["text"] == generated(engine, "The", sampling, 10)
     assert records[0] | {"text": ""} == {
         "prompt": "The", "text": "", "temperature": 0.7, "top_p": 0.95, "seed": 5
     }  # fmt: skip

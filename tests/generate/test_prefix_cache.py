@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from puna.generate.prefix_cache import BlockPool, names
+from puna.generate.prefix_cache import BlockPool, block_hashes
 from puna.generate.runners.cache import BLOCK
 
 texts = st.lists(st.integers(0, 2), min_size=1, max_size=4)  # a letter stands for a block of tokens
@@ -20,7 +20,7 @@ def test_blocks_hold_what_they_are_found_for_and_are_never_lent_twice(schedule):
             if open_:
                 pool.release(open_.pop(action % len(open_)))
         else:
-            chain = names([letter for letter in action for _ in range(BLOCK)], len(action))
+            chain = block_hashes([letter for letter in action for _ in range(BLOCK)], len(action))
             shared = pool.match(chain)
             for place, block in enumerate(shared):
                 assert written[block] == tuple(action[: place + 1])
@@ -32,7 +32,7 @@ def test_blocks_hold_what_they_are_found_for_and_are_never_lent_twice(schedule):
             assert not {block for other in open_ for block in other} & set(fresh)
             for place in range(len(shared), len(action)):
                 written[table[place]] = tuple(action[: place + 1])
-                pool.publish(table[place], chain[place])
+                pool.register(table[place], chain[place])
             open_.append(table)
         in_use = {block for table in open_ for block in table}
         assert (pool.used, pool.available) == (len(in_use), 6 - len(in_use))
@@ -44,10 +44,10 @@ def test_blocks_hold_what_they_are_found_for_and_are_never_lent_twice(schedule):
 
 def test_the_longest_unused_goes_first_and_beginnings_last():
     pool = BlockPool(3)
-    chain = names(list(range(2 * BLOCK)), 2)
+    chain = block_hashes(list(range(2 * BLOCK)), 2)
     table = pool.acquire([], 2)
     for block, name in zip(table, chain, strict=True):
-        pool.publish(block, name)
+        pool.register(block, name)
     pool.release(table)
     pool.release(pool.acquire([], 2))  # one was free, one is evicted
     assert pool.match(chain) == table[:1]

@@ -42,7 +42,7 @@ def make_run(root: Path, steps: int = 120, finished: bool = True) -> Path:
         data=tuple(f"runs/demo/shards/{source}" for source in SOURCES),
         model=replace(base.model, vocab_size=VOCAB),
         mixture=MixtureConfig(weights={source: 100 * share for source, share in SOURCES.items()}),
-        train=replace(base.train, steps=800),
+        schedule=replace(base.schedule, steps=800),
     )
     for source in SOURCES:
         _make_corpus(root, source)
@@ -120,9 +120,9 @@ def _write_metrics(run: Path, config: RunConfig, steps: int) -> dict:
             "step": step,
             "loss": mean + noise.gauss(0, 0.13),
             "loss_by_source": {source: mean + noise.gauss(0, 0.2) for source in SOURCES},
-            "lr": 1e-3 * min(step / 100, 0.55 + 0.45 * math.cos(math.pi * step / config.train.steps)),
+            "lr": 1e-3 * min(step / 100, 0.55 + 0.45 * math.cos(math.pi * step / config.schedule.steps)),
             "grad_norm": 0.6 + 4 / (1 + step / 8) + abs(noise.gauss(0, 0.15)),
-            "tokens": step * config.train.batch_tokens,
+            "tokens": step * config.schedule.batch_tokens,
             "tokens_per_second": 6540 + noise.gauss(0, 240),
             "mfu": 0.412 + noise.gauss(0, 0.012),
             "seconds": seconds,
@@ -142,7 +142,7 @@ def _write_metrics(run: Path, config: RunConfig, steps: int) -> dict:
 
 
 def _write_run_manifest(run: Path, config: RunConfig, steps: int, validation: dict) -> None:
-    tokens = steps * config.train.batch_tokens
+    tokens = steps * config.schedule.batch_tokens
     mixture = [
         {
             "source": source,
@@ -286,7 +286,7 @@ def test_the_summary_tells_size_tokens_loss_and_speed(run):
     final = json.loads((run / "manifest.json").read_text())["validation"]["loss"]
     assert "8.31 million parameters" in words
     assert "trained on 491,520 tokens in 120 steps and 1 min 14 s" in words
-    assert f"final validation loss is {final:.3f} nats a token" in words
+    assert f"final validation loss is {final:.3f} nats per token" in words
     assert f"and a perplexity of {math.exp(final):,.1f}" in words
     assert f"{100 * final / math.log(VOCAB):.1f} % of the 8.32 nats (ln 4,096)" in words
     assert re.search(
@@ -303,7 +303,7 @@ def test_the_mixture_stands_as_run_beside_the_intended_one(run):
 def test_documents_are_told_kept_and_dropped_by_reason(run):
     words = page_of(run).words
     assert "github kept (6.41 million characters) 106 72.6 % dropped: no licence 31 21.2 %" in words
-    assert "damaged input, set aside 2 1.4 %" in words
+    assert "damaged, skipped 2 1.4 %" in words
 
 
 def test_lineage_leads_from_the_run_back_to_the_raw_dumps(run):
@@ -336,7 +336,7 @@ def test_missing_upstream_manifests_are_said_and_their_fingerprints_kept(run):
     assert "documents runs/demo/documents/github · fingerprint d0c5-github · not found here" in words
     shutil.rmtree(run / "documents")
     shutil.rmtree(run / "shards")
-    assert "what was kept and dropped is not known" in page_of(run).words
+    assert "so the counts are unknown" in page_of(run).words
 
 
 def test_a_damaged_upstream_manifest_is_as_good_as_none(run):
@@ -349,7 +349,7 @@ def test_inputs_made_anew_since_the_run_are_not_taken_for_its_own(run):
         manifest = run / path / "manifest.json"
         manifest.write_text(manifest.read_text().replace(mark, "another"))
     words = page_of(run).words
-    said = "what lies there now is another, which is not followed"
+    said = "a different artefact is at this path now; not followed"
     assert f"shards runs/demo/shards/books · fingerprint 54a2d5-books · {said}" in words
     assert f"documents runs/demo/documents/github · fingerprint d0c5-github · {said}" in words
 
@@ -357,7 +357,7 @@ def test_inputs_made_anew_since_the_run_are_not_taken_for_its_own(run):
 def test_fields_that_differ_from_the_recipe_are_marked(run):
     page = page_of(run)
     assert "vocab_size 4096 32000" in page.words
-    assert "dim 288 the same" in page.words
+    assert "dim 288 same" in page.words
     assert page.source.count('<tr class="other">') == 4  # data, vocab_size, weights, steps
 
 
@@ -406,7 +406,7 @@ def test_losses_that_are_not_finite_are_counted_and_left_out(run):
     lines[5]["loss"], lines[6]["loss"] = math.nan, math.inf
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = page_of(run)
-    assert "2 of 120 steps without a finite value are left out" in page.words
+    assert "2 of 120 steps without a finite value are omitted" in page.words
     assert not [value for _, name, value in page.attributes if name == "d" and "nan" in value]
 
 

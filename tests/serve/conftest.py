@@ -79,7 +79,7 @@ class Live:
             time.sleep(0.01)
 
     def wait_until_free(self, seconds: float = 20) -> None:
-        """Until the engine holds nothing and every place is free."""
+        """Until the engine holds nothing and every slot is free."""
         deadline = time.monotonic() + seconds
         while self.app.state.worker.open or self.app.state.worker.stats["running"]:
             assert time.monotonic() < deadline, self.app.state.worker.stats

@@ -3,7 +3,7 @@
     python -m tests.serve.soak --minutes 10
 
 64 clients send whole and streamed requests, leave in the middle of answers, send broken bodies, and come in
-bursts. At the end: no server error, every place and every cache block free, each accepted request finished or
+bursts. At the end: no server error, every slot and every cache block free, each accepted request finished or
 cancelled, and the memory of the process as it was after the first third.
 """
 

@@ -89,7 +89,7 @@ def test_an_answer_is_seen_while_it_is_written_and_escape_stops_it(slow_served, 
     page.press("Enter")
     page.wait("document.querySelector('.writing .body')?.innerText.length > 8")
     assert page.js("$('send').hidden && !$('stop').hidden")
-    assert "a second" in page.js("$('rate').textContent")
+    assert "per second" in page.js("$('rate').textContent")
     page.press("Escape")
     page.wait("!running")
     slow_served.wait_until_free(2)
@@ -190,7 +190,7 @@ def test_errors_say_what_to_do(vocabulary, fresh):
     problem = "document.querySelector('.problem')?.textContent"
     with live(tiny_engine(vocabulary), api_keys=("open-sesame",)) as locked:
         page = fresh(locked)
-        assert "asks for an API key" in page.js(problem)
+        assert "requires an API key" in page.js(problem)
         page.click(".problem button")
         page.click("#key")
         page.type("open-sesame")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from puna.files import MANIFEST, read_json, to_path
-from puna.stages.stage import Runs, Unfinished, plan_shards
+from puna.stages.stage import Executor, Unfinished, plan_shards
 from tests.corpus.test_clean import contents
 from tests.stages import works
 
@@ -27,7 +27,7 @@ def inputs(tmp_path) -> Path:
 
 @pytest.fixture
 def plain(inputs, tmp_path) -> dict[str, object]:
-    works.copy_with(inputs, tmp_path / "plain", Runs(workers=1))
+    works.copy_with(inputs, tmp_path / "plain", Executor(workers=1))
     return contents(tmp_path / "plain")
 
 
@@ -37,12 +37,12 @@ def plain(inputs, tmp_path) -> dict[str, object]:
 def test_the_parts_of_an_array_job_make_what_one_run_makes(inputs, plain, tmp_path):
     out = tmp_path / "out"
     for part in ("3/3", "1/3"):
-        with pytest.raises(Unfinished, match=rf"part {part} of the step copies is done; \d of 7"):
-            works.copy_with(inputs, out, Runs(workers=1, part=part))
+        with pytest.raises(Unfinished, match=rf"part {part} of the stage copies is done; \d of 7"):
+            works.copy_with(inputs, out, Executor(workers=1, part=part))
         assert not (out / MANIFEST).exists()
-    works.copy_with(inputs, out, Runs(workers=1, part="2/3"))
+    works.copy_with(inputs, out, Executor(workers=1, part="2/3"))
     assert contents(out) == plain
-    works.copy_with(inputs, out, Runs(workers=1, part="1/3"))  # run again when all are done
+    works.copy_with(inputs, out, Executor(workers=1, part="1/3"))  # run again when all are done
     assert contents(out) == plain
 
 
@@ -51,7 +51,7 @@ def test_a_part_can_wait_for_the_others(inputs, plain, tmp_path):
     ends: dict[str, object] = {}
 
     def run(part: str) -> None:
-        ends[part] = works.copy_with(inputs, out, Runs(workers=1, part=part, wait=60))
+        ends[part] = works.copy_with(inputs, out, Executor(workers=1, part=part, wait=60))
 
     threads = [threading.Thread(target=run, args=(part,)) for part in ("1/2", "2/2")]
     for thread in threads:
@@ -69,14 +69,14 @@ def test_a_part_takes_nothing_from_the_temporary_files_of_another(inputs, tmp_pa
     others.write_bytes(b"being written")
     own.write_bytes(b"left by a kill")
     with pytest.raises(Unfinished):
-        works.copy_with(inputs, out, Runs(workers=1, part="1/2"))
+        works.copy_with(inputs, out, Executor(workers=1, part="1/2"))
     assert others.exists() and not own.exists()
 
 
 @pytest.mark.parametrize("part", ["0/3", "4/3", "3", "a/b", "1/0", ""])
 def test_a_part_that_cannot_be_is_refused(part):
-    with pytest.raises(ValueError, match="it must be I/N with I from 1 to N"):
-        Runs(part=part).validate()
+    with pytest.raises(ValueError, match="expected I/N with I from 1 to N"):
+        Executor(part=part).validate()
 
 
 # ---- what may have changed
@@ -85,16 +85,16 @@ def test_a_part_that_cannot_be_is_refused(part):
 def test_an_input_that_changed_between_a_kill_and_a_resume_is_refused(inputs, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(Unfinished):
-        works.copy_with(inputs, out, Runs(workers=1, part="1/2"))
+        works.copy_with(inputs, out, Executor(workers=1, part="1/2"))
     changed = inputs / "0.txt"
     held = changed.read_bytes()
     changed.write_bytes(held.swapcase())  # the same size
     os.utime(changed, (2**31, 2**31))
     with pytest.raises(ValueError, match=r"0\.txt has changed since its shard was made"):
-        works.copy_with(inputs, out, Runs(workers=1, part="1/2"))
+        works.copy_with(inputs, out, Executor(workers=1, part="1/2"))
     changed.write_bytes(held)  # only touched
     os.utime(changed, (2**31, 2**31))
-    works.copy_with(inputs, out, Runs(workers=1, part="2/2"))
+    works.copy_with(inputs, out, Executor(workers=1, part="2/2"))
 
 
 def test_files_may_lie_in_object_storage(inputs, plain, tmp_path):
@@ -102,7 +102,7 @@ def test_files_may_lie_in_object_storage(inputs, plain, tmp_path):
     for path in inputs.iterdir():
         (remote / path.name).write_bytes(path.read_bytes())
     out = to_path("memory://bucket/out")
-    works.copy_with(remote, out, Runs(workers=1))
+    works.copy_with(remote, out, Executor(workers=1))
     for name, held in plain.items():
         if name.endswith(".txt"):
             assert (out / name).read_bytes() == held
@@ -130,25 +130,25 @@ def cluster():
 
 
 def test_a_ray_cluster_of_two_nodes_makes_the_same_bytes(cluster, inputs, plain, tmp_path):
-    works.copy_with(inputs, tmp_path / "out", Runs(engine="ray", address=cluster))
+    works.copy_with(inputs, tmp_path / "out", Executor(engine="ray", address=cluster))
     assert contents(tmp_path / "out") == plain
 
 
 def test_a_shard_whose_ray_worker_is_lost_is_done_again(cluster, inputs, plain, tmp_path):
     shards = plan_shards(sorted(inputs.iterdir()), shard_bytes=1)
     work = partial(works.copy_and_lose_a_worker_once, tmp_path / "marker")
-    runs = Runs(engine="ray", address=cluster)
-    runs.stage("copies", work, shards, tmp_path / "out", {"speed": "quick"})
+    executor = Executor(engine="ray", address=cluster)
+    executor.stage("copies", work, shards, tmp_path / "out", {"speed": "quick"})
     assert (tmp_path / "marker").exists()
     assert contents(tmp_path / "out") == plain
 
 
 def test_an_error_in_a_ray_task_is_the_works_own(cluster, inputs, tmp_path):
-    runs = Runs(engine="ray", address=cluster)
+    executor = Executor(engine="ray", address=cluster)
     missing = plan_shards([inputs / "0.txt"])
     (inputs / "0.txt").rename(inputs / "gone")
     with pytest.raises(OSError, match=r"0\.txt"):
-        runs.stage("copies", works.copy, missing, tmp_path / "out", {})
+        executor.stage("copies", works.copy, missing, tmp_path / "out", {})
 
 
 def test_a_cluster_that_does_not_answer_is_an_error_at_once(inputs, tmp_path):
@@ -157,4 +157,4 @@ def test_a_cluster_that_does_not_answer_is_an_error_at_once(inputs, tmp_path):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with pytest.raises(ValueError, match=f"the Ray cluster at {address} does not answer .*ray start --head"):
-        works.copy_with(inputs, tmp_path / "out", Runs(engine="ray", address=address))
+        works.copy_with(inputs, tmp_path / "out", Executor(engine="ray", address=address))

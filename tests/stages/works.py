@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.files import atomic_file
-from puna.stages.stage import Runs, Shard, plan_shards, run_stage
+from puna.stages.stage import Executor, Shard, plan_shards, run_stage
 
 
 def slow_copy(shard: Shard, out: Path) -> dict[str, Any]:
@@ -55,9 +55,9 @@ def copy_and_lose_a_worker_once(marker: Path, shard: Shard, out: Path) -> dict[s
     raise AssertionError
 
 
-def copy_with(inputs: Path, out: Path, runs: Runs) -> dict[str, Any]:
+def copy_with(inputs: Path, out: Path, executor: Executor) -> dict[str, Any]:
     shards = plan_shards(sorted(inputs.iterdir()), shard_bytes=1)
-    return runs.stage("copies", copy, shards, out, {"speed": "quick"})
+    return executor.stage("copies", copy, shards, out, {"speed": "quick"})
 
 
 if __name__ == "__main__":

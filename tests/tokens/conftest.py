@@ -11,7 +11,8 @@ import pytest
 
 from puna.corpus.document import Document
 from puna.corpus.parquet import write_documents
-from puna.files import fingerprint, sha256_file, write_json
+from puna.files import fingerprint
+from puna.manifest import Input, Manifest, Output, write_manifest
 from puna.tokens.tokenizer import Tokenizer
 from puna.tokens.training import train_tokenizer
 
@@ -26,12 +27,26 @@ def prose(seed: int, words: int) -> str:
     )
 
 
-def _write_stage(directory: Path, stage: str, paths: Sequence[Path], **more: object) -> Path:
-    outputs = [{"path": p.name, "bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in paths]
-    write_json(
-        directory / "manifest.json",
-        {"stage": stage, "fingerprint": fingerprint([stage, outputs]), "outputs": outputs, **more},
+def _write_stage(
+    directory: Path,
+    stage: str,
+    paths: Sequence[Path],
+    config: dict | None = None,
+    inputs: Sequence[Input] = (),
+    **details: object,
+) -> Path:
+    outputs = tuple(map(Output.file, paths))
+    manifest = Manifest(
+        stage=stage,
+        fingerprint=fingerprint([stage, [item.sha256 for item in outputs]]),
+        config=config or {},
+        code_version="",
+        counts={},
+        inputs=tuple(inputs),
+        outputs=outputs,
+        details=details,
     )
+    write_manifest(directory, manifest)
     return directory
 
 
@@ -77,7 +92,7 @@ class Make:
             sources=sources,
             vocab_size=vocab_size,
             dtype="uint16",
-            tokenizer={"path": "tokenizer.model", "fingerprint": tokenizer},
+            inputs=[Input("tokenizer.model", stage="tokenizer", fingerprint=tokenizer)],
         )
 
     @staticmethod

@@ -36,7 +36,7 @@ def test_a_run_gives_its_context_batch_and_seed(shards, tmp_path, capsys):
     config["mixture"]["seed"] = 9
     write_json(tmp_path / "config.json", config)
     shown = inspected(capsys, shards, "--model", tmp_path, "--step", 2)
-    context, tokens = config["model"]["context"], config["train"]["batch_tokens"]
+    context, tokens = config["model"]["context"], config["schedule"]["batch_tokens"]
     mixture = Mixture([shards], {}, seed=9, context=context, batch_sequences=tokens // context)
     assert (shown["context"], shown["fingerprint"]) == (context, mixture.fingerprint)
     assert len(shown["rows"]) == tokens // context
@@ -67,7 +67,10 @@ def test_a_long_text_keeps_its_ends():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["no-such"], "no-such holds no finished shards"), (["--step", "-1"], "step is -1; the first is 0")],
+    [
+        (["no-such"], "no-such holds no finished shards"),
+        (["--step", "-1"], "step is -1; it must be at least 0"),
+    ],
 )
 def test_what_cannot_be_shown_is_named(shards, capsys, arguments, message):
     given = arguments if arguments[0] == "no-such" else [str(shards), *arguments]

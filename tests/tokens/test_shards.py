@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from puna.cli import main
 from puna.corpus.parquet import read_documents
+from puna.manifest import load_manifest
 from puna.tokens.shards import _npy_file, hold_out, token_dtype, write_shards
 
 
@@ -29,14 +30,14 @@ def github(make, tmp_path):
 def data_bytes(directory):
     """Every data file and its digest, and the manifest but for what tells time and place."""
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.glob("*.npy")}
-    manifest = json.loads((directory / "manifest.json").read_text())
-    return files, manifest["fingerprint"], manifest["sources"], manifest["counts"]
+    manifest = load_manifest(directory / "manifest.json")
+    return files, manifest.fingerprint, manifest.details["sources"], manifest.counts
 
 
 def documents_in(directory, manifest, source, split, tokenizer):
     """The texts of a split: between <s> and </s>, nothing outside."""
     texts = []
-    for name in manifest["sources"][source][split]:
+    for name in manifest.details["sources"][source][split]:
         ids = np.load(directory / name, mmap_mode="r").tolist()
         while ids:
             assert ids[0] == 1
@@ -62,8 +63,8 @@ def test_every_document_is_there_once_between_bos_and_eos(books, github, small_t
 def test_the_manifest_counts_what_is_there(books, github, small_tokenizer, tmp_path):
     out = tmp_path / "out"
     manifest = write_shards([books, github], small_tokenizer.path, out, workers=1)
-    assert list(manifest["sources"]) == ["github", "books"]  # Table 1's order
-    for source, entry in manifest["sources"].items():
+    assert list(manifest.details["sources"]) == ["github", "books"]  # Table 1's order
+    for source, entry in manifest.details["sources"].items():
         for split in ("train", "val"):
             assert entry[f"{split}_tokens"] == sum(len(np.load(out / name)) for name in entry[split])
         texts = {
@@ -73,11 +74,11 @@ def test_the_manifest_counts_what_is_there(books, github, small_tokenizer, tmp_p
         assert entry["val_documents"] == len(texts["val"])
         assert entry["val_bytes"] == sum(len(text.encode()) for text in texts["val"])
         assert entry["bytes"] == sum(len(text.encode()) for text in texts["train"] + texts["val"])
-    assert manifest["tokenizer"]["fingerprint"] == small_tokenizer.fingerprint
-    assert (manifest["vocab_size"], manifest["dtype"]) == (512, "uint16")
+    assert manifest.inputs[-1].fingerprint == small_tokenizer.fingerprint
+    assert (manifest.details["vocab_size"], manifest.details["dtype"]) == (512, "uint16")
     assert (out / "tokenizer.model").read_bytes() == small_tokenizer.path.read_bytes()
-    held = sum(entry["train_tokens"] + entry["val_tokens"] for entry in manifest["sources"].values())
-    assert manifest["counts"] == {"documents": 40, "tokens": held}
+    held = sum(entry["train_tokens"] + entry["val_tokens"] for entry in manifest.details["sources"].values())
+    assert manifest.counts == {"documents": 40, "tokens": held}
 
 
 def test_any_number_of_workers_writes_the_same_bytes(books, github, small_tokenizer, tmp_path):
@@ -183,7 +184,7 @@ def test_the_command_line_holds_out_what_it_is_told_to(make, small_tokenizer, tm
     assert main(["shards", str(docs), *map(str, arguments), "--json"]) == 0
     manifest = json.loads(capsys.readouterr().out)
     assert manifest["config"]["validation_share"] == 0.5
-    assert 10 < manifest["sources"]["c4"]["val_documents"] < 30
+    assert 10 < manifest["details"]["sources"]["c4"]["val_documents"] < 30
 
 
 # ---- files -------------------------------------------------------------------------------------

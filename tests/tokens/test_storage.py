@@ -1,6 +1,7 @@
 """Shards in object storage train as local ones do, and are refused where local ones are."""
 
 import functools
+import hashlib
 import http.server
 import shutil
 import threading
@@ -9,16 +10,16 @@ import fsspec
 import numpy as np
 import pytest
 
+from puna import files
 from puna.files import sha256_file
-from puna.tokens import storage
 from puna.tokens.mixture import Mixture
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("PUNA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(storage, "_WAITS", (0.0, 0.0))
-    return tmp_path / "cache" / "shards"
+    monkeypatch.setattr(files, "_WAITS", (0.0, 0.0))
+    return tmp_path / "cache" / "copies"
 
 
 @pytest.fixture
@@ -27,6 +28,7 @@ def local(make, tmp_path):
         tmp_path / "shards",
         {"books": [np.arange(0, 1000), np.arange(1000, 2500)], "c4": [np.arange(10_000, 10_700)]},
         {"books": [np.arange(5000, 5050)]},
+        tokenizer=hashlib.sha256(b"a vocabulary").hexdigest(),
     )
     (directory / "tokenizer.model").write_bytes(b"a vocabulary")
     return directory
@@ -45,11 +47,11 @@ def remote(request, local):
     if request.param == "file":
         yield f"file://{local}", lambda name, data: (local / name).write_bytes(data)
     elif request.param == "memory":
-        files = fsspec.filesystem("memory")
+        memory = fsspec.filesystem("memory")
         for path in local.iterdir():
-            files.pipe_file(f"/data/{path.name}", path.read_bytes())
-        yield "memory://data", lambda name, data: files.pipe_file(f"/data/{name}", data)
-        files.rm("/data", recursive=True)
+            memory.pipe_file(f"/data/{path.name}", path.read_bytes())
+        yield "memory://data", lambda name, data: memory.pipe_file(f"/data/{name}", data)
+        memory.rm("/data", recursive=True)
     else:
         handler = functools.partial(Quiet, directory=str(local))
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -77,24 +79,17 @@ def test_remote_shards_give_the_batches_of_local_ones(remote, local):
     assert ours.tokenizer.read_bytes() == b"a vocabulary"
 
 
-def test_a_shard_is_fetched_whole_when_it_is_first_asked_for_and_once(remote, cache, monkeypatch):
+def test_a_shard_is_copied_whole_when_it_is_first_read_and_once(remote, cache):
     url, _ = remote
-    fetched = []
-    download = storage.RemoteStore._download
-
-    def counted(self, shard, path):
-        fetched.append(shard)
-        download(self, shard, path)
-
-    monkeypatch.setattr(storage.RemoteStore, "_download", counted)
     mixture = mixed(url)
-    assert fetched == []
+    assert not cache.exists()
     for step in range(40):
         mixture.batch(step)
+    copies = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert len(copies) == 3 and all(sha256_file(path) == path.stem for path in copies)
     for step in range(40):
         mixed(url).batch(step)
-    assert sorted(fetched) == ["00000.books.train.npy", "00000.c4.train.npy", "00001.books.train.npy"]
-    assert len(list(cache.glob("*.npy"))) == 3
+    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == copies
 
 
 def test_a_remote_shard_that_was_cut_is_refused_at_once(remote, local):
@@ -118,13 +113,13 @@ def test_a_remote_shard_that_was_changed_is_refused_and_leaves_nothing(remote, l
 def test_what_is_no_finished_directory_of_shards_is_named(remote, local):
     url, put = remote
     put("00000.books.val.npy", b"x" * (local / "00000.books.val.npy").stat().st_size)
-    with pytest.raises(ValueError, match=r"00000.books.val.npy is no array of tokens"):
+    with pytest.raises(ValueError, match=r"00000.books.val.npy is not an array of tokens"):
         next(mixed(url).validation_windows("books"))
     put("manifest.json", b'{"stage": "documents"}')
     with pytest.raises(ValueError, match=f"{url} holds 'documents', not 'shards'"):
         mixed(url)
     put("manifest.json", b"{")
-    with pytest.raises(ValueError, match=f"{url}/manifest.json cannot be read"):
+    with pytest.raises(ValueError, match=f"{url}/manifest.json is not valid JSON"):
         mixed(url)
     with pytest.raises(ValueError, match=f"{url}/elsewhere holds no finished shards"):
         mixed(f"{url}/elsewhere")
@@ -138,14 +133,14 @@ def test_a_missing_remote_shard_is_named(local):
 
 def test_a_place_that_fails_now_and_then_is_asked_again(local, monkeypatch):
     fails = iter([True, True, False] * 100)
-    read = fsspec.implementations.local.LocalFileSystem.cat_file
+    read = fsspec.implementations.local.LocalFileSystem._open
 
     def shaky(self, *args, **kwargs):
         if next(fails):
             raise TimeoutError("try again")
         return read(self, *args, **kwargs)
 
-    monkeypatch.setattr(fsspec.implementations.local.LocalFileSystem, "cat_file", shaky)
+    monkeypatch.setattr(fsspec.implementations.local.LocalFileSystem, "_open", shaky)
     assert mixed(f"file://{local}").batch(0).tokens > 0
 
 
@@ -153,10 +148,10 @@ def test_a_place_that_cannot_be_reached_is_named(monkeypatch):
     def down(self, *_, **__):
         raise TimeoutError("no answer")
 
-    monkeypatch.setattr(fsspec.implementations.memory.MemoryFileSystem, "cat_file", down)
-    with pytest.raises(ValueError, match=r"memory://data cannot be read \(no answer\); check the URL"):
+    monkeypatch.setattr(fsspec.implementations.memory.MemoryFileSystem, "_open", down)
+    with pytest.raises(ValueError, match=r"memory://data/manifest.json cannot be read \(no answer\)"):
         mixed("memory://data")
-    with pytest.raises(ValueError, match="unheard://data is not understood"):
+    with pytest.raises(ValueError, match="unheard://data is not supported"):
         mixed("unheard://data")
 
 

@@ -1,7 +1,6 @@
 """The tokenizer is LLaMA's: exact, digit by digit, the same every time. SentencePiece is the oracle."""
 
 import hashlib
-import json
 import re
 
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from puna.corpus.finished import find_finished
+from puna.manifest import load_manifest
 from puna.tokens.sample import LINE_CHARACTERS, sample_documents, split_lines
 from puna.tokens.tokenizer import Tokenizer
 from puna.tokens.training import train_tokenizer
@@ -155,11 +155,9 @@ def test_training_again_gives_the_same_bytes_whatever_the_order_of_documents(boo
     model = (tmp_path / "a" / "tokenizer.model").read_bytes()
     assert model == (tmp_path / "b" / "tokenizer.model").read_bytes()
     assert (
-        first["outputs"][0]["sha256"]
-        == hashlib.sha256(model).hexdigest()
-        == Tokenizer(tmp_path / "a").fingerprint
+        first.outputs[0].sha256 == hashlib.sha256(model).hexdigest() == Tokenizer(tmp_path / "a").fingerprint
     )
-    assert first == json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert first == load_manifest(tmp_path / "a" / "manifest.json")
 
 
 def test_a_killed_training_leaves_nothing_for_whole_and_ends_the_same(make, books, tmp_path):
@@ -167,13 +165,13 @@ def test_a_killed_training_leaves_nothing_for_whole_and_ends_the_same(make, book
         "import os, signal\n"
         "from pathlib import Path\n"
         "from puna.tokens import training\n"
-        "training.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "training.write_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"training.train_tokenizer([Path({str(books)!r})], Path({str(tmp_path / 'a')!r}), vocab_size=400)\n"
     )
     assert not (tmp_path / "a" / "manifest.json").exists()
     again = train_tokenizer([books], tmp_path / "a", vocab_size=400)
     undisturbed = train_tokenizer([books], tmp_path / "b", vocab_size=400)
-    assert again["fingerprint"] == undisturbed["fingerprint"]
+    assert again.fingerprint == undisturbed["fingerprint"]
     assert Tokenizer(tmp_path / "a").fingerprint == Tokenizer(tmp_path / "b").fingerprint
 
 

@@ -19,6 +19,7 @@ from puna.train.checkpoint import TrainState
 from puna.train.metrics import StepLog
 from puna.train.optim import build_optimizer
 from puna.train.step import OutlierGuard, train_step
+from tests.conftest import changed
 
 cuda = pytest.param(
     "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
@@ -39,13 +40,13 @@ def device(request, monkeypatch):
     yield torch.device("meta")
 
 
-def config(shards, **settings):
+def config(shards, **optim):
     base = recipe("tiny")
-    return replace(
-        base,
-        data=(str(shards),),
-        model=replace(base.model, vocab_size=512, n_kv_heads=2),
-        train=replace(base.train, micro_batch=8, **settings),
+    return changed(
+        replace(base, data=(str(shards),)),
+        model={"vocab_size": 512, "n_kv_heads": 2},
+        schedule={"micro_batch": 8},
+        optim=optim,
     )
 
 
@@ -57,7 +58,7 @@ def test_a_step_mixes_no_devices_and_waits_for_nothing(shards, device, activatio
     model = Llama(run.model, precision, activations, device)
     model.init_weights(1)
     optimizer = build_optimizer(model, run.optim)
-    guard = OutlierGuard(run.train.skip_outliers, device, norms=(1.0, 2.0))
+    guard = OutlierGuard(run.optim.skip_outliers, device, norms=(1.0, 2.0))
     written = []
     log = StepLog(mixture.sources, 1.0, 1.0, [written.append], may_skip=True)
     for step in range(2):
@@ -65,7 +66,7 @@ def test_a_step_mixes_no_devices_and_waits_for_nothing(shards, device, activatio
         for figure in (result.losses_S, result.tokens_S, result.grad_norm, result.finite, result.taken):
             assert figure.device.type == device.type
         if step == 0:  # taken, and not yet read
-            log.add(TrainState(step=1), result, 1e-3, 1024, 0.0)
+            log.add(TrainState(step=1), result, 1e-3, 1024)
     assert not written
     for parameter in model.parameters():
         assert parameter.device.type == device.type

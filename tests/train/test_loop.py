@@ -16,29 +16,31 @@ import torch
 
 from puna.config import RunConfig, read_config
 from puna.files import read_json, read_json_lines, write_json
+from puna.manifest import Input, load_manifest
 from puna.model.llama import Llama
-from puna.model.weights import newest_weights
 from puna.recipes import recipe
+from puna.rundir import newest_weights
 from puna.tokens.mixture import Mixture
 from puna.train import checkpoint
 from puna.train.loop import train
 from puna.train.optim import build_optimizer
 from puna.train.step import OutlierGuard, train_step
+from tests.conftest import changed
 
 STEPS = 30
 
 
-def tiny(shards: Path, **changes) -> RunConfig:
+def tiny(shards: Path, **sections) -> RunConfig:
     """The tiny recipe on the tests' shards, some seconds long."""
-    base = recipe("tiny")
-    settings = {"steps": STEPS, "save_every": 10, "validate_every": 15, "validation_windows": 4} | changes
-    return replace(
-        base,
-        data=(str(shards),),
-        model=replace(base.model, vocab_size=512),
-        # One thread: so small a model is slower with more.
-        train=replace(base.train, **{"threads": 1, **settings}),
-    )
+    settings = {
+        "model": {"vocab_size": 512},
+        "schedule": {"steps": STEPS},
+        "compute": {"threads": 1},  # so small a model is slower with more
+        "save": {"every": 10},
+        "watch": {"validate_every": 15, "validation_windows": 4},
+    }
+    settings = {name: fields | sections.pop(name, {}) for name, fields in settings.items()} | sections
+    return changed(replace(recipe("tiny"), data=(str(shards),)), **settings)
 
 
 def curve(run: Path) -> list[tuple]:
@@ -79,14 +81,13 @@ def test_the_model_learns(undisturbed):
 
 
 def test_a_run_tells_what_it_was_made_of(undisturbed, shards):
-    manifest = read_json(undisturbed / "manifest.json")
-    assert manifest["stage"] == "run"
-    assert manifest["inputs"] == [
-        {"path": str(shards), "fingerprint": read_json(shards / "manifest.json")["fingerprint"]}
-    ]
-    assert manifest["counts"]["steps"] == STEPS
-    assert {row["source"] for row in manifest["mixture"]} == {"books", "github"}
-    assert sum(row["tokens"] for row in manifest["mixture"]) == manifest["counts"]["tokens"]
+    manifest = load_manifest(undisturbed / "manifest.json")
+    assert manifest.stage == "run"
+    mark = load_manifest(shards / "manifest.json").fingerprint
+    assert manifest.inputs == (Input(str(shards), stage="shards", fingerprint=mark),)
+    assert manifest.counts["steps"] == STEPS
+    assert {row["source"] for row in manifest.details["mixture"]} == {"books", "github"}
+    assert sum(row["tokens"] for row in manifest.details["mixture"]) == manifest.counts["tokens"]
 
 
 def test_metrics_hold_the_loss_of_each_source(undisturbed):
@@ -111,7 +112,7 @@ def test_the_configuration_read_back_reproduces_the_run(undisturbed, tmp_path):
 def test_accumulated_micro_batches_give_the_gradient_of_the_whole(shards):
     def gradient(micro_batch: int) -> tuple[torch.Tensor, float]:
         # a last window with padding among the rows, so that micro-batches hold different numbers of targets
-        config = tiny(shards, micro_batch=micro_batch, precision="fp32")
+        config = tiny(shards, schedule={"micro_batch": micro_batch}, compute={"precision": "fp32"})
         mixture = Mixture([shards], {}, 1, 64, 16)
         step = next(s for s in range(1000) if (mixture.batch(s).targets == -100).any())
         model = Llama(config.model)
@@ -177,13 +178,52 @@ def test_ctrl_c_saves_and_the_next_start_goes_on(undisturbed, tmp_path, shards):
         os.kill(os.getpid(), signal.SIGINT)
         return []
 
-    config = tiny(shards, sample_every=7)
+    config = tiny(shards, watch={"sample_every": 7})
     outcome = train(config, run, interrupt)
     assert not outcome.finished
     assert outcome.state.step == 7
     assert checkpoint.read_state(checkpoint.latest(run)).step == 7
     assert train(config, run, lambda model: []).finished
     assert curve(run) == curve(undisturbed)
+
+
+def test_a_run_begun_by_version_0_1_resumes_to_the_same_weights(undisturbed, tmp_path, shards):
+    run = tmp_path / "old"
+
+    def interrupt(model):
+        os.kill(os.getpid(), signal.SIGINT)
+        return []
+
+    config = tiny(shards, watch={"sample_every": 7})
+    assert not train(config, run, interrupt).finished
+    write_json(run / "config.json", old_layout(read_json(run / "config.json")))
+    assert read_config(run) == changed(config, compute={"precision": read_config(run).compute.precision})
+    assert train(config, run).finished
+    assert curve(run) == curve(undisturbed)
+    assert final_weights(run) == final_weights(undisturbed)
+    assert "train" not in read_json(run / "config.json")
+
+
+def old_layout(values: dict) -> dict:
+    """A config.json as version 0.1 wrote it: one section `train`, flat RoPE fields."""
+    schedule, compute, save, watch = (values.pop(name) for name in ("schedule", "compute", "save", "watch"))
+    assert values["model"].pop("rope_scaling") is None
+    rope = {"rope_factor": None, "rope_low_freq_factor": 1.0, "rope_high_freq_factor": 4.0}
+    values["model"] |= {**rope, "rope_original_context": 8192}
+    values["train"] = {
+        **schedule,
+        **compute,
+        "seed": values.pop("seed"),
+        "skip_outliers": values["optim"].pop("skip_outliers"),
+        "save_every": save["every"],
+        "keep": save["keep"],
+        "validate_every": watch["validate_every"],
+        "validation_windows": watch["validation_windows"],
+        "sample_every": watch["sample_every"],
+        "track": watch["trackers"],
+        "profile": watch["profile_steps"],
+    }
+    return values
 
 
 def test_a_finished_run_is_not_trained_again(undisturbed):
@@ -207,7 +247,7 @@ def test_changed_data_is_refused_by_fingerprint(shards, tmp_path, undisturbed):
 
     copy, run = tmp_path / "shards", tmp_path / "run"
     shutil.copytree(shards, copy)
-    config = tiny(copy, steps=10)
+    config = tiny(copy, schedule={"steps": 10})
     train(config, run)
     (run / "manifest.json").unlink()
     manifest = read_json(copy / "manifest.json")
@@ -235,7 +275,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_valid(shards, tmp_path, monkey
 
     monkeypatch.setattr(checkpoint, "save_file", full_disk)
     with pytest.raises(
-        OSError, match=r"step-000020 could not be written.*No space left.*step-000010 before it is whole"
+        OSError, match=r"step-000020 could not be written.*No space left.*step-000010 before it is complete"
     ):
         train(config, run)
     monkeypatch.undo()
@@ -276,13 +316,13 @@ def test_a_run_resumes_with_its_data_elsewhere_and_with_settings_that_do_not_mat
             os.kill(os.getpid(), signal.SIGINT)
         return []
 
-    assert not train(tiny(shards, sample_every=12), run, interrupt).finished
+    assert not train(tiny(shards, watch={"sample_every": 12}), run, interrupt).finished
     shutil.copytree(shards, tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
-    changed = tiny(Path("moved"), save_every=7, keep=1, threads=torch.get_num_threads())
-    assert train(changed, run).finished
+    moved = tiny(Path("moved"), save={"every": 7, "keep": 1}, compute={"threads": torch.get_num_threads()})
+    assert train(moved, run).finished
     held = read_config(run)
-    assert replace(held, train=replace(held.train, precision=changed.train.precision)) == changed
+    assert changed(held, compute={"precision": moved.compute.precision}) == moved
     assert [point[:3] for point in curve(run)] == [point[:3] for point in curve(undisturbed)]
     assert final_weights(run) == final_weights(undisturbed)
     # Finished, it is known by its data wherever that lies, and refuses other data.
@@ -290,11 +330,11 @@ def test_a_run_resumes_with_its_data_elsewhere_and_with_settings_that_do_not_mat
     manifest = read_json(tmp_path / "moved/manifest.json")
     write_json(tmp_path / "moved/manifest.json", manifest | {"fingerprint": "0" * 16})
     with pytest.raises(ValueError, match=r"the data in moved is not what .*step-000030 was trained on"):
-        train(changed, run)
+        train(moved, run)
 
 
 def test_a_warm_up_longer_than_the_run_is_shortened_and_said(shards, tmp_path, caplog):
-    config = tiny(shards, steps=20)
+    config = tiny(shards, schedule={"steps": 20})
     config = replace(config, optim=replace(config.optim, warmup_steps=2000))
     assert train(config, tmp_path / "run").finished
     assert "optim.warmup_steps is 2000, but the run has 20 steps: warm-up is shortened to 2" in caplog.text
@@ -353,7 +393,9 @@ def test_a_step_that_is_not_finite_never_moves_the_weights(shards):
 
 
 def test_skipping_survives_a_restart(shards, tmp_path):
-    config = tiny(shards, skip_outliers=0.9)  # far below what one would set, so that steps are skipped
+    config = tiny(
+        shards, optim={"skip_outliers": 0.8}
+    )  # far below what one would set, so that steps are skipped
     train(config, tmp_path / "whole")
     skipped = [r["step"] for r in read_json_lines(tmp_path / "whole/metrics.jsonl") if r.get("skipped")]
     assert skipped
@@ -366,7 +408,7 @@ def test_skipping_survives_a_restart(shards, tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
         return []
 
-    sampled = replace(config, train=replace(config.train, sample_every=18))
+    sampled = changed(config, watch={"sample_every": 18})
     train(sampled, run, interrupt)
     train(sampled, run, interrupt)
     assert curve(run) == curve(tmp_path / "whole")
@@ -393,14 +435,14 @@ def test_pytorchs_distributed_checkpoint_reads_a_checkpoint_as_it_is(undisturbed
 
 
 def test_a_profile_is_written_on_demand(shards, tmp_path):
-    train(tiny(shards, profile=2), tmp_path / "run")
+    train(tiny(shards, watch={"profile_steps": 2}), tmp_path / "run")
     trace = read_json(tmp_path / "run/trace.json")
     assert any("AdamW" in event.get("name", "") for event in trace["traceEvents"])
 
 
 def test_tensorboard_gets_the_same_figures(shards, tmp_path, undisturbed):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    train(tiny(shards, track=("tensorboard",)), tmp_path / "run")
+    train(tiny(shards, watch={"trackers": ("tensorboard",)}), tmp_path / "run")
     accumulator = events.EventAccumulator(str(tmp_path / "run/tensorboard"))
     accumulator.Reload()
     losses = [r["loss"] for r in read_json_lines(undisturbed / "metrics.jsonl") if r["kind"] == "train"]
@@ -410,7 +452,7 @@ def test_tensorboard_gets_the_same_figures(shards, tmp_path, undisturbed):
 def test_a_tracker_that_is_not_installed_is_named(shards, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match="pip install wandb"):
-        train(tiny(shards, track=("wandb",)), tmp_path / "run")
+        train(tiny(shards, watch={"trackers": ("wandb",)}), tmp_path / "run")
 
 
 def test_data_may_lie_where_fsspec_reaches(shards, tmp_path, monkeypatch, undisturbed):
@@ -426,9 +468,12 @@ def test_with_compiled_kernels_too_a_killed_run_ends_with_the_same_curve(shards,
     import json
     import random
 
-    config = tiny(shards, compile=True, steps=60)
-    config = replace(config, model=replace(config.model, dim=96, context=256, ffn_dim=256))
-    config = replace(config, train=replace(config.train, batch_tokens=2048, micro_batch=4))
+    config = tiny(
+        shards,
+        model={"vocab_size": 512, "dim": 96, "context": 256, "ffn_dim": 256},
+        schedule={"steps": 60, "batch_tokens": 2048, "micro_batch": 4},
+        compute={"compile": True},
+    )
     whole = tmp_path / "whole"
     train(config, whole)
     draw = random.Random()

@@ -12,16 +12,18 @@ from puna.files import read_json
 from puna.recipes import recipe
 from puna.train.estimate import estimate
 from puna.train.loop import train
+from tests.conftest import changed
 
 
-def tiny(shards, **settings):
+def tiny(shards, precision="auto", steps=2):
     base = recipe("tiny")
-    settings = {"steps": 2, "save_every": 1, "validate_every": 0, "threads": 1, **settings}
-    return replace(
-        base,
-        data=(str(shards),),
-        model=replace(base.model, vocab_size=512),
-        train=replace(base.train, **settings),
+    return changed(
+        replace(base, data=(str(shards),)),
+        model={"vocab_size": 512},
+        schedule={"steps": steps},
+        compute={"threads": 1, "precision": precision},
+        save={"every": 1},
+        watch={"validate_every": 0},
     )
 
 
@@ -29,9 +31,12 @@ def test_auto_is_resolved_once_and_kept_where_a_run_is_resumed(shards, tmp_path,
     run = tmp_path / "run"
     monkeypatch.setattr(devices, "fast_precision", lambda device: "fp32")
     assert train(tiny(shards), run).finished
-    assert read_json(run / "config.json")["train"]["precision"] == "fp32"
-    assert f"cpu, {devices.cpu_name()}, 1 thread, fp32 (bf16 is " in capsys.readouterr().err
-    machine = read_json(run / "manifest.json")["machine"]
+    assert read_json(run / "config.json")["compute"]["precision"] == "fp32"
+    errors = capsys.readouterr().err
+    assert f"cpu, {devices.cpu_name()}, 1 thread, fp32 (bf16 is " in errors
+    assert "step 2/2: loss " in errors  # one line per step where stderr is not a terminal
+    assert "step 2/2: held-out loss " in errors
+    machine = read_json(run / "manifest.json")["details"]["machine"]
     assert (machine["device"], machine["precision"], machine["threads"]) == ("cpu", "fp32", 1)
     assert machine["matrix_gflops"] > 0
 
@@ -39,8 +44,8 @@ def test_auto_is_resolved_once_and_kept_where_a_run_is_resumed(shards, tmp_path,
     monkeypatch.setattr(devices, "fast_precision", lambda device: "bf16")
     (run / "manifest.json").unlink()
     assert train(tiny(shards), run).finished
-    assert read_json(run / "config.json")["train"]["precision"] == "fp32"
-    with pytest.raises(ValueError, match=r"train\.precision is 'fp32' there, 'bf16' here"):
+    assert read_json(run / "config.json")["compute"]["precision"] == "fp32"
+    with pytest.raises(ValueError, match=r"compute\.precision is 'fp32' there, 'bf16' here"):
         train(tiny(shards, precision="bf16"), run)
 
 
@@ -48,7 +53,7 @@ def test_a_run_of_a_release_without_auto_is_read(shards, tmp_path):
     run = tmp_path / "run"
     config = tiny(shards, precision="fp32", steps=1)
     train(config, run)
-    assert read_config(run).train.precision == "fp32"
+    assert read_config(run).compute.precision == "fp32"
     assert train(tiny(shards, steps=1), run).finished
 
 
@@ -65,7 +70,7 @@ def test_a_dry_run_uses_the_devices_own_peak(shards, monkeypatch, capsys, precis
     assert needs["memory"]["saved for the backward"] == 1024 * 2 * saved
 
     command = ["train", "--recipe", "tiny", "--model.vocab-size", "512", "--data", str(shards), "--out", "x"]
-    command += ["--train.precision", precision, "--device", "cpu", "--dry-run"]
+    command += ["--compute.precision", precision, "--device", "cpu", "--dry-run"]
     assert main(command) == 0
     out = capsys.readouterr().out
     assert f"{precision} (bf16 is 3.0 times as fast here), {rates[precision] / 1e9:.0f} GFLOP/s" in out

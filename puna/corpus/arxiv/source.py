@@ -26,7 +26,7 @@ from typing import BinaryIO, cast
 from puna.corpus.arxiv import latex
 from puna.corpus.arxiv.macros import Expander, FindFile
 from puna.corpus.arxiv.tex_reader import MacroLimits, MacroLoop, UnbalancedBraces
-from puna.corpus.document import Bad, Document, Drop
+from puna.corpus.document import DamagedRecord, Document, Drop
 
 PATTERNS: tuple[str, ...] = ("*.tar", "*.tar.gz", "*.tgz", "*.gz", "*.tex", "*.ltx")
 
@@ -52,9 +52,9 @@ class Options:
     """How papers are cleaned."""
 
     max_depth: int = 200
-    """Expansions within expansions after which a macro is taken to expand forever."""
+    """Maximum nesting of macro expansions; beyond it a macro counts as one that expands forever."""
     max_growth: int = 30
-    """Characters that macros may make of each of the paper, before they are taken to expand forever."""
+    """Maximum growth of a paper by macro expansion, as a multiple of its size."""
 
     def validate(self) -> None:
         """Raise ValueError naming the option that cannot be."""
@@ -106,8 +106,8 @@ def find(folder: Path) -> list[Path]:
 # ---- reading --------------------------------------------------------------------------------------
 
 
-def read(path: Path, options: Options = Options()) -> Iterator[Paper | Bad]:
-    """The papers in an archive or a `.tex` file. The offset of a Bad is where its member begins."""
+def read(path: Path, options: Options = Options()) -> Iterator[Paper | DamagedRecord]:
+    """The papers in an archive or a `.tex` file. The offset of a DamagedRecord is where its member begins."""
     if path.suffix in (".tex", ".ltx"):
         yield _read_folder(path)
         return
@@ -133,10 +133,10 @@ def read(path: Path, options: Options = Options()) -> Iterator[Paper | Bad]:
                     if not isinstance(item, int):
                         yield item
     except _DAMAGE as error:
-        yield Bad(str(path), offset, f"the archive is damaged or cut ({error})")
+        yield DamagedRecord(str(path), offset, f"the archive is damaged or cut ({error})")
 
 
-def _read_folder(path: Path) -> Paper | Bad:
+def _read_folder(path: Path) -> Paper | DamagedRecord:
     if _NUMBER.fullmatch(path.stem):
         return Paper(_id(path.name), {path.name: decode(path.read_bytes()[:MAX_FILE_BYTES])}, path.name)
     files: dict[str, str] = {}
@@ -148,11 +148,11 @@ def _read_folder(path: Path) -> Paper | Bad:
             total += size
             files["/".join(file.parts[len(folder.parts) :])] = decode(file.read_bytes())
     if path.name not in files:
-        return Bad(str(path), 0, f"larger than {MAX_FILE_BYTES} bytes: not a paper")
+        return DamagedRecord(str(path), 0, f"larger than {MAX_FILE_BYTES} bytes: not a paper")
     return Paper(f"{folder.name}/{path.stem}" if folder.name else path.stem, files, path.name)
 
 
-def _read_tar(path: Path, file: BinaryIO) -> Iterator[Paper | Bad | int]:
+def _read_tar(path: Path, file: BinaryIO) -> Iterator[Paper | DamagedRecord | int]:
     """Papers of a tar, and the offset of each member before it is read."""
     own: dict[str, str] = {}  # where the tar itself is a paper's archive
     total = 0
@@ -167,7 +167,7 @@ def _read_tar(path: Path, file: BinaryIO) -> Iterator[Paper | Bad | int]:
             suffix = PurePosixPath(name).suffix.lower()
             if suffix == ".gz" and (number or not own):
                 if member.size > MAX_PACKED_BYTES:
-                    yield Bad(f"{path}!{name}", member.offset, f"{member.size} bytes: not a paper")
+                    yield DamagedRecord(f"{path}!{name}", member.offset, f"{member.size} bytes: not a paper")
                     continue
                 packed = tar.extractfile(member)
                 assert packed
@@ -187,7 +187,7 @@ def _read_tar(path: Path, file: BinaryIO) -> Iterator[Paper | Bad | int]:
         yield Paper(_id(path.name), own)
 
 
-def _read_packed(path: Path, name: str, data: bytes, offset: int) -> Iterator[Paper | Bad]:
+def _read_packed(path: Path, name: str, data: bytes, offset: int) -> Iterator[Paper | DamagedRecord]:
     """A paper's `.gz` in a monthly tar: one file, or a tar."""
     where = f"{path}!{name}"
     try:
@@ -215,7 +215,7 @@ def _read_packed(path: Path, name: str, data: bytes, offset: int) -> Iterator[Pa
                         files[posixpath.normpath(member.name)] = decode(text)
             yield Paper(_id(name), files)
     except _DAMAGE as error:
-        yield Bad(where, offset, f"the paper is damaged or cut ({error})")
+        yield DamagedRecord(where, offset, f"the paper is damaged or cut ({error})")
 
 
 def _single(name: str, file: BinaryIO) -> Paper:

@@ -19,7 +19,6 @@ Out: one Document a book: the author's words, without the licence before and aft
 
 import codecs
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -34,11 +33,12 @@ from puna.corpus.books import overlap
 from puna.corpus.books.gutenberg import split, without_illustrations, without_notes
 from puna.corpus.books.overlap import Overlap, Ranking
 from puna.corpus.dedup.hash_ranges import RangeWriter, read_range
-from puna.corpus.document import Bad, Document, Drop
+from puna.corpus.document import DamagedRecord, Document, Drop
 from puna.corpus.parquet import ShardWriter, read_documents
-from puna.corpus.pipeline import after, finish_with, n_ranges_for, range_shards, step_shards
+from puna.corpus.pipeline import Pipeline, number_of, unique_names
 from puna.files import atomic_file, read_json, write_json
-from puna.stages.stage import Runs, Shard, plan_shards
+from puna.manifest import Manifest
+from puna.stages.stage import Executor, Shard
 
 PATTERNS: tuple[str, ...] = ("*.txt",)
 
@@ -50,11 +50,11 @@ class Options:
     """What of a library becomes documents."""
 
     min_characters: int = 200
-    """Books with less text than this are dropped."""
+    """Minimum length of a book in characters; shorter books are dropped."""
     max_overlap: float = 0.9
-    """A book is removed if more than this share of its content is in one that is kept; 1 keeps all."""
+    """Maximum share of a book's content that another kept book holds; 1 disables the comparison."""
     illustrations: bool = True
-    """Keep the lines that stand for pictures, such as [Illustration: The llama]."""
+    """Keep the lines that replace pictures, such as [Illustration: The llama]."""
 
     def validate(self) -> None:
         """Raise ValueError for a value that makes no sense."""
@@ -75,17 +75,17 @@ class Book:
 # ---- reading --------------------------------------------------------------------------------------
 
 
-def read(path: Path, options: Options = Options()) -> Iterator[Book | Bad]:
-    """The book in a file; damaged characters are named in a Bad, and the rest is kept."""
+def read(path: Path, options: Options = Options()) -> Iterator[Book | DamagedRecord]:
+    """The book in a file; damaged characters are named in a DamagedRecord, and the rest is kept."""
     if path.stat().st_size > MAX_BYTES:
-        yield Bad(str(path), 0, f"larger than {MAX_BYTES} bytes: not a book")
+        yield DamagedRecord(str(path), 0, f"larger than {MAX_BYTES} bytes: not a book")
         return
     text, damaged_at = decode(path.read_bytes())
     if "\0" in text:
-        yield Bad(str(path), 0, "not text: it holds NUL characters")
+        yield DamagedRecord(str(path), 0, "not text: it holds NUL characters")
         return
     if damaged_at is not None:
-        yield Bad(str(path), damaged_at, "damaged characters, replaced by U+FFFD")
+        yield DamagedRecord(str(path), damaged_at, "damaged characters, replaced by U+FFFD")
     yield Book(path.stem, text)
 
 
@@ -153,50 +153,21 @@ def clean(book: Book, options: Options = Options()) -> Document | Drop:
 _ROW_BITS = 32
 
 
-def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) -> dict[str, Any]:
+def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Executor) -> Manifest:
     """Run every step; returns the last one's manifest, whose counts are those of all steps."""
     config = {"source": "books", "options": asdict(options)}
-    n_ranges = n_ranges_for(inputs)
-    shards, ranges = plan_shards(inputs), range_shards(n_ranges)
-    folder = out / "steps"
-    books = tuple(folder / "books" / shard.name for shard in shards)
-    steps = [
-        runs.stage(
-            "books",
-            partial(write_books, options, names_of(inputs), n_ranges, runs.keep_dropped),
-            shards,
-            folder / "books",
-            {**config, "ranges": n_ranges},
-            "clean books",
-        )
-    ]
-    for name, work, label in (
-        ("pairs", partial(write_pairs, books, n_ranges), "compare sketches"),
-        ("overlaps", partial(write_overlaps, books, folder / "pairs", n_ranges), "compare books"),
-    ):
-        steps.append(runs.stage(name, work, ranges, folder / name, {**config, **after(steps)}, label))
-    overlaps = tuple(folder / "overlaps" / f"{shard.name}.overlaps.json" for shard in ranges)
-    return runs.stage(
-        "documents",
-        partial(write_kept, options, books, overlaps, runs.keep_dropped),
-        step_shards(shards, folder / "books"),
-        out,
-        {**config, **after(steps)},
-        "remove books within books",
-        finish=finish_with("books", steps),
-    )
-
-
-def names_of(inputs: Sequence[Path]) -> dict[str, str]:
-    """Ids for the files whose own names do not tell them apart: with as many folders before as they need."""
-    names: dict[str, str] = {}
-    waiting = list(dict.fromkeys(inputs))
-    for n_parts in range(1, max(len(path.parts) for path in inputs) + 1):
-        proposed = {str(path): "/".join(path.with_suffix("").parts[-n_parts:]) for path in waiting}
-        times = Counter(proposed.values())
-        names |= {path: name for path, name in proposed.items() if times[name] == 1 and n_parts > 1}
-        waiting = [path for path in waiting if times[proposed[str(path)]] > 1]
-    return names
+    steps = Pipeline("books", inputs, out, executor)
+    n_ranges = steps.n_ranges
+    names = unique_names(inputs, lambda path: path.with_suffix(""))
+    clean_books = partial(write_books, options, names, n_ranges, executor.keep_dropped)
+    steps.map("books", "clean books", clean_books, {**config, "ranges": n_ranges})
+    books = steps.files("books", "")
+    steps.reduce("pairs", "compare sketches", partial(write_pairs, books, n_ranges), config)
+    pairs = steps.files("pairs", ".ranges")
+    steps.reduce("overlaps", "compare books", partial(write_overlaps, books, pairs), config)
+    overlaps = steps.files("overlaps", ".overlaps.json")
+    kept = partial(write_kept, options, books, overlaps, executor.keep_dropped)
+    return steps.documents("remove books within books", kept, config, over="books")
 
 
 def write_books(
@@ -209,10 +180,7 @@ def write_books(
         writer = stack.enter_context(ShardWriter(out, shard.name, "books", keep_dropped))
         ranges = stack.enter_context(RangeWriter(sketches, overlap.SKETCH, n_ranges))
         for path in shard.inputs:
-            for record in read(path, options):
-                if isinstance(record, Bad):
-                    writer.bad(record)
-                    continue
+            for record in writer.take(read(path, options)):
                 book = replace(record, name=names.get(str(path), record.name))
                 result = clean(book, options)
                 writer.add(result, book)
@@ -229,10 +197,8 @@ def write_books(
 
 def write_pairs(books: tuple[Path, ...], n_ranges: int, shard: Shard, out: Path) -> dict[str, Any]:
     """Pairs of books that share a hash of this range."""
-    number = int(shard.name.removeprefix("range-"))
-    pairs = overlap.pairs_in(
-        read_range([_with_suffix(book, ".ranges") for book in books], number), _ranking(books)
-    )
+    sketches = read_range([_with_suffix(book, ".ranges") for book in books], number_of(shard))
+    pairs = overlap.pairs_in(sketches, _ranking(books))
     path = out / f"{shard.name}.ranges"
     with RangeWriter(path, overlap.PAIR, n_ranges) as writer:
         writer.add(pairs)
@@ -240,13 +206,11 @@ def write_pairs(books: tuple[Path, ...], n_ranges: int, shard: Shard, out: Path)
 
 
 def write_overlaps(
-    books: tuple[Path, ...], pairs: Path, n_ranges: int, shard: Shard, out: Path
+    books: tuple[Path, ...], pairs: tuple[Path, ...], shard: Shard, out: Path
 ) -> dict[str, Any]:
-    """Of this range's candidates, the share of the smaller book that is in the larger, exactly."""
-    number = int(shard.name.removeprefix("range-"))
+    """For each candidate pair of this range, the exact share of the smaller book that is in the larger."""
     ranking = _ranking(books)
-    records = read_range([pairs / f"{other.name}.ranges" for other in range_shards(n_ranges)], number)
-    chosen = overlap.candidates(records, ranking)
+    chosen = overlap.candidates(read_range(pairs, number_of(shard)), ranking)
 
     @lru_cache(maxsize=2)  # two books at a time
     def shingles(rank: int) -> overlap.Shingles:

@@ -33,20 +33,14 @@ from numpy.typing import NDArray
 from puna.corpus.c4.bad_words import bad_words
 from puna.corpus.dedup.hash_ranges import RangeWriter
 from puna.corpus.dedup.lines import hashes_of, orders, repeated_in, write_repeated
-from puna.corpus.document import Bad, Document, Drop
+from puna.corpus.document import DamagedRecord, Document, Drop
 from puna.corpus.parquet import ShardWriter, read_documents
-from puna.corpus.pipeline import (
-    after,
-    by_size,
-    finish_with,
-    n_ranges_for,
-    range_shards,
-    step_shards,
-)
+from puna.corpus.pipeline import Pipeline, by_size, number_of
 from puna.corpus.web import pages
 from puna.corpus.web.language import language_of
 from puna.corpus.web.pages import Page, page_text
-from puna.stages.stage import Runs, Shard, Work, plan_shards
+from puna.manifest import Manifest
+from puna.stages.stage import Executor, Shard
 
 PATTERNS = pages.PATTERNS
 FIELDS = [("key", "<u8"), ("page", "<u8"), ("order", "<u8")]  # of one key, the smallest page keeps it
@@ -76,15 +70,15 @@ class Options:
     """Where the code that made C4 and the paper differ, and what is left to the user."""
 
     compat: Literal["code", "paper"] = "code"
-    """The numbers and the unit of deduplication of the code that made C4, or of its paper."""
+    """Thresholds and deduplication unit: those of the code that made C4, or those of its paper."""
     languages: tuple[str, ...] = ("en",)
-    """ISO codes of the languages to keep; all 176 when none is given."""
+    """ISO codes of the languages to keep; an empty list keeps all 176."""
     language_threshold: float = 0.5
-    """The least probability of a page's language, by lid.176: 0.5 of it is the 0.99 of C4's langdetect."""
+    """Minimum language-ID probability (lid.176); 0.5 matches C4's langdetect at 0.99."""
     bad_words: str | None = None
-    """A file of words, one a line; a page with one of them is dropped. C4 used the LDNOOBW list."""
+    """File of bad words, one per line: pages with one of them are dropped. C4 used the LDNOOBW list."""
     deduplicate: bool = True
-    """Keep one page of a URL, and each line (or span) in one page."""
+    """Keep one page per URL, and each line (or three-sentence span) in one page only."""
 
     @property
     def min_words(self) -> int:
@@ -109,7 +103,7 @@ class Options:
 # ---- rules on a page -----------------------------------------------------------------------------
 
 
-def read(path: Path, options: Options = Options()) -> Iterator[Page | Bad]:
+def read(path: Path, options: Options = Options()) -> Iterator[Page | DamagedRecord]:
     """The pages of one file."""
     return pages.read_pages(path)
 
@@ -242,37 +236,27 @@ def without_units(text: str, removed: Sequence[int], options: Options) -> str | 
 # ---- the steps -----------------------------------------------------------------------------------
 
 
-def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) -> dict[str, Any]:
+def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Executor) -> Manifest:
     """Run every step; returns the last one's manifest, whose counts are those of all steps."""
-    given = options.bad_words
-    listed = {"bad_words": bad_words(given).fingerprint} if given is not None else {}
-    config: dict[str, Any] = {"source": "c4", "options": {**asdict(options), **listed}}
-    shards = plan_shards(inputs)
-    steps: list[dict[str, Any]] = []
+    path = options.bad_words
+    words = {"bad_words": bad_words(path).fingerprint} if path is not None else {}
+    config: dict[str, Any] = {"source": "c4", "options": {**asdict(options), **words}}
+    steps, keep = Pipeline("c4", inputs, out, executor), executor.keep_dropped
     if not options.deduplicate:
-        work: Work = partial(write_pages, options, 0, runs.keep_dropped)
-        return runs.stage("documents", work, shards, out, config, "clean c4", finish_with("c4", steps))
+        return steps.documents("clean c4", partial(write_pages, options, 0, keep), config)
 
-    n_ranges = n_ranges_for(inputs)
-    ranges = range_shards(n_ranges)
-    folder = out / "steps"
-
-    def step(name: str, work: Work, shards: Sequence[Shard], label: str) -> None:
-        described = {**config, "ranges": n_ranges, **after(steps)}
-        steps.append(runs.stage(name, work, shards, folder / name, described, label))
-
-    step("pages", partial(write_pages, options, n_ranges, runs.keep_dropped), shards, "clean pages")
-    urls = tuple(folder / "pages" / f"{shard.name}.ranges" for shard in shards)
-    step("urls", partial(write_losers, urls, "URLs seen again"), ranges, "compare URLs")
-    gone = tuple(folder / "urls" / f"{shard.name}.npy" for shard in ranges)
-    shards = step_shards(shards, folder / "pages")
-    step("lines", partial(write_units, options, gone, n_ranges), shards, "hash lines")
-    files = tuple(folder / "lines" / f"{shard.name}.ranges" for shard in shards)
-    step("repeated", partial(write_losers, files, "lines removed"), ranges, "compare lines")
-    repeated = tuple(folder / "repeated" / f"{shard.name}.npy" for shard in ranges)
-    work = partial(write_documents, options, gone, repeated, runs.keep_dropped)
-    last = {**config, "ranges": n_ranges, **after(steps)}
-    return runs.stage("documents", work, shards, out, last, "remove lines", finish_with("c4", steps))
+    n_ranges = steps.n_ranges
+    config["ranges"] = n_ranges
+    steps.map("pages", "clean pages", partial(write_pages, options, n_ranges, keep), config)
+    urls = steps.files("pages", ".ranges")
+    steps.reduce("urls", "compare URLs", partial(write_losers, urls, "URLs seen again"), config)
+    losers = steps.files("urls", ".npy")
+    steps.map("lines", "hash lines", partial(write_units, options, losers, n_ranges), config, over="pages")
+    lines = steps.files("lines", ".ranges")
+    steps.reduce("repeated", "compare lines", partial(write_losers, lines, "lines removed"), config)
+    repeated = steps.files("repeated", ".npy")
+    write = partial(write_documents, options, losers, repeated, keep)
+    return steps.documents("remove lines", write, config, over="pages")
 
 
 def write_pages(
@@ -292,7 +276,7 @@ def write_pages(
                     kept.append(result)
             if ranges:
                 keys = hashes_of([normal_url(document.meta["url"]).encode() for document in kept])
-                ranges.add(_records(keys, page_keys(kept), int(shard.name), seen))
+                ranges.add(_records(keys, page_keys(kept), number_of(shard), seen))
             seen += len(kept)
     done = writer.result()
     if n_ranges:
@@ -303,7 +287,7 @@ def write_pages(
 def write_losers(files: tuple[Path, ...], what: str, shard: Shard, out: Path) -> dict[str, Any]:
     """Of one range of keys, the places of all but the first of each."""
     path = out / f"{shard.name}.npy"
-    _, lost = write_repeated(files, int(shard.name.removeprefix("range-")), True, path)
+    _, lost = write_repeated(files, number_of(shard), True, path)
     return {"outputs": [path], "counts": {what: lost}, "bad": 0}
 
 
@@ -312,7 +296,7 @@ def write_units(
 ) -> dict[str, Any]:
     """The hashes of the lines or spans of the pages whose URL they keep."""
     path = out / f"{shard.name}.ranges"
-    number, seen = int(shard.name), 0
+    number, seen = number_of(shard), 0
     with RangeWriter(path, FIELDS, n_ranges) as ranges:
         for batch in by_size(_winners(shard, losers), lambda document: len(document.text)):
             found = [units(document.text, options.compat) for document in batch]
@@ -332,7 +316,7 @@ def write_documents(
     out: Path,
 ) -> dict[str, Any]:
     """The pages of a shard without the lines that others keep."""
-    places = repeated_in(repeated, int(shard.name))
+    places = repeated_in(repeated, number_of(shard))
     seen = done = 0
     with ShardWriter(out, shard.name, "c4", keep_dropped) as writer:
         for document in _winners(shard, losers, writer):
@@ -361,11 +345,7 @@ def _records(keys: NDArray[np.uint64], page: NDArray[np.uint64], shard: int, fir
 
 def _read_shard(shard: Shard, options: Options, writer: ShardWriter) -> Iterator[Page]:
     for path in shard.inputs:
-        for page in read(path, options):
-            if isinstance(page, Bad):
-                writer.bad(page)
-            else:
-                yield page
+        yield from writer.take(read(path, options))
 
 
 def _characters(page: Page) -> int:
@@ -374,7 +354,7 @@ def _characters(page: Page) -> int:
 
 def _winners(shard: Shard, losers: tuple[Path, ...], writer: ShardWriter | None = None) -> Iterator[Document]:
     """The pages of a shard that keep their URL."""
-    lost = set(repeated_in(losers, int(shard.name)).tolist())
+    lost = set(repeated_in(losers, number_of(shard)).tolist())
     number = 0
     for path in shard.inputs:
         for document in read_documents(path):

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,18 +23,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from puna.corpus.document import Document
-from puna.corpus.finished import Finished, as_inputs, find_finished, trained_before
+from puna.corpus.finished import Finished, as_inputs, find_finished
 from puna.corpus.wikipedia.citations import page_key, read_references
-from puna.files import (
-    MANIFEST,
-    atomic_file,
-    code_version,
-    fingerprint,
-    read_manifest,
-    remove_partials,
-    sha256_file,
-    write_json,
-)
+from puna.files import atomic_file, code_version, fingerprint, remove_partials, sha256_file
+from puna.manifest import Input, Manifest, Output, read_manifest, trained_before, write_manifest
 from puna.progress import Bar
 
 WEIGHTS = "weights.safetensors"
@@ -108,7 +99,7 @@ def train_classifier(
     references: Path | None = None,
     max_each: int = MAX_EACH,
     seed: int = 1,
-) -> dict[str, Any]:
+) -> Manifest:
     """Train on documents of cited pages and of others, write the classifier into `out`, return the manifest.
 
     Either `positives` and `negatives`, or `pages`, documents whose meta has a `url`, and `references`, a list
@@ -123,7 +114,7 @@ def train_classifier(
     found = [find_finished(directories) for directories in ((pages,) if pages else (positives, negatives))]
     inputs = as_inputs(item for items in found for item in items)
     if references:
-        inputs.append({"path": str(references), "fingerprint": sha256_file(references)[:16]})
+        inputs += (Input(str(references), fingerprint=sha256_file(references)[:16]),)
     config = {"max_each": max_each, "seed": seed, "kinds": len(found)}
     if max_each < 1:
         raise ValueError(f"max_each is {max_each}; give at least 1")
@@ -140,19 +131,19 @@ def train_classifier(
     with atomic_file(out / WEIGHTS) as temporary:
         temporary.write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
-    manifest = {
-        "stage": _STAGE,
-        "fingerprint": fingerprint([_STAGE, config, [item["fingerprint"] for item in inputs], digest]),
-        "config": config,
-        "code_version": code_version(),
-        "counts": {"trained on": len(trained_on[0]), "held out": len(held_out[0])},
-        "held_out": _measure(weights, bias, *held_out),
-        "bytes": len(data),
-        "seconds": round(time.monotonic() - started, 3),
-        "inputs": inputs,
-        "outputs": [{"path": WEIGHTS, "bytes": len(data), "sha256": digest}],
-    }
-    write_json(out / MANIFEST, manifest)
+    manifest = Manifest(
+        stage=_STAGE,
+        fingerprint=fingerprint([_STAGE, config, [item.fingerprint for item in inputs], digest]),
+        config=config,
+        code_version=code_version("corpus"),
+        counts={"trained on": len(trained_on[0]), "held out": len(held_out[0])},
+        inputs=inputs,
+        outputs=(Output(WEIGHTS, len(data), digest),),
+        bytes=len(data),
+        seconds=round(time.monotonic() - started, 3),
+        details={"held_out": _measure(weights, bias, *held_out)},
+    )
+    write_manifest(out, manifest)
     return manifest
 
 
@@ -318,4 +309,4 @@ def load_classifier(directory: Path) -> Classifier:
         raise ValueError(
             f"{directory / WEIGHTS} cannot be read ({error}); make it again with: {_COMMAND}"
         ) from error
-    return Classifier(weights, bias, manifest["fingerprint"])
+    return Classifier(weights, bias, manifest.fingerprint)

@@ -14,7 +14,6 @@ No piece crosses a space, so each word is cut into pieces by itself, and a word 
 import io
 import math
 import re
-import shutil
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -27,22 +26,21 @@ import numpy as np
 import sentencepiece
 from numpy.typing import ArrayLike
 
-from puna.corpus.finished import Finished, as_inputs, find_finished, trained_before
+from puna.corpus.finished import Finished, as_inputs, find_finished
 from puna.corpus.ngram.counts import SPECIALS
 from puna.corpus.ngram.kneser_ney import FALLBACK, train_kneser_ney
+from puna.extras import require
 from puna.files import (
     MANIFEST,
     atomic_file,
-    cache_dir,
     code_version,
     fingerprint,
-    is_remote,
-    read_manifest,
+    local_copy,
     remove_partials,
-    sha256_file,
-    write_json,
 )
+from puna.manifest import Manifest, Output, read_manifest, trained_before, write_manifest
 from puna.progress import Bar
+from puna.retry import one_line
 
 PIECES, ARPA = "sentencepiece.model", "model.arpa"
 VOCAB_SIZE = 65_536
@@ -55,7 +53,7 @@ _STAGE = "language-model"
 _COMMAND = "puna corpus language-model DOCUMENTS… --out DIR"
 _COVERAGE = 0.9995
 _PIECE_CHARACTERS = 200_000_000  # of text that the pieces are learned from; SentencePiece holds it all
-_PIECE_LINE = 4000  # characters of a line it learns from; it leaves out longer ones without a word
+_PIECE_LINE = 4000  # characters per line: SentencePiece silently skips longer lines
 _REMEMBERED = 500_000  # words: some 150 MB
 _HEADING_CHARACTERS = 100
 
@@ -106,7 +104,7 @@ def train_language_model(
     whole: bool = False,
     discount_fallback: bool = False,
     memory: int = 1 << 30,
-) -> dict[str, Any]:
+) -> Manifest:
     """Train a language model on the documents' opening texts, write it into `out`, return the manifest.
 
     The first `max_documents` are taken, in the order of the directories and their files. A text that cannot
@@ -147,26 +145,21 @@ def train_language_model(
     finally:
         lines.unlink(missing_ok=True)
 
-    outputs: list[dict[str, Any]] = [
-        {"path": name, "bytes": (out / name).stat().st_size, "sha256": sha256_file(out / name)}
-        for name in (PIECES, ARPA)
-    ]
-    inputs = as_inputs(found)
-    digests = [item["sha256"] for item in outputs]
-    manifest = {
-        "stage": _STAGE,
-        "fingerprint": fingerprint([_STAGE, config, [item["fingerprint"] for item in inputs], digests]),
-        "config": config,
-        "code_version": code_version(),
-        "counts": {**counts, "pieces": len(pieces.names), "tokens": model["tokens"]},
-        "ngrams": model["ngrams"],
-        "discounts": model["discounts"],
-        "bytes": sum(item["bytes"] for item in outputs),
-        "seconds": round(time.monotonic() - started, 3),
-        "inputs": inputs,
-        "outputs": outputs,
-    }
-    write_json(out / MANIFEST, manifest)
+    outputs = tuple(Output.file(out / name) for name in (PIECES, ARPA))
+    digests = [item.sha256 for item in outputs]
+    manifest = Manifest(
+        stage=_STAGE,
+        fingerprint=fingerprint([_STAGE, config, [item.fingerprint for item in inputs], digests]),
+        config=config,
+        code_version=code_version("corpus"),
+        counts={**counts, "pieces": len(pieces.names), "tokens": model["tokens"]},
+        inputs=inputs,
+        outputs=outputs,
+        bytes=sum(item.bytes for item in outputs),
+        seconds=round(time.monotonic() - started, 3),
+        details={"ngrams": model["ngrams"], "discounts": model["discounts"]},
+    )
+    write_manifest(out, manifest)
     return manifest
 
 
@@ -285,12 +278,8 @@ class LanguageModel:
     """Tells how much a text reads like those that it was trained on; load_language_model makes one."""
 
     def __init__(self, pieces: Path, arpa: Path, fingerprint: str) -> None:
-        try:
-            import kenlm  # compiled where it is installed, so it is an extra; training does without
-        except ImportError as error:
-            raise ValueError(
-                "perplexity needs kenlm; install it with: pip install 'puna[perplexity]'"
-            ) from error
+        require("kenlm")  # compiled when it is installed, so it has an extra of its own; training needs none
+        import kenlm
 
         self.fingerprint = fingerprint
         self._pieces = WordPieces(pieces)
@@ -300,8 +289,9 @@ class LanguageModel:
         try:
             self._model = kenlm.Model(str(arpa), config)
         except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{arpa} cannot be read ({reason}); make it again with: {_COMMAND}") from error
+            raise ValueError(
+                f"{arpa} cannot be read ({one_line(error)}); make it again with: {_COMMAND}"
+            ) from error
 
     def score(self, text: str) -> tuple[float, int]:
         """log10 of the probability of a text's lines, and how many tokens they are, their ends included."""
@@ -323,28 +313,12 @@ def load_language_model(directory: Path) -> LanguageModel:
         ValueError: no finished language model, or a file that cannot be read.
     """
     manifest = read_manifest(directory, _STAGE, _COMMAND)
-    if is_remote(directory):
-        directory = _copied(directory, manifest)
+    digests = {item.path: item.sha256 for item in manifest.outputs}
     try:
-        return LanguageModel(directory / PIECES, directory / ARPA, manifest["fingerprint"])
+        pieces, arpa = (local_copy(directory / name, digests[name]) for name in (PIECES, ARPA))
+        return LanguageModel(pieces, arpa, manifest.fingerprint)
     except OSError as error:
         raise ValueError(f"{directory} cannot be read ({error}); make it again with: {_COMMAND}") from error
-
-
-def _copied(directory: Path, manifest: dict[str, Any]) -> Path:
-    """The model's files from object storage in this machine's cache, under their fingerprint."""
-    here = cache_dir() / "language-models" / manifest["fingerprint"]
-    for item in manifest["outputs"]:
-        path = here / item["path"]
-        if path.is_file() and path.stat().st_size == item["bytes"]:
-            continue
-        with (
-            atomic_file(path) as temporary,
-            (directory / item["path"]).open("rb") as source,
-            temporary.open("wb") as copy,
-        ):
-            shutil.copyfileobj(source, copy)
-    return here
 
 
 def bucket_bounds(perplexities: ArrayLike) -> tuple[float, float]:

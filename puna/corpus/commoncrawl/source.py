@@ -22,21 +22,15 @@ import numpy as np
 
 from puna.corpus.dedup import lines
 from puna.corpus.dedup.hash_ranges import RangeWriter
-from puna.corpus.document import Bad, Document, Drop
+from puna.corpus.document import DamagedRecord, Document, Drop
 from puna.corpus.parquet import ShardWriter, read_documents
-from puna.corpus.pipeline import (
-    after,
-    by_size,
-    finish_with,
-    n_ranges_for,
-    range_shards,
-    step_shards,
-)
+from puna.corpus.pipeline import Pipeline, by_size, number_of
 from puna.corpus.web import pages
 from puna.corpus.web.language import language_of
 from puna.corpus.web.pages import Page, page_text
 from puna.files import atomic_file, to_path
-from puna.stages.stage import Runs, Shard, plan_shards
+from puna.manifest import Manifest
+from puna.stages.stage import Executor, Shard
 
 PATTERNS = pages.PATTERNS
 BUCKETS = ("head", "middle", "tail")
@@ -47,23 +41,23 @@ class Options:
     """What CCNet and the paper leave open, with their values."""
 
     languages: tuple[str, ...] = ("en",)
-    """ISO codes of the languages to keep; all 176 when none is given."""
+    """ISO codes of the languages to keep; an empty list keeps all 176."""
     language_threshold: float = 0.5
-    """The least probability of a page's language."""
+    """Minimum language-ID probability (lid.176)."""
     min_characters: int = 300
-    """Pages shorter than this are dropped, before anything else."""
+    """Minimum length of a page in characters, before deduplication; shorter pages are dropped."""
     deduplicate: bool = True
     """Remove lines that occur more than once in the whole corpus."""
     keep_first: bool = False
-    """Keep the first occurrence of a repeated line, in the order of the inputs; CCNet keeps none."""
+    """Keep the first occurrence of a repeated line, in the order of the inputs; CCNet removes all of them."""
     language_model: str | None = None
-    """A directory of `puna corpus language-model`: gives perplexities, and with them the buckets."""
+    """Directory written by `puna corpus language-model`; enables perplexity filtering."""
     buckets: tuple[str, ...] = ("head", "middle")
-    """The thirds of the corpus by perplexity to keep; used with a language model."""
+    """Perplexity buckets to keep: head (below the 30th percentile), middle (below the 60th), tail."""
     classifier: str | None = None
-    """A directory of `puna corpus classifier`: gives the probability that Wikipedia would cite a page."""
+    """Directory written by `puna corpus classifier`; enables filtering by P(cited by Wikipedia)."""
     reference_threshold: float = 0.5
-    """The least such probability; used with a classifier."""
+    """Minimum P(cited by Wikipedia) of a page; used with a classifier."""
 
     def validate(self) -> None:
         """Raise ValueError naming the option that cannot be."""
@@ -78,7 +72,7 @@ class Options:
             raise ValueError("a language model is of one language; give one with --languages")
 
 
-def read(path: Path, options: Options = Options()) -> Iterator[Page | Bad]:
+def read(path: Path, options: Options = Options()) -> Iterator[Page | DamagedRecord]:
     """The pages of one file."""
     return pages.read_pages(path)
 
@@ -138,66 +132,26 @@ def _classifier(directory: str) -> Any:
 # ---- the steps -----------------------------------------------------------------------------------
 
 
-def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) -> dict[str, Any]:
+def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Executor) -> Manifest:
     """Run every step; returns the last one's manifest, whose counts are those of all steps."""
     config = {"source": "commoncrawl", "options": _in_words(options)}
-    shards = plan_shards(inputs)
-    steps: list[dict[str, Any]] = []
+    steps, keep = Pipeline("commoncrawl", inputs, out, executor), executor.keep_dropped
+    n_ranges, over = steps.n_ranges, None
     places: tuple[Path, ...] = ()
     if options.deduplicate:
-        n_ranges = n_ranges_for(inputs)
-        config_of_pages = {
-            "source": "commoncrawl",
-            "min_characters": options.min_characters,
-            "ranges": n_ranges,
-        }
-        steps.append(
-            runs.stage(
-                "pages",
-                partial(write_pages, options, n_ranges, runs.keep_dropped),
-                shards,
-                out / "steps" / "pages",
-                config_of_pages,
-                "read pages",
-            )
-        )
-        files = tuple(out / "steps" / "pages" / f"{shard.name}.ranges" for shard in shards)
-        steps.append(
-            runs.stage(
-                "duplicates",
-                partial(write_duplicates, files, options.keep_first),
-                range_shards(n_ranges),
-                out / "steps" / "duplicates",
-                {"keep_first": options.keep_first, **after(steps)},
-                "find repeated lines",
-            )
-        )
-        places = tuple(out / "steps" / "duplicates" / f"{shard.name}.npy" for shard in range_shards(n_ranges))
-        shards = step_shards(shards, out / "steps" / "pages")
-    last = not options.language_model
-    scored = runs.stage(
-        "documents" if last else "scored",
-        partial(write_scored, options, places, runs.keep_dropped),
-        shards,
-        out if last else out / "steps" / "scored",
-        {**config, **after(steps)},
-        "score pages",
-        **({"finish": finish_with("commoncrawl", steps)} if last else {}),
-    )
-    if last:
-        return scored
-    steps.append(scored)
-    directory = out / "steps" / "scored"
-    bounds = perplexity_bounds([directory / f"{shard.name}.npy" for shard in shards])
-    return runs.stage(
-        "documents",
-        partial(write_buckets, options.buckets, bounds, runs.keep_dropped),
-        step_shards(shards, directory),
-        out,
-        {**config, "perplexity_bounds": list(bounds), **after(steps)},
-        "sort into buckets",
-        finish=finish_with("commoncrawl", steps),
-    )
+        held = {"source": "commoncrawl", "min_characters": options.min_characters, "ranges": n_ranges}
+        steps.map("pages", "read pages", partial(write_pages, options, n_ranges, keep), held)
+        find = partial(write_duplicates, steps.files("pages", ".ranges"), options.keep_first)
+        steps.reduce("duplicates", "find repeated lines", find, {"keep_first": options.keep_first})
+        places, over = steps.files("duplicates", ".npy"), "pages"
+    score = partial(write_scored, options, places, keep)
+    if not options.language_model:
+        return steps.documents("score pages", score, config, over)
+    steps.map("scored", "score pages", score, config, over)
+    bounds = perplexity_bounds(steps.files("scored", ".npy"))
+    sort = partial(write_buckets, options.buckets, bounds, keep)
+    described = {**config, "perplexity_bounds": list(bounds)}
+    return steps.documents("sort into buckets", sort, described, over="scored")
 
 
 def _in_words(options: Options) -> dict[str, Any]:
@@ -215,7 +169,7 @@ def write_pages(
 ) -> dict[str, Any]:
     """Step 1: the pages of a shard as Parquet, the hashes of their lines by range."""
     path = out / f"{shard.name}.ranges"
-    number, seen = int(shard.name), 0
+    number, seen = number_of(shard), 0
     with (
         ShardWriter(out, shard.name, "commoncrawl", keep_dropped) as writer,
         RangeWriter(path, lines.LINE_FIELDS, n_ranges) as ranges,
@@ -233,8 +187,7 @@ def write_pages(
 def write_duplicates(files: tuple[Path, ...], keep_first: bool, shard: Shard, out: Path) -> dict[str, Any]:
     """Step 2: of one range of hashes, the places of lines to remove."""
     path = out / f"{shard.name}.npy"
-    number = int(shard.name.removeprefix("range-"))
-    seen, repeated = lines.write_repeated(files, number, keep_first, path)
+    seen, repeated = lines.write_repeated(files, number_of(shard), keep_first, path)
     return {"outputs": [path], "counts": {"lines": seen, "lines removed": repeated}, "bad": 0}
 
 
@@ -289,10 +242,8 @@ def perplexity_bounds(files: Sequence[Path]) -> tuple[float, float]:
 
 def _cleaned(shard: Shard, options: Options, writer: ShardWriter) -> Iterator[Document]:
     for path in shard.inputs:
-        for page in read(path, options):
-            if isinstance(page, Bad):
-                writer.bad(page)
-            elif isinstance(result := clean(page, options), Drop):
+        for page in writer.take(read(path, options)):
+            if isinstance(result := clean(page, options), Drop):
                 writer.add(result, page)
             else:
                 yield result
@@ -303,7 +254,7 @@ def _characters(document: Document) -> int:
 
 
 def _without_repeated(shard: Shard, places: tuple[Path, ...], writer: ShardWriter) -> Iterator[Document]:
-    removed = lines.repeated_in(places, int(shard.name))
+    removed = lines.repeated_in(places, number_of(shard))
     seen = done = 0
     for path in shard.inputs:
         for document in read_documents(path):

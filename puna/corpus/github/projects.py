@@ -8,16 +8,14 @@ Out: a SourceFile for each file, with its bytes where licence, path and size per
 A folder with a licence of its own that is not permitted gives nothing, whatever its project's licence.
 """
 
-import gzip
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import IO, BinaryIO, cast
+from typing import BinaryIO
 
-from puna.corpus.document import Bad, Drop
+from puna.corpus.document import DamagedRecord, Drop
 from puna.corpus.github.archives import DAMAGE, members
 from puna.corpus.github.headers import LANGUAGES
 from puna.corpus.github.licence import (
@@ -28,9 +26,9 @@ from puna.corpus.github.licence import (
     licence_of_text,
     licence_of_texts,
 )
+from puna.corpus.json_lines import Line, read_json_lines
 
 MAX_FILE_BYTES = 1_000_000
-MAX_RECORD_BYTES = 64 << 20
 
 SUFFIX = re.compile(r"\.(?:whl|zip|tar\.gz|tgz|tar\.bz2|tar\.xz|tar)$")
 EXPORT = re.compile(r".*\.jsonl?(?:\.gz)?")
@@ -71,8 +69,8 @@ class SourceFile:
 # ---- archives -------------------------------------------------------------------------------------
 
 
-def read_archive(path: Path) -> Iterator[SourceFile | Bad]:
-    """The files of an archive; the offset of a Bad is where its member begins."""
+def read_archive(path: Path) -> Iterator[SourceFile | DamagedRecord]:
+    """The files of an archive; the offset of a DamagedRecord is where its member begins."""
     with path.open("rb") as raw:
         top, licences = _survey(path, raw)
         project = "-".join(path.name.split("-")[:2]) if path.suffix == ".whl" else SUFFIX.sub("", path.name)
@@ -86,13 +84,13 @@ def read_archive(path: Path) -> Iterator[SourceFile | Bad]:
             for member in members(path.name, raw, is_wanted, MAX_FILE_BYTES):
                 offset = member.offset
                 if member.damage:
-                    yield Bad(f"{path}!{member.path}", offset, member.damage)
+                    yield DamagedRecord(f"{path}!{member.path}", offset, member.damage)
                 else:
                     name = member.path.removeprefix(top)
                     size = max(member.size, len(member.data))
                     yield SourceFile(project, _licence_at(name, licences), name, size, member.data)
         except DAMAGE as error:
-            yield Bad(str(path), offset, f"the archive is damaged or cut ({error})")
+            yield DamagedRecord(str(path), offset, f"the archive is damaged or cut ({error})")
 
 
 def _survey(path: Path, raw: BinaryIO) -> tuple[str, dict[str, str]]:
@@ -178,51 +176,24 @@ _OTHERS = "id size binary copies ref mode symlink_target sample_ref sample_mode 
 _KNOWN = {name for names in _NAMES.values() for name in names}.union(_OTHERS.split())
 
 
-def read_export(path: Path) -> Iterator[SourceFile | Bad]:
-    """The records of an export; the offset of a Bad is where its line begins.
+def read_export(path: Path) -> Iterator[SourceFile | DamagedRecord]:
+    """The records of an export; the offset of a DamagedRecord is where its line begins.
 
     Raises:
         ValueError: naming the fields, when they are not those of the tables.
     """
-    with path.open("rb") as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        file = cast("IO[bytes]", gzip.GzipFile(fileobj=raw) if packed else raw)
-        offset = 0
-        while True:
-            try:
-                line = file.readline(MAX_RECORD_BYTES)
-                size = len(line)
-                while len(line) == MAX_RECORD_BYTES and not line.endswith(b"\n"):
-                    rest = file.readline(MAX_RECORD_BYTES)
-                    size += len(rest)
-                    if len(rest) < MAX_RECORD_BYTES or rest.endswith(b"\n"):
-                        break
-            except DAMAGE as error:
-                yield Bad(str(path), offset, f"compressed data is damaged or cut ({error})")
-                return
-            if not line:
-                return
-            if size > MAX_RECORD_BYTES:
-                yield Bad(str(path), offset, f"a record of {size} bytes; skipped")
-            elif line.strip():
-                yield _parse_record(path, offset, line)
-            offset += size
+    for line in read_json_lines(path):
+        yield line if isinstance(line, DamagedRecord) else _parse_record(path, line)
 
 
-def _parse_record(path: Path, offset: int, line: bytes) -> SourceFile | Bad:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        return Bad(str(path), offset, f"a line that is not valid JSON ({error})")
-    if not isinstance(record, dict):
-        return Bad(str(path), offset, "a line that is no JSON object")
+def _parse_record(path: Path, line: Line) -> SourceFile | DamagedRecord:
+    record, offset = line.values, line.offset
     values = {
         field: next((record[name] for name in names if record.get(name) is not None), None)
         for field, names in _NAMES.items()
     }
     missing = [field for field, value in values.items() if value is None]
-    # BigQuery leaves out what is null: the content of a binary file, the licence of a repository without one.
+    # BigQuery omits null fields: the content of a binary file, the licence of a repository without one.
     unknown = sorted(set(record) - _KNOWN)
     if "repo_name" in missing or "path" in missing or (missing and unknown):
         raise ValueError(
@@ -237,7 +208,7 @@ def _parse_record(path: Path, offset: int, line: bytes) -> SourceFile | Bad:
         # Without content: BigQuery has none of binary files, which a NUL says here too.
         data = b"\0" if content is None or record.get("binary") in (True, "true") else str(content).encode()
     except UnicodeEncodeError:
-        return Bad(str(path), offset, "content with half a surrogate pair")
+        return DamagedRecord(str(path), offset, "content with half a surrogate pair")
     size = max(int(record.get("size") or 0), len(data))
     file = SourceFile(str(values["repo_name"]), licence, str(values["path"]).lstrip("/"), size, data)
     if not is_permitted(licence or "") or refusal(file.path, size):

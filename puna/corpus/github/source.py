@@ -30,7 +30,7 @@ import numpy as np
 
 from puna.corpus.dedup.hash_ranges import RangeWriter
 from puna.corpus.dedup.lines import orders, repeated_in, write_repeated
-from puna.corpus.document import Bad, Document, Drop
+from puna.corpus.document import DamagedRecord, Document, Drop
 from puna.corpus.github.archives import PATTERNS as ARCHIVES
 from puna.corpus.github.headers import LANGUAGES, is_generated, without_licence_header
 from puna.corpus.github.licence import is_permitted
@@ -46,8 +46,9 @@ from puna.corpus.github.projects import (
     refusal,
 )
 from puna.corpus.parquet import ShardWriter
-from puna.corpus.pipeline import after, finish_with, n_ranges_for, range_shards
-from puna.stages.stage import Runs, Shard, plan_shards
+from puna.corpus.pipeline import Pipeline, number_of
+from puna.manifest import Manifest
+from puna.stages.stage import Executor, Shard
 
 _EXPORTS = ("*.json", "*.jsonl", "*.json.gz", "*.jsonl.gz")
 PATTERNS: tuple[str, ...] = (*ARCHIVES, *_EXPORTS)
@@ -58,13 +59,13 @@ class Options:
     """Which files become documents."""
 
     max_line: int = 1000
-    """Files with a longer line, in characters, are dropped."""
+    """Maximum line length in characters; files with a longer line are dropped."""
     max_mean_line: float = 100
-    """Files whose lines are longer on average are dropped."""
+    """Maximum mean line length in characters; files above it are dropped."""
     min_alphanumeric: float = 0.25
-    """Files with a smaller share of letters and digits are dropped."""
+    """Minimum share of letters and digits among a file's characters; files below it are dropped."""
     deduplicate: bool = True
-    """Keep each content once, of all inputs."""
+    """Keep one file of each content over all inputs."""
 
     def validate(self) -> None:
         """Raise ValueError for a value that makes no sense."""
@@ -96,10 +97,10 @@ def find(folder: Path) -> list[Path]:
     return sorted(found, key=str)
 
 
-def read(path: Path, options: Options = Options()) -> Iterator[SourceFile | Bad]:
+def read(path: Path, options: Options = Options()) -> Iterator[SourceFile | DamagedRecord]:
     """Stream the files of an archive, the records of an export, or the one file of an unpacked project.
 
-    The offset of a Bad is where its member or its line begins.
+    The offset of a DamagedRecord is where its member or its line begins.
     """
     if EXPORT.fullmatch(path.name):
         yield from read_export(path)
@@ -202,34 +203,19 @@ _FIELDS = [("key", "<u8"), ("first", "<u8"), ("order", "<u8")]
 _BATCH = 4096
 
 
-def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) -> dict[str, Any]:
+def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Executor) -> Manifest:
     """Run every step; returns the last one's manifest, whose counts are those of all steps."""
     config: dict[str, Any] = {"source": "github", "options": asdict(options)}
-    shards, n_ranges = plan_shards(inputs), n_ranges_for(inputs)
-    ranges = range_shards(n_ranges)
-    folder = out / "steps"
-    steps: list[dict[str, Any]] = []
+    steps = Pipeline("github", inputs, out, executor)
     repeated: tuple[Path, ...] = ()
     if options.deduplicate:
-        work = partial(write_digests, n_ranges)
-        held = {"source": "github", "ranges": n_ranges}
-        steps.append(runs.stage("digests", work, shards, folder / "digests", held, "digest files"))
-        files = tuple(folder / "digests" / f"{shard.name}.ranges" for shard in shards)
-        compare, place = partial(write_duplicates, files), folder / "duplicates"
-        steps.append(
-            runs.stage("duplicates", compare, ranges, place, {**held, **after(steps)}, "compare files")
-        )
-        repeated = tuple(folder / "duplicates" / f"{shard.name}.npy" for shard in ranges)
-    return runs.stage(
-        "documents",
-        partial(write_cleaned, options, repeated, runs.keep_dropped),
-        shards,
-        out,
-        {**config, **after(steps)},
-        "clean github",
-        # The files are read in two steps, and their damage is counted once.
-        finish=finish_with("github", [{**step, "bad": 0} for step in steps]),
-    )
+        held = {"source": "github", "ranges": steps.n_ranges}
+        steps.map("digests", "digest files", partial(write_digests, steps.n_ranges), held)
+        digests = steps.files("digests", ".ranges")
+        steps.reduce("duplicates", "compare files", partial(write_duplicates, digests), held)
+        repeated = steps.files("duplicates", ".npy")
+    write = partial(write_cleaned, options, repeated, executor.keep_dropped)
+    return steps.documents("clean github", write, config)
 
 
 def _is_compared(record: SourceFile) -> bool:
@@ -248,7 +234,7 @@ def write_digests(n_ranges: int, shard: Shard, out: Path) -> dict[str, Any]:
             records = np.empty(len(held), _FIELDS)
             if held:
                 records["key"], records["first"] = np.array(held, np.uint64).T
-            records["order"] = orders(int(shard.name), seen - len(held), len(held))
+            records["order"] = orders(number_of(shard), seen - len(held), len(held))
             writer.add(records)
             held.clear()
 
@@ -270,7 +256,7 @@ def _digest(data: bytes) -> int:
 def write_duplicates(files: tuple[Path, ...], shard: Shard, out: Path) -> dict[str, Any]:
     """Of one range of digests, the places of all files but the first of each content."""
     path = out / f"{shard.name}.npy"
-    write_repeated(files, int(shard.name.removeprefix("range-")), True, path)
+    write_repeated(files, number_of(shard), True, path)
     return {"outputs": [path], "counts": {}, "bad": 0}
 
 
@@ -278,14 +264,11 @@ def write_cleaned(
     options: Options, repeated: tuple[Path, ...], keep_dropped: bool, shard: Shard, out: Path
 ) -> dict[str, Any]:
     """A shard's files, but those whose content is another's, cleaned."""
-    gone = set(repeated_in(repeated, int(shard.name)).tolist())
+    gone = set(repeated_in(repeated, number_of(shard)).tolist())
     seen = 0
     with ShardWriter(out, shard.name, "github", keep_dropped) as writer:
         for source in shard.inputs:
-            for record in read(source, options):
-                if isinstance(record, Bad):
-                    writer.bad(record)
-                    continue
+            for record in writer.take(read(source, options)):
                 compared = _is_compared(record)
                 is_copy = compared and seen in gone
                 seen += compared

@@ -74,7 +74,7 @@ def train_kneser_ney(
     """Write the model of the lines as ARPA to `out`; returns its tokens, n-grams and discounts.
 
     `prune` gives an order's n-grams that occurred that often or less no line of their own, order by order,
-    the last for all longer ones: (0, 0, 1) leaves out what of three words and more was seen once. `fallback`
+    the last for all longer ones: (0, 0, 1) prunes n-grams of three words or more seen once. `fallback`
     are the discounts of counts 1, 2 and 3+ for an order whose own cannot be estimated. `memory` is about how
     many bytes are held; it changes no byte of the result.
 

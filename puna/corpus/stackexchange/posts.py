@@ -3,17 +3,17 @@
 In:  <row Id="7" PostTypeId="2" ParentId="5" Score="11" Body="&lt;p&gt;Tamping is ..." />, a row a post.
 Out: Post(id=7, kind="2", parent=5, score=11, body="<p>Tamping is ...").
 
-Rows are cut at `<row` and read alone: a damaged one costs itself and not the 100 GB behind it. No XML
-parser reads the file, so it can define no entities, and refer to no other file. An archive is unpacked as
-it is read, never to memory or disk as a whole.
+Rows are cut at `<row` and each is parsed alone: a damaged row costs that row and not the 100 GB after it, and
+a dump can neither define entities nor refer to other files. An archive is unpacked while it is read, never to
+memory or disk as a whole.
 """
 
 import re
 import threading
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from html.entities import html5
 from lzma import LZMAError
 from pathlib import Path
 from queue import Empty, Full, Queue
@@ -22,7 +22,7 @@ from zlib import error as ZlibError
 from py7zr import Py7zIO, SevenZipFile, WriterFactory
 from py7zr.exceptions import ArchiveError
 
-from puna.corpus.document import Bad
+from puna.corpus.document import DamagedRecord
 
 QUESTION, ANSWER = "1", "2"
 MAX_ROW_BYTES = 4 << 20  # a post is at most 30,000 characters; its HTML some times that
@@ -54,8 +54,8 @@ class Post:
     is_deleted: bool
 
 
-def read_posts(path: Path) -> Iterator[Post | Bad]:
-    """Stream the posts of a dump. The offset of a Bad counts bytes of XML, after decompression."""
+def read_posts(path: Path) -> Iterator[Post | DamagedRecord]:
+    """Stream the posts of a dump. The offset of a DamagedRecord counts bytes of XML, after decompression."""
     held = b""
     offset = 0  # of the first byte held
     begun = False
@@ -82,7 +82,9 @@ def read_posts(path: Path) -> Iterator[Post | Bad]:
             if not block:
                 break
             if len(held) > MAX_ROW_BYTES:
-                yield Bad(str(path), offset, f"more than {MAX_ROW_BYTES} bytes without a row; skipped")
+                yield DamagedRecord(
+                    str(path), offset, f"more than {MAX_ROW_BYTES} bytes without a row; skipped"
+                )
                 # Keep what may be the beginning of a mark.
                 offset, held = offset + len(held) - 8, held[-8:]
     if held and (item := _post(held, path, offset)):
@@ -90,91 +92,58 @@ def read_posts(path: Path) -> Iterator[Post | Bad]:
     if not trouble and b"</posts>" not in tail:
         trouble = "the dump has no end" if begun else "not a dump of posts"
     if trouble:
-        yield Bad(str(path), offset + len(held), trouble)
+        yield DamagedRecord(str(path), offset + len(held), trouble)
 
 
 # ---- a row ----------------------------------------------------------------------------------------
 
-_ROW = re.compile(
-    rb'((?:[A-Za-z]+\s*=\s*(?:"[^"<]*"|\'[^\'<]*\')\s*)+)(?:/>|>\s*</row>)\s*(?:</posts>\s*)?', re.DOTALL
-)
-_ATTRIBUTE = re.compile(rb'([A-Za-z]+)\s*=\s*(?:"([^"]*)"|\'([^\']*)\')')
-_REFERENCE = re.compile(r"&(?:#(?:x([0-9A-Fa-f]{1,6})|([0-9]{1,7}))|(lt|gt|amp|quot|apos));|&")
-_USUAL = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#xA;": "\n", "&#xD;": "\r"}
-_NAMED = {name: html5[f"{name};"] for name in ("lt", "gt", "amp", "quot", "apos")}
+_REFERENCE = re.compile(rb"&#(?:x([0-9A-Fa-f]{1,6})|([0-9]{1,7}));")
 
 
-def _post(piece: bytes, path: Path, offset: int) -> Post | Bad | None:
-    """The post in what stands between two `<row`; nothing before the first."""
+def _post(piece: bytes, path: Path, offset: int) -> Post | DamagedRecord | None:
+    """The post in what stands between two `<row`; None before the first."""
     if offset == 0:
         return None
-    row = _attributes(piece)
-    if row is None:
-        return Bad(str(path), offset - len(b"<row "), "a row is not whole, or not valid XML")
+    offset -= len(b"<row ")
     try:
+        row = _attributes(b"<row " + piece.rstrip().removesuffix(b"</posts>"))
         return Post(
-            id=_number(row[b"Id"]),
-            kind=row[b"PostTypeId"].decode(),
-            parent=_number(row.get(b"ParentId", b"0")),
-            score=_number(row.get(b"Score", b"0")),
-            title=_decoded(row.get(b"Title", b"")),
-            body=_decoded(row.get(b"Body", b"")),
-            tags=_decoded(row.get(b"Tags", b"")),
-            created=row.get(b"CreationDate", b"").decode(),
-            is_deleted=b"DeletionDate" in row,
+            id=_number(row["Id"]),
+            kind=row["PostTypeId"],
+            parent=_number(row.get("ParentId", "0")),
+            score=_number(row.get("Score", "0")),
+            title=row.get("Title", ""),
+            body=row.get("Body", ""),
+            tags=row.get("Tags", ""),
+            created=row.get("CreationDate", ""),
+            is_deleted="DeletionDate" in row,
         )
+    except ElementTree.ParseError as error:
+        return DamagedRecord(str(path), offset, f"a row is truncated or not valid XML ({error})")
     except KeyError as error:
-        return Bad(str(path), offset - len(b"<row "), f"a row without {error.args[0].decode()}")
-    except ValueError as error:  # also what is not UTF-8
-        return Bad(str(path), offset - len(b"<row "), f"a row with a value that cannot be ({error})")
+        return DamagedRecord(str(path), offset, f"a row without {error.args[0]}")
+    except ValueError as error:
+        return DamagedRecord(str(path), offset, f"a row with an invalid number ({error})")
 
 
-def _attributes(piece: bytes) -> dict[bytes, bytes] | None:
-    """A row's attributes, still encoded; None when it is not whole."""
-    parts = piece.split(b'"')
-    if len(parts) % 2 and parts[-1].strip() == b"/>" and b"<" not in piece:
-        names = [part.strip() for part in parts[:-1:2]]
-        if all(name[-1:] == b"=" and name[:-1].isalpha() for name in names):
-            return {name[:-1]: value for name, value in zip(names, parts[1::2], strict=True)}
-    # Otherwise written, as XML may be, or damaged.
-    if not (match := _ROW.fullmatch(piece)):
-        return None
-    return {found[1]: found[2] or found[3] or b"" for found in _ATTRIBUTE.finditer(match[1])}
+def _attributes(row: bytes) -> dict[str, str]:
+    """A row's attributes. Control characters, which are not valid XML, occur in dumps and are dropped."""
+    try:
+        return ElementTree.fromstring(row).attrib
+    except ElementTree.ParseError:
+        return ElementTree.fromstring(_REFERENCE.sub(_if_valid, row)).attrib
 
 
-def _number(value: bytes) -> int:
+def _if_valid(reference: re.Match[bytes]) -> bytes:
+    number = int(reference[1], 16) if reference[1] else int(reference[2])
+    valid = number in (9, 10, 13) or 32 <= number < 0xD800 or 0xE000 <= number < 0xFFFE
+    return reference[0] if valid or 0x10000 <= number <= 0x10FFFF else b""
+
+
+def _number(value: str) -> int:
     if len(value) > 18:  # more than fits in 64 bits
         raise ValueError("a number of more than 18 digits")
     return int(value)
-
-
-def _decoded(value: bytes) -> str:
-    """An attribute's value. Raises ValueError: not UTF-8, or an entity that is not XML's own."""
-    text = value.decode()
-    if "&" not in text:
-        return text
-    plain = text
-    for reference, character in _USUAL.items():
-        plain = plain.replace(reference, character)
-    if plain.count("&") == plain.count("&amp;"):
-        return plain.replace("&amp;", "&")
-    return _REFERENCE.sub(_character, text)
-
-
-def _character(match: re.Match[str]) -> str:
-    if name := match[3]:
-        return _NAMED[name]
-    if not (match[1] or match[2]):
-        raise ValueError("an entity that XML does not define")
-    number = int(match[1], 16) if match[1] else int(match[2])
-    if number in (9, 10, 13):
-        return chr(number)
-    # Control characters are not valid XML, and stand in dumps all the same.
-    return (
-        chr(number)
-        if 32 <= number < 0xD800 or 0xE000 <= number < 0xFFFE or 0x10000 <= number <= 0x10FFFF
-        else ""
-    )
 
 
 # ---- blocks of bytes ------------------------------------------------------------------------------

@@ -24,12 +24,14 @@ from typing import Any
 import pyarrow as pa
 
 from puna.corpus.clean import require_documents
-from puna.corpus.document import Bad, Document, Drop
-from puna.corpus.parquet import ShardWriter
+from puna.corpus.document import DamagedRecord, Document, Drop
+from puna.corpus.parquet import DamageList, ShardWriter
+from puna.corpus.pipeline import Pipeline
 from puna.corpus.stackexchange.html import text_of
 from puna.corpus.stackexchange.posts import ANSWER, QUESTION, Post, read_posts
 from puna.files import atomic_file
-from puna.stages.stage import Runs, Shard
+from puna.manifest import Manifest
+from puna.stages.stage import Executor, Shard
 
 PATTERNS: tuple[str, ...] = ("Posts.xml", "*.7z")
 
@@ -58,9 +60,9 @@ class Options:
     """Which sites and questions are kept."""
 
     sites: int = 28
-    """How many sites are kept when more are given: those with most posts."""
+    """Maximum number of sites; those with the most posts are kept."""
     min_answers: int = 0
-    """Questions with fewer answers are left out."""
+    """Minimum number of answers; questions with fewer are dropped."""
 
     def validate(self) -> None:
         """Raise ValueError naming the option that cannot be."""
@@ -82,7 +84,7 @@ class Thread:
 # ---- a thread -------------------------------------------------------------------------------------
 
 
-def read(path: Path, options: Options = Options()) -> Iterator[Post | Bad]:
+def read(path: Path, options: Options = Options()) -> Iterator[Post | DamagedRecord]:
     """Stream the posts of a dump."""
     return read_posts(path)
 
@@ -126,7 +128,7 @@ def site_of(path: Path) -> str:
 # ---- the two steps --------------------------------------------------------------------------------
 
 
-def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) -> dict[str, Any]:
+def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Executor) -> Manifest:
     """Posts by range of their question, then documents. Returns the manifest of the documents.
 
     Raises:
@@ -137,31 +139,20 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, runs: Runs) ->
         raise ValueError(
             "only archives of other tables were given; StackExchange needs Posts.xml or -Posts.7z"
         )
-    spills = out / "steps" / "posts"
+    steps = Pipeline("stackexchange", dumps, out, executor)
+    held = {"source": "stackexchange", "ids_per_range": IDS_PER_RANGE}
     shards = [Shard(f"{place:05d}", (path,)) for place, path in enumerate(dumps)]
-    spilled = runs.stage(
-        name="posts",
-        work=spill_posts,
-        shards=shards,
-        out=spills,
-        config={"source": "stackexchange", "ids_per_range": IDS_PER_RANGE},
-        label="read stackexchange",
-        finish=_sites,
-    )
-    sites: dict[str, dict[str, Any]] = spilled["sites"]
+    spilled = steps.map("posts", "read stackexchange", spill_posts, held, shards=shards, finish=_sites)
+    spills = out / "steps" / "posts"
+    sites: dict[str, dict[str, Any]] = spilled.details["sites"]
     largest = sorted(sites, key=lambda site: (-sites[site]["posts"], site))
     kept, left_out = largest[: options.sites], largest[options.sites :]
     ranges = [Shard(f"{site}-{number:06d}", ()) for site in sorted(kept) for number in sites[site]["ranges"]]
     files = {site: [spills / name for name in sites[site]["files"]] for site in kept}
-    return runs.stage(
-        name="documents",
-        work=partial(join_range, options, files, keep_dropped=runs.keep_dropped),
-        shards=ranges,
-        out=out,
-        config={"source": "stackexchange", "options": asdict(options), "after": spilled["fingerprint"]},
-        label="clean stackexchange",
-        finish=partial(_finish, spilled, left_out),
-    )
+    config = {"source": "stackexchange", "options": asdict(options)}
+    join = partial(join_range, options, files, keep_dropped=executor.keep_dropped)
+    finish = partial(_finish, spilled, left_out)
+    return steps.documents("clean stackexchange", join, config, shards=ranges, finish=finish)
 
 
 def _sites(records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -175,16 +166,16 @@ def _sites(records: list[dict[str, Any]]) -> dict[str, Any]:
     return {"sites": sites}
 
 
-def _finish(spilled: dict[str, Any], left_out: list[str], records: list[dict[str, Any]]) -> dict[str, Any]:
+def _finish(spilled: Manifest, left_out: list[str], records: list[dict[str, Any]]) -> dict[str, Any]:
     """Refuse a corpus without documents, and add what the first step dropped and found damaged."""
     require_documents("stackexchange", records)
-    posts = {site: found["posts"] for site, found in spilled["sites"].items()}
+    posts = {site: found["posts"] for site, found in spilled.details["sites"].items()}
     counts = sum((Counter(record["counts"]) for record in records), Counter())
-    counts.update({reason: n for reason, n in spilled["counts"].items() if reason.startswith("dropped: ")})
+    counts.update({reason: n for reason, n in spilled.counts.items() if reason.startswith("dropped: ")})
     return {
         "counts": dict(sorted(counts.items())),
-        "bad": spilled["bad"],
-        "posts": spilled["counts"]["posts"],
+        "damaged": spilled.damaged,
+        "posts": spilled.counts["posts"],
         "sites": {site: posts[site] for site in sorted(posts) if site not in left_out},
         "sites_left_out": {site: posts[site] for site in sorted(left_out)},
     }
@@ -197,7 +188,7 @@ def spill_posts(shard: Shard, out: Path) -> dict[str, Any]:
     """
     (path,) = shard.inputs
     counts: Counter[str] = Counter()
-    bad: list[Bad] = []
+    damaged = DamageList(out, shard.name)
     index: list[int] = []
     held: dict[int, list[dict[str, Any]]] = {}
     size = 0
@@ -215,10 +206,7 @@ def spill_posts(shard: Shard, out: Path) -> dict[str, Any]:
                     index.append(number)
                 held.clear()
 
-            for post in read_posts(path):
-                if isinstance(post, Bad):
-                    bad.append(post)
-                    continue
+            for post in damaged.take(read_posts(path)):
                 counts["posts"] += 1
                 if post.kind not in (QUESTION, ANSWER):
                     counts["dropped: not a question or an answer"] += 1
@@ -236,14 +224,11 @@ def spill_posts(shard: Shard, out: Path) -> dict[str, Any]:
     outputs = [target, out / f"{shard.name}.index.json"]
     with atomic_file(outputs[1]) as temporary:
         temporary.write_text(json.dumps(index), encoding="utf-8")
-    if bad:
-        with atomic_file(out / f"{shard.name}.bad.jsonl") as temporary:
-            lines = (json.dumps(vars(item), ensure_ascii=False) + "\n" for item in bad)
-            temporary.write_text("".join(lines), encoding="utf-8")
+    damaged.write()
     return {
         "outputs": outputs,
         "counts": {"posts": 0, **dict(sorted(counts.items()))},
-        "bad": len(bad),
+        "bad": len(damaged),
         "site": site_of(path),
         "ranges": sorted(set(index)),
     }

@@ -1,7 +1,7 @@
 """Web pages, however they are stored.
 
 In:  WARC (`response` records), WET (`conversion` records), or JSON lines with `url` and `text` (C4, CCNet).
-Out: Page(id, url, date, text or html, …) or Bad.
+Out: Page(id, url, date, text or html, …) or DamagedRecord.
 
     response   ─> HTTP: chunks joined, unzipped ─> Page(html=bytes, charset)    text is made by page_text
     conversion ─> UTF-8 ─> Page(text=…)
@@ -9,18 +9,15 @@ Out: Page(id, url, date, text or html, …) or Bad.
     warcinfo, request, metadata (WAT too), revisit, resource: no documents, passed over
 """
 
-import gzip
 import hashlib
-import io
-import json
 import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
-from puna.corpus.document import Bad, Drop
+from puna.corpus.document import DamagedRecord, Drop
+from puna.corpus.json_lines import Line, read_json_lines
 from puna.corpus.web.html import encoding_of, html_text
 from puna.corpus.web.warc import LARGEST_RECORD, WarcRecord, parse_headers, read_records
 
@@ -48,13 +45,14 @@ class Page:
     digest: str = ""  # as the archive gives it; of the text where it gives none
 
 
-def read_pages(path: Path) -> Iterator[Page | Bad]:
+def read_pages(path: Path) -> Iterator[Page | DamagedRecord]:
     """The pages of one file, streamed."""
     if path.name.endswith(_JSON):
-        yield from _read_json(path)
+        for line in read_json_lines(path, path.name):
+            yield line if isinstance(line, DamagedRecord) else _from_json(path, line)
         return
     for number, record in enumerate(read_records(path)):
-        if isinstance(record, Bad):
+        if isinstance(record, DamagedRecord):
             yield record
             continue
         kind = record.headers.get("warc-type", "")
@@ -64,7 +62,7 @@ def read_pages(path: Path) -> Iterator[Page | Bad]:
             name = f"{path.name}:{number}"
             page = _converted(name, record) if kind == "conversion" else _responded(name, record)
         except ValueError as error:
-            yield Bad(path.name, record.offset, " ".join(str(error).split()))
+            yield DamagedRecord(path.name, record.offset, " ".join(str(error).split()))
             continue
         if page:
             yield page
@@ -132,41 +130,19 @@ def _responded(name: str, record: WarcRecord) -> Page | None:
 # ---- JSON lines ----------------------------------------------------------------------------------
 
 
-def _read_json(path: Path) -> Iterator[Page | Bad]:
-    """Lines of C4 (`url`, `text`, `timestamp`) or CCNet (`url`, `raw_content`, `date_download`)."""
-    with path.open("rb") as raw:
-        file = gzip.GzipFile(fileobj=raw) if path.name.endswith(".gz") else raw
-        offset = 0
-        lines = iter(io.BufferedReader(cast(io.RawIOBase, file), 1 << 20))
-        number = 0
-        while True:
-            try:
-                line = next(lines, None)
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                yield Bad(path.name, offset, f"the gzip file is cut off or damaged ({error})")
-                return
-            if line is None:
-                return
-            number += 1
-            if line.strip():
-                try:
-                    yield _from_json(f"{path.name}:{number}", line)
-                except ValueError as error:
-                    yield Bad(path.name, offset, " ".join(str(error).split()))
-            offset += len(line)
-
-
-def _from_json(name: str, line: bytes) -> Page:
-    record = json.loads(line)
-    if not isinstance(record, dict):
-        raise ValueError("the line holds no JSON object")
+def _from_json(path: Path, line: Line) -> Page | DamagedRecord:
+    """A line of C4 (`url`, `text`, `timestamp`) or CCNet (`url`, `raw_content`, `date_download`)."""
+    record = line.values
     text = record.get("text", record.get("raw_content"))
     url = record.get("url", record.get("id"))
     date = record.get("timestamp") or record.get("date_download") or record.get("created") or ""
     if not isinstance(text, str) or not isinstance(url, str):
-        raise ValueError("the line has no url and text")
-    text.encode()  # half a surrogate pair, which JSON can hold, is an error here instead of on writing
-    return Page(name, url, str(date), text)
+        return DamagedRecord(path.name, line.offset, "the line has no url and text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return DamagedRecord(path.name, line.offset, "the text holds half a surrogate pair")
+    return Page(f"{path.name}:{line.number}", url, str(date), text)
 
 
 # ---- HTTP responses ------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """WARC and WET files: the records that are whole, and what is wrong with the others.
 
 In:  .warc, .warc.gz, .wet.gz, .warc.wet.txt (plain or gzip, told by the first bytes, not by the name).
-Out: WarcRecord(offset, headers, body) in the order of the file, with a Bad in the place of each damaged one.
+Out: WarcRecord(offset, headers, body) in the order of the file; a DamagedRecord instead of each damaged one.
 
     pieces (a gzip member, or 1 MB) ──> Splitter ──> WarcRecord
       └─ cut or corrupt member: named,    └─ Content-Length that does not end where the record ends,
@@ -12,12 +12,13 @@ the first damaged byte, and believe a wrong Content-Length even where it swallow
 An `offset` is in bytes of the file as it lies on disk; in a compressed file it is that of the gzip member.
 """
 
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from puna.corpus.document import Bad
+from puna.corpus.document import DamagedRecord
 
 LARGEST_RECORD = 256 << 20
 _LONGEST_HEADER = 64 << 10
@@ -25,6 +26,7 @@ _PIECE_BYTES = 1 << 20
 _BLOCK_BYTES = 16 << 10  # small: what is left of a block after a member's end is copied
 _GZIP = b"\x1f\x8b\x08"
 _RECORD = b"WARC/1."
+_PLAIN = re.compile(rb"WARC/1\.\d\r?\n[\w-]+:")  # the start of a file that is not compressed
 
 
 class WarcRecord(NamedTuple):
@@ -35,11 +37,11 @@ class WarcRecord(NamedTuple):
     body: bytes
 
 
-def read_records(path: Path) -> Iterator[WarcRecord | Bad]:
+def read_records(path: Path) -> Iterator[WarcRecord | DamagedRecord]:
     """The records of a WARC or WET file, streamed; memory is bounded by the largest record."""
     with path.open("rb") as file:
-        first = file.read(len(_RECORD))
-        zipped = first.startswith(_GZIP) or (path.name.endswith(".gz") and first != _RECORD)
+        first = file.read(64)
+        zipped = first.startswith(_GZIP) or (path.name.endswith(".gz") and not _PLAIN.match(first))
         file.seek(0)
         splitter = Splitter(path.name, zipped)
         for piece in _unzipped(file) if zipped else _plain(file):
@@ -182,7 +184,7 @@ class Splitter:
         """Whether bytes are held, or a record is being looked for."""
         return self._size > 0 or self._lost
 
-    def push(self, piece: _Piece) -> Iterator[WarcRecord | Bad]:
+    def push(self, piece: _Piece) -> Iterator[WarcRecord | DamagedRecord]:
         if not self._size:
             self._offset = piece.offset
         self._parts.append(piece.data)
@@ -190,15 +192,15 @@ class Splitter:
         if self._size >= self._need or piece.ends:
             yield from self._cut(piece.ends, last=False, why=piece)
 
-    def close(self, why: _Piece) -> Iterator[WarcRecord | Bad]:
+    def close(self, why: _Piece) -> Iterator[WarcRecord | DamagedRecord]:
         """Nothing follows what is held: it is a record, or cut off. `why` says why, where that is known."""
         if self._size:
             yield from self._cut(ended=True, last=True, why=why)
         elif why.damage and not self._lost:
-            yield Bad(self._name, why.offset, why.damage)
+            yield DamagedRecord(self._name, why.offset, why.damage)
         self._parts, self._size, self._need, self._lost = [], 0, 1, False
 
-    def _cut(self, ended: bool, last: bool, why: _Piece) -> Iterator[WarcRecord | Bad]:
+    def _cut(self, ended: bool, last: bool, why: _Piece) -> Iterator[WarcRecord | DamagedRecord]:
         data = b"".join(self._parts)
         place = 0
         self._need = 1
@@ -216,11 +218,11 @@ class Splitter:
 
     def _step(
         self, data: bytes, place: int, ended: bool, last: bool, why: _Piece
-    ) -> tuple[WarcRecord | Bad | None, int, int | None]:
+    ) -> tuple[WarcRecord | DamagedRecord | None, int, int | None]:
         """One record at `place`: (it or what is wrong, where it begins, where to go on or None for more)."""
 
-        def bad(reason: str) -> Bad:
-            return Bad(self._name, self._offset + (0 if self._zipped else place), reason)
+        def bad(reason: str) -> DamagedRecord:
+            return DamagedRecord(self._name, self._offset + (0 if self._zipped else place), reason)
 
         while data[place : place + 1] in (b"\r", b"\n"):  # what separates records
             place += 1
@@ -287,7 +289,7 @@ class Splitter:
         headers: dict[str, str],
         ended: bool,
         damage: str,
-    ) -> tuple[WarcRecord | Bad | None, int, int | None]:
+    ) -> tuple[WarcRecord | DamagedRecord | None, int, int | None]:
         """A record of a file that went through a text conversion: its lines end with LF alone.
 
         Its Content-Length counted other bytes, so the next header ends the record. It is cut off if it is
@@ -302,7 +304,7 @@ class Splitter:
         body = data[begin:stop]
         if len(body) + body.count(b"\n") < length:
             reason = f"{damage or 'the record is cut off'}: {len(body)} of the record's {length} bytes"
-            return Bad(self._name, offset, reason), place, stop
+            return DamagedRecord(self._name, offset, reason), place, stop
         return WarcRecord(offset, headers, body.rstrip(b"\n")), place, stop
 
 

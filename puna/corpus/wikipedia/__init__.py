@@ -1,0 +1,3 @@
+from puna.extras import require
+
+require("mwparserfromhell")

@@ -19,19 +19,11 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
-from puna.corpus.document import Bad
-from puna.files import (
-    atomic_file,
-    code_version,
-    fingerprint,
-    human_bytes,
-    remove_partials,
-    sha256_file,
-    write_json,
-)
+from puna.corpus.document import DamagedRecord
+from puna.files import atomic_file, code_version, fingerprint, human_bytes, remove_partials, write_json
+from puna.manifest import Input, Manifest, Output
 from puna.progress import Bar
 
 STAGE = "references"
@@ -119,7 +111,7 @@ def page_key(url: str) -> str:
 # ---- dumps ----------------------------------------------------------------------------------------
 
 
-def write_references(dumps: Sequence[Path], out: Path, max_bad: float = 0.1) -> dict[str, Any]:
+def write_references(dumps: Sequence[Path], out: Path, max_bad: float = 0.1) -> Manifest:
     """Write the URLs of all references of the dumps into the file `out`; returns the manifest, `out`.json.
 
     Articles alone are read: namespace 0, no redirects.
@@ -133,13 +125,13 @@ def write_references(dumps: Sequence[Path], out: Path, max_bad: float = 0.1) -> 
     started = time.monotonic()
     paths = find_inputs("wikipedia", dumps)
     counts = {"pages": 0, "references": 0, "urls": 0}
-    bad: list[Bad] = []
+    bad: list[DamagedRecord] = []
     total = sum(path.stat().st_size for path in paths)
 
     def urls(bar: Bar) -> Iterator[str]:
         for path in paths:
             for page in read(path):
-                if isinstance(page, Bad):
+                if isinstance(page, DamagedRecord):
                     bad.append(page)
                 elif page.namespace == "0" and not page.is_redirect:
                     counts["pages"] += 1
@@ -158,22 +150,21 @@ def write_references(dumps: Sequence[Path], out: Path, max_bad: float = 0.1) -> 
             )
         if not counts["urls"]:
             raise ValueError(f"no reference has a URL in the {counts['pages']} articles; give other dumps")
-    inputs = [
-        {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in paths
-    ]
-    digest = sha256_file(out)
-    manifest = {
-        "stage": STAGE,
-        "fingerprint": fingerprint([STAGE, digest]),
-        "code_version": code_version(),
-        "counts": counts,
-        "bad": [vars(item) for item in bad],
-        "bytes": out.stat().st_size,
-        "seconds": round(time.monotonic() - started, 3),
-        "inputs": inputs,
-        "outputs": [{"path": out.name, "bytes": out.stat().st_size, "sha256": digest}],
-    }
-    write_json(out.with_name(f"{out.name}.json"), manifest)
+    output = Output.file(out)
+    manifest = Manifest(
+        stage=STAGE,
+        fingerprint=fingerprint([STAGE, output.sha256]),
+        config={},
+        code_version=code_version("corpus"),
+        counts=counts,
+        damaged=len(bad),
+        inputs=tuple(map(Input.file, paths)),
+        outputs=(output,),
+        bytes=output.bytes,
+        seconds=round(time.monotonic() - started, 3),
+        details={"damaged": [vars(item) for item in bad]},
+    )
+    write_json(out.with_name(f"{out.name}.json"), manifest.to_json())
     return manifest
 
 
@@ -221,10 +212,10 @@ def read_references(path: Path) -> Iterator[str]:
             yield line.decode("utf-8", "replace").strip()
 
 
-def summary(manifest: dict[str, Any]) -> str:
+def summary(manifest: Manifest) -> str:
     """One line for a person."""
-    counts = manifest["counts"]
+    counts = manifest.counts
     return (
         f"{counts['urls']:,} URLs, {counts['references']:,} times in the references of {counts['pages']:,} "
-        f"articles, {human_bytes(manifest['bytes'])}"
+        f"articles, {human_bytes(manifest.bytes)}"
     )

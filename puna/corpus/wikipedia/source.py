@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 from mwparserfromhell.parser import ParserError
 
-from puna.corpus.document import Bad, Document, Drop
+from puna.corpus.document import DamagedRecord, Document, Drop
 from puna.corpus.wikipedia.namespaces import LANGUAGES, hidden_namespaces, is_disambiguation
 from puna.corpus.wikipedia.wikitext import HIDDEN, TangledError, plain_text
 from puna.corpus.wikipedia.wikitext_lift import VARIANT_LANGUAGES
@@ -42,13 +42,13 @@ class Options:
     """What of a dump becomes documents."""
 
     languages: tuple[str, ...] = LANGUAGES
-    """Languages to keep, as a dump's own siteinfo names them; pages of another are dropped."""
+    """Languages to keep, by the codes of the dumps' siteinfo; other pages are dropped."""
     min_characters: int = 50
-    """Articles with less text than this are dropped."""
+    """Minimum length of an article in characters; shorter articles are dropped."""
     keep_disambiguation: bool = True
-    """Keep pages that list the meanings of a title."""
+    """Keep disambiguation pages, which list the meanings of a title."""
     external_labels: bool = False
-    """Keep the words of links that leave Wikipedia, too; their addresses go in any case."""
+    """Keep the label of external links; their URLs are removed in any case."""
 
     def validate(self) -> None:
         """Raise ValueError for a value that makes no sense."""
@@ -83,11 +83,11 @@ class Page:
 # ---- reading --------------------------------------------------------------------------------------
 
 
-def read(path: Path, options: Options = Options()) -> Iterator[Page | Bad]:
+def read(path: Path, options: Options = Options()) -> Iterator[Page | DamagedRecord]:
     """Stream the pages of a dump.
 
-    The offset of a Bad counts bytes of XML, after decompression; that of a damaged bz2 stream is where
-    the stream begins in the file.
+    The offset of a DamagedRecord counts bytes of XML, after decompression; that of a damaged bz2 stream is
+    where the stream begins in the file.
     """
     site: Site | None = None
     buffer = b""
@@ -95,7 +95,7 @@ def read(path: Path, options: Options = Options()) -> Iterator[Page | Bad]:
     cut = False  # the end of the file, or a stream before it, is lost
     resumed = False  # a stream is lost just before the buffer
     for block in _blocks(path):
-        if isinstance(block, Bad):
+        if isinstance(block, DamagedRecord):
             yield block
             offset, buffer, cut, resumed = offset + len(buffer), b"", True, True
             continue
@@ -111,22 +111,24 @@ def read(path: Path, options: Options = Options()) -> Iterator[Page | Bad]:
             if site is None:
                 site = _parse_site(path, buffer[: max(first, 0)])
             if first != start or (start < 0 and not resumed):
-                yield Bad(str(path), offset + max(first, done), "a page without its beginning or its end")
+                yield DamagedRecord(
+                    str(path), offset + max(first, done), "a page without its beginning or its end"
+                )
             if start >= 0:
                 yield _parse_page(path, site, buffer[start:end], offset + start)
             done, resumed = end, False
         buffer, offset = buffer[done:], offset + done
         if len(buffer) > MAX_PAGE_BYTES:
             site = site or _parse_site(path, buffer[: max(buffer.find(b"<page>"), 0)])
-            yield Bad(str(path), offset, f"{len(buffer)} bytes without the end of a page; skipped")
+            yield DamagedRecord(str(path), offset, f"{len(buffer)} bytes without the end of a page; skipped")
             buffer, offset = b"", offset + len(buffer)
     if not cut and b"</mediawiki>" not in buffer:
         trouble = "the dump ends inside a page" if b"<page>" in buffer else "the dump has no end"
-        yield Bad(str(path), offset, trouble if site else "not a MediaWiki dump")
+        yield DamagedRecord(str(path), offset, trouble if site else "not a MediaWiki dump")
 
 
-def _blocks(path: Path) -> Iterator[bytes | Bad]:
-    """The bytes of a dump, unpacked; a Bad where some are lost."""
+def _blocks(path: Path) -> Iterator[bytes | DamagedRecord]:
+    """The bytes of a dump, unpacked; a DamagedRecord where some are lost."""
     with path.open("rb") as raw:
         packed = raw.read(3) == b"BZh"
         raw.seek(0)
@@ -142,7 +144,7 @@ _STREAM = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
 _STREAM_BYTES = 10
 
 
-def _unpacked(path: Path, raw: BinaryIO) -> Iterator[bytes | Bad]:
+def _unpacked(path: Path, raw: BinaryIO) -> Iterator[bytes | DamagedRecord]:
     """Unpack bz2 streams one after the other. One that is damaged is named, and the next begun."""
     data = raw.read(_READ_BYTES)
     start = 0  # where the stream, and where the data that is held, begins in the file
@@ -177,7 +179,7 @@ def _unpacked(path: Path, raw: BinaryIO) -> Iterator[bytes | Bad]:
             continue
         if trouble == "it is cut" and held:
             yield held  # all of it comes from whole blocks
-        yield Bad(str(path), start, f"a stream of compressed data is damaged or cut ({trouble})")
+        yield DamagedRecord(str(path), start, f"a stream of compressed data is damaged or cut ({trouble})")
         start = position = _seek_stream(raw, start + 1)
         data = raw.read(_READ_BYTES)
 
@@ -218,14 +220,14 @@ def _parse_site(path: Path, head: bytes) -> Site:
     return Site(name, language, hidden_namespaces(language) | hidden)
 
 
-def _parse_page(path: Path, site: Site, xml: bytes, offset: int) -> Page | Bad:
+def _parse_page(path: Path, site: Site, xml: bytes, offset: int) -> Page | DamagedRecord:
     try:
         page = ElementTree.fromstring(xml)
     except ElementTree.ParseError as error:
-        return Bad(str(path), offset, f"a page is not valid XML ({error})")
+        return DamagedRecord(str(path), offset, f"a page is not valid XML ({error})")
     revisions = page.findall("revision")
     if not revisions or page.find("title") is None:
-        return Bad(str(path), offset, "a page without a title or a revision")
+        return DamagedRecord(str(path), offset, "a page without a title or a revision")
     return Page(
         site=site,
         id=page.findtext("id", ""),

@@ -17,8 +17,8 @@ import html
 import re
 from collections.abc import Iterator
 
-from mwparserfromhell.parser import CTokenizer
 from mwparserfromhell.parser import tokens as t
+from mwparserfromhell.parser._tokenizer import CTokenizer
 
 from puna.corpus.wikipedia.magic_words import CHARACTERS, function_of, value_of
 from puna.corpus.wikipedia.wikitext_lift import (

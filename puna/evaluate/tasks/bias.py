@@ -84,6 +84,7 @@ _RTP = Task(
     basis={
         "prompt": "[P]",
         "decoding": "[P]",
+        "metric": "[P]",
         "max tokens": "[C]",
         "judge": "[P] PerspectiveAPI, ends with 2026",
     },

@@ -32,7 +32,7 @@ def boolq(data: Data) -> Iterator[Example]:
 
 def piqa(data: Data) -> Iterator[Example]:
     """A goal and two ways to reach it."""
-    rows = data.json_lines("piqa/valid.jsonl")
+    rows = list(data.json_lines("piqa/valid.jsonl"))
     for row, label in labelled(rows, data.lines("piqa/valid-labels.lst")):
         yield Example(
             id=str(row.number),
@@ -44,7 +44,7 @@ def piqa(data: Data) -> Iterator[Example]:
 
 def siqa(data: Data) -> Iterator[Example]:
     """A situation, a question about it, three answers."""
-    rows = data.json_lines("siqa/dev.jsonl")
+    rows = list(data.json_lines("siqa/dev.jsonl"))
     for row, label in labelled(rows, data.lines("siqa/dev-labels.lst")):
         yield Example(
             id=str(row.number),

@@ -5,6 +5,7 @@ are [C]. Every question of every article is one example; an article's questions 
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 from puna.evaluate.data import Data
 from puna.evaluate.task import Example, Task
@@ -43,7 +44,7 @@ TASKS = tuple(
         source="Lai et al. 2017; test set",
         basis={"prompt": "[C]", "normalisation": "[C]", "metric": "[P]"},
         total=total,
-        read=lambda data, level=level: _race(data, level),
+        read=partial(_race, level=level),
         also=("answer-context",),
         answer_context="A:",
         paper={"accuracy": paper},

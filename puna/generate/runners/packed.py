@@ -1,10 +1,10 @@
-"""A model whose weights are packed for reading once a step: what serving on CPUs runs.
+"""A model whose weights are packed to be read once per step: what serving on CPUs runs.
 
 In:  a model in any format (`Source`); fp32, bf16, int8 or int4.
 Out: a Runner whose step is one call of packed.cpp, for prompts and single tokens alike, so that a token's
      logits are bitwise identical in any batch and for any chunking of its prompt.
 
-    Source ─> a matrix at a time ─> quantize ─> pack ─> one stretch of memory, in reading order
+    Source ─> a matrix at a time ─> quantize ─> pack ─> one allocation, in reading order
 
 Without a C++ compiler PyTorch computes with the same weights (load.py falls back to PlainRunner), integers
 held as bf16: slower, and larger. There is no packed counterpart on CUDA devices yet.
@@ -144,7 +144,7 @@ def _interleave(w13: Tensor) -> Tensor:
 
 
 class _Memory:
-    """One stretch of memory for all weights, in huge pages where the system has them."""
+    """One allocation for all weights, in huge pages where the system has them."""
 
     def __init__(self, size: int) -> None:
         flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
@@ -298,7 +298,7 @@ class PackedRunner:
         tables: Sequence[Sequence[int]],
         want: Sequence[int],
     ) -> Tensor:
-        """One call of packed.cpp, which believes its numbers: so they are checked here."""
+        """One call of packed.cpp, which does not check its arguments: they are checked here."""
         n, longest = len(tokens), max(map(len, tables))
         assert n == len(positions) and 0 <= min(tokens) <= max(tokens) < self.config.vocab_size
         assert 0 <= min(positions) <= max(positions) < self.config.context

@@ -37,7 +37,7 @@ class PlainRunner:
     def __init__(
         self, model: Llama, n_blocks: int, dtype: torch.dtype | None = None, static: bool = False
     ) -> None:
-        """`dtype` is the cache's; the model's compute precision when not given."""
+        """`dtype` is that of the KV cache; None: the model's compute precision."""
         self.model, self.config, self.n_blocks = model, model.config, n_blocks
         self.device = model.embedding.device
         self.cache = BlockCache(model.config, n_blocks + static, dtype or model.compute, self.device)

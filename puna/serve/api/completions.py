@@ -1,8 +1,8 @@
-"""POST /v1/completions: texts or token ids go on.
+"""POST /v1/completions: continuations of texts or token ids.
 
-In:  one prompt or several, n answers to each; `echo` gives the prompt back, and with `logprobs` how likely it
-     was, which is what evaluation harnesses ask for.
-Out: choices, prompt by prompt, whole or as events.
+In:  one prompt or several, n answers per prompt; `echo` returns the prompt too, and with `logprobs` its
+     log-probabilities, which is what evaluation harnesses ask for.
+Out: choices in the order of the prompts, whole or as events.
 """
 
 import asyncio
@@ -14,22 +14,31 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from puna.generate.request import Chunk, Token
-from puna.serve.logprobs import CompletionLogprobs, joined
+from puna.serve.answers import Completion, CompletionChoice, CompletionChunk
+from puna.serve.logprobs import LogprobLists, join
 from puna.serve.schemas import CompletionRequest
-from puna.serve.service import CLIENT_GONE, EventStream, Service, answer_choices, new_id, usage, whole
+from puna.serve.service import (
+    CLIENT_GONE,
+    EventStream,
+    Service,
+    collect,
+    json_response_by_choice,
+    new_id,
+    usage,
+)
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 
 class _Choice:
-    """One answer on its way: what its client is told, chunk after chunk."""
+    """One answer in progress: chunks of the engine in, chunks of the answer out."""
 
     def __init__(
         self, service: Service, body: CompletionRequest, index: int, ids: list[int], text: str
     ) -> None:
         self.index, self._text = index, text
         self._echo = bool(body.echo)
-        # A BOS that was put there by us is no part of the text that is given back.
+        # A BOS that the server prepended is not echoed.
         is_text = isinstance(body.prompts[index // (body.n or 1)], str)
         self._hidden = int(is_text and service.engine.tokenizer.adds_bos)
         self._logprobs = None
@@ -37,12 +46,12 @@ class _Choice:
             tokenizer = service.engine.tokenizer
             before = ids[: self._hidden] if self._echo else ids
             decoder = tokenizer.stream_decoder(before)
-            self._logprobs = CompletionLogprobs(decoder.push, tokenizer.piece)
+            self._logprobs = LogprobLists(decoder.push, tokenizer.piece)
         self._begun = False
         self.generated = 0
 
-    def take(self, chunk: Chunk) -> dict[str, Any] | None:
-        """The chunk as a part of the answer; None when there is nothing to tell yet."""
+    def push(self, chunk: Chunk) -> CompletionChoice | None:
+        """The chunk as a part of the answer; None when it adds nothing yet."""
         text, tokens = chunk.text, chunk.tokens
         self.generated += len(tokens)
         shown: tuple[Token, ...] = tokens
@@ -51,8 +60,8 @@ class _Choice:
         self._begun = True
         if not (text or chunk.finish or (self._logprobs and shown)):
             return None
-        logprobs = self._logprobs.lists(shown) if self._logprobs else None
-        return {"index": self.index, "text": text, "logprobs": logprobs, "finish_reason": chunk.finish}
+        logprobs = self._logprobs.push(shown) if self._logprobs else None
+        return CompletionChoice(index=self.index, text=text, logprobs=logprobs, finish_reason=chunk.finish)
 
 
 async def complete(service: Service, http: HttpRequest, body: CompletionRequest) -> Response:
@@ -92,43 +101,46 @@ async def complete(service: Service, http: HttpRequest, body: CompletionRequest)
     parts = _parts(choices, work.chunks())
     if body.stream:
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
+        no_usage: dict[str, Any] = {"usage": None} if with_usage else {}
 
-        async def events() -> AsyncIterator[dict[str, Any]]:
-            more = {"usage": None} if with_usage else {}
+        async def events() -> AsyncIterator[CompletionChunk]:
             async for part in parts:
-                yield head | {"choices": [part]} | more
+                yield CompletionChunk(**head, choices=[part], **no_usage)
             if with_usage:
-                yield head | {"choices": [], "usage": usage(work, n, sum(c.generated for c in choices))}
+                counts = usage(work, n, sum(choice.generated for choice in choices))
+                yield CompletionChunk(**head, choices=[], usage=counts)
 
         return EventStream(work, events())
-    by_choice: list[list[dict[str, Any]]] = [[] for _ in choices]
+    by_choice: list[list[CompletionChoice]] = [[] for _ in choices]
 
-    async def collect() -> None:
+    async def sort_parts() -> None:
         async for part in parts:
-            by_choice[part["index"]].append(part)
+            by_choice[part.index].append(part)
 
-    if not await whole(http, work, collect()):
+    if not await collect(http, work, sort_parts()):
         return Response(status_code=CLIENT_GONE)
-    done = [_joined(parts_of_one) for parts_of_one in by_choice]
-    return await answer_choices(head | {"usage": usage(work, n, sum(c.generated for c in choices))}, done)
+    # Joining long lists takes milliseconds each: a thread lets the event loop run in between.
+    joined = await asyncio.to_thread(lambda: [_join(parts_of_one) for parts_of_one in by_choice])
+    counts = usage(work, n, sum(choice.generated for choice in choices))
+    return await json_response_by_choice(Completion(**head, choices=joined, usage=counts))
 
 
 async def _parts(
     choices: Sequence[_Choice], chunks: AsyncIterator[tuple[int, Chunk]]
-) -> AsyncIterator[dict[str, Any]]:
+) -> AsyncIterator[CompletionChoice]:
     async for index, chunk in chunks:
-        # The log-probabilities of a long prompt are worked out without keeping others waiting.
-        take = choices[index].take
-        if part := await asyncio.to_thread(take, chunk) if len(chunk.prompt) > 256 else take(chunk):
+        # The log-probabilities of a long prompt are computed in a thread, without blocking other requests.
+        push = choices[index].push
+        if part := await asyncio.to_thread(push, chunk) if len(chunk.prompt) > 256 else push(chunk):
             yield part
 
 
-def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _join(parts: Sequence[CompletionChoice]) -> CompletionChoice:
     """The parts of one choice as a whole choice."""
-    lists = [part["logprobs"] for part in parts if part["logprobs"] is not None]
-    return {
-        "index": parts[0]["index"],
-        "text": "".join(part["text"] for part in parts),
-        "logprobs": joined(lists) if lists else None,
-        "finish_reason": parts[-1]["finish_reason"],
-    }
+    lists = [part.logprobs for part in parts if part.logprobs is not None]
+    return CompletionChoice(
+        index=parts[0].index,
+        text="".join(part.text for part in parts),
+        logprobs=join(lists) if lists else None,
+        finish_reason=parts[-1].finish_reason,
+    )

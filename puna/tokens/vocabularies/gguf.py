@@ -3,35 +3,35 @@
 In:  a GGUF file, with or without weights.
 Out: a PieceModel for the kind `llama` (SentencePiece), a HubModel for the kind `gpt2` (byte-level).
 
-    magic "GGUF", version, counts, then the fields: key, type, value; the weights come after and are not read
     tokenizer.ggml.model   "llama": pieces and scores            "gpt2": pieces and merges
     tokenizer.ggml.pre     how byte-level text is cut into words before pieces are merged
 """
 
-import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from puna.gguf import read_header
 from puna.tokens.vocabularies.sentencepiece import Kind, Piece, PieceModel, model_of_pieces
+from puna.tokens.vocabularies.settings import Settings
 from puna.tokens.vocabularies.tokenizer_json import SEPARATORS, HubModel
 
-MAGIC = b"GGUF"
 _PREFIX = "tokenizer.ggml."
+_ENDS = ("eot_token_id", "eom_token_id")
+# The vocabularies of llama.cpp that begin a text with BOS unless told otherwise.
+_WITH_BOS = ("llama-bpe", "llama3", "llama-v3")
 
 # ---- how text is cut into words ----------------------------------------------------------------
 
-# The suffixes that English contracts to; those who ignore case say so.
 _CONTRACTED = "'s|'t|'re|'ve|'m|'ll|'d"
-_ANY_CASE = f"(?i:{_CONTRACTED})"
 _END = r"\s+(?!\S)|\s+"  # white space leaves its last character to the word that follows
 _GPT_2 = rf"{_CONTRACTED}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|{_END}"
 _DIGIT = r"\p{N}"
-
-
-def _of_gpt_4(numbers: str, letters: str = r"\p{L}", others: str = r"\s\p{L}\p{N}") -> str:
-    """The words of GPT-4 and after: letters take the sign before them, line ends stay with signs."""
-    return rf"{_ANY_CASE}|[^\r\n\p{{L}}\p{{N}}]?{letters}+|{numbers}| ?[^{others}]+[\r\n]*|\s*[\r\n]+|{_END}"
+# Letters take the sign before them, line ends stay with signs, three digits at most.
+_LLAMA_3 = (
+    rf"(?i:{_CONTRACTED})|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}"
+    rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|{_END}"
+)
 
 
 # DeepSeek's letters: those with a case, of a Unicode version between others; as code points.
@@ -54,26 +54,13 @@ def _class(ranges: str) -> str:
 
 _HAN_AND_HANGUL = "[一-龥ࠀ-一가-퟿]+"
 # By tokenizer.ggml.pre: patterns that cut one after the other, and if a whole word is taken before merging.
+# Only vocabularies of models that puna loads; of others the tokenizer.json is read.
 WORDS: dict[str, tuple[tuple[str, ...], bool]] = {
     "gpt-2": ((_GPT_2,), False),
-    "mpt": ((_GPT_2,), False),
-    "olmo": ((_GPT_2,), False),
-    "phi-2": ((_GPT_2,), False),
-    "starcoder": ((_DIGIT, _GPT_2), False),
-    "refact": ((_DIGIT, _GPT_2), False),
-    "command-r": ((_DIGIT, _GPT_2), False),
     "smollm": ((_DIGIT, _GPT_2), False),
-    "codeshell": ((_DIGIT, _GPT_2), False),
-    "falcon": ((r"[\p{P}$+<=>^~|`]+", _GPT_2.removesuffix(r"|\s+"), "[0-9][0-9][0-9]"), False),
-    "llama-bpe": ((_of_gpt_4(r"\p{N}{1,3}"),), True),
-    "llama3": ((_of_gpt_4(r"\p{N}{1,3}"),), True),
-    "llama-v3": ((_of_gpt_4(r"\p{N}{1,3}"),), True),
-    "dbrx": ((_of_gpt_4(r"\p{N}{1,3}"),), False),
-    "smaug-bpe": ((_of_gpt_4(r"\p{N}{1,3}"),), False),
-    "qwen2": ((_of_gpt_4(_DIGIT),), False),
-    "deepseek-r1-qwen": ((_of_gpt_4(_DIGIT),), False),
-    "stablelm2": ((_of_gpt_4(_DIGIT),), False),
-    "qwen35": ((_of_gpt_4(_DIGIT, r"[\p{L}\p{M}]", r"\s\p{L}\p{M}\p{N}"),), False),
+    "llama-bpe": ((_LLAMA_3,), True),
+    "llama3": ((_LLAMA_3,), True),
+    "llama-v3": ((_LLAMA_3,), True),
     "deepseek-coder": ((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN_AND_HANGUL, _DIGIT), False),
     "deepseek-llm": (
         (
@@ -92,23 +79,29 @@ WORDS: dict[str, tuple[tuple[str, ...], bool]] = {
 # ---- the vocabulary ----------------------------------------------------------------------------
 
 
-def read_gguf(file: Path) -> PieceModel | HubModel:
-    """The vocabulary of a GGUF file.
+def read_gguf(file: Path) -> tuple[PieceModel | HubModel, Settings]:
+    """The vocabulary of a GGUF file, and the settings of its use.
 
     Raises:
-        ValueError: saying what is wrong, after the file's name.
+        ValueError: saying what is wrong with the file.
     """
-    fields = read_fields(file, _PREFIX)
+    header = read_header(file).values
+    fields = {key.removeprefix(_PREFIX): value for key, value in header.items() if key.startswith(_PREFIX)}
     kind = fields.get("model")
     if kind not in ("llama", "gpt2"):
-        raise ValueError(f"holds a vocabulary of the kind {kind!r}; 'llama' and 'gpt2' are read")
+        raise ValueError(f"holds a vocabulary of the kind {kind!r}; supported kinds are 'llama' and 'gpt2'")
     missing = [key for key in ("tokens", "eos_token_id") if key not in fields]
     missing += [key for key in (["scores"] if kind == "llama" else ["merges"]) if key not in fields]
     if missing:
         raise ValueError(f"has no {_PREFIX}{missing[0]}; convert the model again with a newer converter")
     fields.setdefault("token_type", [Kind.NORMAL] * len(fields["tokens"]))
     fields.setdefault("bos_token_id", fields["eos_token_id"])
-    return _pieces(fields) if kind == "llama" else _byte_level(fields)
+    settings = Settings(
+        bool(fields.get("add_bos_token", kind == "llama" or fields.get("pre") in _WITH_BOS)),
+        header.get("tokenizer.chat_template"),
+        frozenset(fields[key] for key in _ENDS if key in fields),
+    )
+    return _pieces(fields) if kind == "llama" else _byte_level(fields), settings
 
 
 def _pieces(fields: Mapping[str, Any]) -> PieceModel:
@@ -202,66 +195,3 @@ def byte_level_model(
             SEPARATORS: separators,
         }
     )
-
-
-# ---- the fields of a GGUF file -----------------------------------------------------------------
-
-_STRING, _ARRAY = 8, 9
-# By type: uint8, int8, uint16, int16, uint32, int32, float32, bool, then uint64, int64, float64.
-_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-
-
-def read_fields(file: Path, prefix: str) -> dict[str, Any]:
-    """The fields whose keys begin with `prefix`, by the rest of the key.
-
-    Written here because the `gguf` package takes 19 s for the vocabulary of Llama 3, this 0.4 s.
-
-    Raises:
-        ValueError: saying what is wrong, after the file's name.
-    """
-    with file.open("rb") as stream:
-        magic, version, _, count = _unpack(stream, "4sIQQ")
-        if magic != MAGIC or version not in (2, 3):
-            raise ValueError("is no GGUF file of version 2 or 3; convert the model again")
-        fields = {}
-        for _ in range(count):
-            key = _string(stream)
-            (kind,) = _unpack(stream, "I")
-            value = _value(stream, kind)
-            if key.startswith(prefix):
-                fields[key.removeprefix(prefix)] = value
-    return fields
-
-
-def _value(stream: BinaryIO, kind: int) -> Any:
-    if kind == _STRING:
-        return _string(stream)
-    if kind != _ARRAY:
-        return _unpack(stream, _number(kind))[0]
-    kind, length = _unpack(stream, "IQ")
-    if kind in _NUMBERS:
-        return list(_unpack(stream, f"{length}{_NUMBERS[kind]}"))
-    read: Callable[[], Any] = (lambda: _string(stream)) if kind == _STRING else (lambda: _value(stream, kind))
-    return [read() for _ in range(length)]
-
-
-def _number(kind: int) -> str:
-    if kind not in _NUMBERS:
-        raise ValueError(f"has a field of the unknown type {kind}; the file is damaged, fetch it again")
-    return _NUMBERS[kind]
-
-
-def _string(stream: BinaryIO) -> str:
-    (length,) = _unpack(stream, "Q")
-    return _read(stream, length).decode("utf-8", "replace")
-
-
-def _unpack(stream: BinaryIO, shape: str) -> tuple[Any, ...]:
-    return struct.unpack(f"<{shape}", _read(stream, struct.calcsize(f"<{shape}")))
-
-
-def _read(stream: BinaryIO, size: int) -> bytes:
-    data = stream.read(size)
-    if len(data) != size:
-        raise ValueError("ends in the middle of its fields; fetch it again")
-    return data

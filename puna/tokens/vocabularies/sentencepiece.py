@@ -111,8 +111,8 @@ class PieceModel:
         """This vocabulary as a tokenizer.json without special tokens: a literal "<s>" is text.
 
         SentencePiece merges the pair whose joined piece has the highest score, the leftmost of equals. Of the
-        ways to split one piece the longer left part goes first, which agrees but for overlaps of repeated
-        text; whoever encodes with this has to compare (puna.tokens.fast does).
+        ways to split one piece the longer left part goes first, which agrees except for overlaps of repeated
+        text; an encoder made from this has to be compared with SentencePiece (puna.tokens.fast does so).
         """
         pieces = [self._model.id_to_piece(id) for id in range(self.vocab_size)]
         plain = {
@@ -198,7 +198,7 @@ def extended(file: Path) -> bytes:
             piece = Piece(added[id].content, 0.0, kind)
         else:
             piece = Piece(f"<unused {id}>", 0.0, Kind.UNUSED)
-        data += _piece(piece)  # a protocol buffer's lists may go on anywhere
+        data += _piece(piece)  # a protocol buffer's lists may continue anywhere
     return data
 
 
@@ -258,7 +258,7 @@ def _piece(piece: Piece) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first; the high bit says that more follow."""
+    """Seven bits per byte, lowest first; the high bit is set when more follow."""
     data = bytearray()
     while value >= 0x80:
         data.append(value & 0x7F | 0x80)

@@ -12,13 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from puna.files import read_json
+from puna.files import read_object
 
-_PREFIX = "tokenizer."
-_ENDS = ("ggml.eot_token_id", "ggml.eom_token_id")
 _SPECIAL = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
-# The vocabularies of llama.cpp that begin a text with BOS unless told otherwise.
-_WITH_BOS = ("llama-bpe", "llama3", "llama-v3")
 
 
 @dataclass(frozen=True)
@@ -35,33 +31,20 @@ class Settings:
     """How the special tokens are written, by the names that chat templates know; None: nothing says so."""
 
 
-def gguf_settings(file: Path) -> Settings:
-    """The settings in a GGUF file."""
-    from puna.tokens.vocabularies.gguf import read_fields
-
-    fields = read_fields(file, _PREFIX)
-    by_kind = fields.get("ggml.model") == "llama" or fields.get("ggml.pre") in _WITH_BOS
-    return Settings(
-        bool(fields.get("ggml.add_bos_token", by_kind)),
-        fields.get("chat_template"),
-        frozenset(fields[key] for key in _ENDS if key in fields),
-    )
-
-
 def settings_beside(file: Path, adds_bos: bool) -> Settings:
     """The settings in the neighbours of a file; `adds_bos` where they do not say.
 
     Raises:
         ValueError: naming a neighbour that is damaged.
     """
-    config = _object(file.parent / "tokenizer_config.json")
+    config = read_object(file.parent / "tokenizer_config.json", optional=True)
     template = file.parent / "chat_template.jinja"
-    ends = _object(file.parent / "generation_config.json").get("eos_token_id")
+    ends = read_object(file.parent / "generation_config.json", optional=True).get("eos_token_id")
     return Settings(
         bool(config.get("add_bos_token", adds_bos)),
         template.read_text(encoding="utf-8") if template.is_file() else _template(config),
         frozenset(_ids(ends, file.parent)),
-        _special(_object(file.parent / "special_tokens_map.json") | config),
+        _special(read_object(file.parent / "special_tokens_map.json", optional=True) | config),
     )
 
 
@@ -96,10 +79,10 @@ def puts_space_behind_control(folder: Path) -> bool:
     transformers does so where nothing is said or `legacy` is true, and llama.cpp always; otherwise it puts
     one at the start alone.
     """
-    pre = json.dumps(_object(folder / "tokenizer.json").get("pre_tokenizer"))
+    pre = json.dumps(read_object(folder / "tokenizer.json", optional=True).get("pre_tokenizer"))
     if '"prepend_scheme": "first"' in pre:
         return False
-    config = _object(folder / "tokenizer_config.json")
+    config = read_object(folder / "tokenizer_config.json", optional=True)
     is_llama = str(config.get("tokenizer_class", "")).startswith("LlamaTokenizer")
     if (folder / "tokenizer.json").is_file() or not is_llama:
         return True
@@ -110,13 +93,6 @@ def is_tiktoken(file: Path) -> bool:
     """Whether a tokenizer.model is tiktoken's: lines of a token in base64 and its rank."""
     with file.open("rb") as stream:
         return re.fullmatch(rb"[A-Za-z0-9+/]+=* \d+\r?\n", stream.readline(200)) is not None
-
-
-def _object(file: Path) -> dict[str, Any]:
-    value = read_json(file) if file.is_file() else {}
-    if not isinstance(value, dict):
-        raise ValueError(f"{file} is not a JSON object; fetch it again")
-    return value
 
 
 def _template(config: Mapping[str, Any]) -> str | None:

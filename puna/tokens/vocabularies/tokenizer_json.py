@@ -18,7 +18,7 @@ from typing import Any
 
 import tokenizers
 
-from puna.files import read_json
+from puna.files import read_object
 from puna.tokens.vocabularies.sentencepiece import SPACE
 
 # The field in which a tokenizer.json of ours keeps what its neighbours said.
@@ -144,8 +144,7 @@ def _separators(definition: Mapping[str, Any], folder: Path) -> dict[str, int]:
     """The ids of the tokens before and after a document; if there is but one, it serves for both."""
     ids = dict(definition["model"].get("vocab") or {})
     ids |= {token["content"]: token["id"] for token in definition.get("added_tokens") or []}
-    neighbour = folder / "tokenizer_config.json"
-    settings = read_json(neighbour) if neighbour.is_file() else {}
+    settings = read_object(folder / "tokenizer_config.json", optional=True)
 
     def named(key: str, usual: Sequence[str]) -> int | None:
         value = settings.get(key)

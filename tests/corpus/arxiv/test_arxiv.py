@@ -15,9 +15,9 @@ import pytest
 
 from puna.corpus.arxiv.source import Options, Paper, clean, decode, find, main_file, read
 from puna.corpus.clean import clean_source
-from puna.corpus.document import Bad, Document, Drop
+from puna.corpus.document import DamagedRecord, Document, Drop
 from puna.corpus.parquet import read_documents
-from puna.stages.stage import Runs
+from puna.stages.stage import Executor
 
 WORDS = "The llamas of Puna graze above four thousand metres, where nights are cold. " * 4
 PAPER = (
@@ -48,7 +48,7 @@ WHOLE = gzip.compress(
 )
 
 
-def papers(path: Path) -> list[Document | Drop | Bad]:
+def papers(path: Path) -> list[Document | Drop | DamagedRecord]:
     return [clean(item) if isinstance(item, Paper) else item for item in read(path)]
 
 
@@ -148,11 +148,15 @@ def test_damaged_archives_are_named_and_what_is_whole_is_kept(tmp_path):
     path.write_bytes(data[: data.index(b"2003.00003") + 600])
     first, damaged, cut = papers(path)
     assert isinstance(first, Document) and first.text == BODY
-    assert isinstance(damaged, Bad) and damaged.file == f"{path}!1/2003.00002.gz" and damaged.offset > 0
-    assert isinstance(cut, Bad) and cut.offset > damaged.offset
+    assert (
+        isinstance(damaged, DamagedRecord)
+        and damaged.file == f"{path}!1/2003.00002.gz"
+        and damaged.offset > 0
+    )
+    assert isinstance(cut, DamagedRecord) and cut.offset > damaged.offset
     (tmp_path / "no.tar").write_bytes(b"not a tar at all" * 99)
     (bad,) = papers(tmp_path / "no.tar")
-    assert isinstance(bad, Bad) and bad.file == str(tmp_path / "no.tar")
+    assert isinstance(bad, DamagedRecord) and bad.file == str(tmp_path / "no.tar")
 
 
 def test_options_name_what_cannot_be():
@@ -174,25 +178,25 @@ def corpus(folder: Path, count: int = 30) -> Path:
 
 
 def digests(manifest: dict) -> list[str]:
-    return [output["sha256"] for output in manifest["outputs"]]
+    return [output.sha256 for output in manifest.outputs]
 
 
 def test_any_number_of_workers_ends_with_the_same_bytes(tmp_path):
     folder = corpus(tmp_path / "in", 5)
-    one = clean_source("arxiv", [folder], tmp_path / "one", runs=Runs(workers=1))
-    two = clean_source("arxiv", [folder], tmp_path / "two", runs=Runs(workers=2))
-    assert digests(one) == digests(two) and one["fingerprint"] == two["fingerprint"]
-    assert one["counts"]["kept"] == 15
+    one = clean_source("arxiv", [folder], tmp_path / "one", executor=Executor(workers=1))
+    two = clean_source("arxiv", [folder], tmp_path / "two", executor=Executor(workers=2))
+    assert digests(one) == digests(two) and one.fingerprint == two.fingerprint
+    assert one.counts["kept"] == 15
 
 
 def test_killed_in_the_middle_a_second_run_ends_with_the_same_bytes(tmp_path):
     folder = corpus(tmp_path / "in", 300)
-    whole = clean_source("arxiv", [folder], tmp_path / "whole", runs=Runs(workers=1))
+    whole = clean_source("arxiv", [folder], tmp_path / "whole", executor=Executor(workers=1))
     out = tmp_path / "out"
     code = (
-        "import sys; from pathlib import Path; from puna.stages.stage import Runs; "
+        "import sys; from pathlib import Path; from puna.stages.stage import Executor; "
         "from puna.corpus.clean import clean_source; "
-        "clean_source('arxiv', [Path(sys.argv[1])], Path(sys.argv[2]), runs=Runs(workers=1))"
+        "clean_source('arxiv', [Path(sys.argv[1])], Path(sys.argv[2]), executor=Executor(workers=1))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(folder), str(out)], start_new_session=True)
     for _ in range(3000):
@@ -202,16 +206,16 @@ def test_killed_in_the_middle_a_second_run_ends_with_the_same_bytes(tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (out / "manifest.json").exists()
-    assert digests(clean_source("arxiv", [folder], out, runs=Runs(workers=1))) == digests(whole)
+    assert digests(clean_source("arxiv", [folder], out, executor=Executor(workers=1))) == digests(whole)
 
 
 def test_real_papers_keep_their_text_and_lose_their_macros(realdata, tmp_path):
     manifest = clean_source("arxiv", [realdata / "arxiv"], tmp_path / "out")
-    assert manifest["counts"]["kept"] == 3 and manifest["bad"] == 0
+    assert manifest.counts["kept"] == 3 and manifest.damaged == 0
     documents = {
         document.id: document
-        for output in manifest["outputs"]
-        for document in read_documents(tmp_path / "out" / output["path"])
+        for output in manifest.outputs
+        for document in read_documents(tmp_path / "out" / output.path)
     }
     emcee = documents["emcee/ms"].text
     source = (realdata / "arxiv/emcee/ms.tex").read_text()

@@ -26,13 +26,13 @@ from puna.corpus.clean import clean_source
 from puna.corpus.document import Document, Drop
 from puna.corpus.parquet import read_documents
 from puna.corpus.web.pages import Page, read_pages
-from puna.stages.stage import Runs, plan_shards
+from puna.stages.stage import Executor, plan_shards
 from tests.corpus.commoncrawl.test_commoncrawl import ENGLISH, everything, killed_in_the_middle
 from tests.corpus.web.archives import write_wet
 
 REAL = Path(os.environ.get("PUNA_REALDATA", ""))
 real = pytest.mark.skipif(not os.environ.get("PUNA_REALDATA"), reason="PUNA_REALDATA is not set")
-HERE = Runs(workers=1, max_bad=1.0)
+HERE = Executor(workers=1, max_bad=1.0)
 CODE, PAPER = Options(), Options(compat="paper")
 GOOD = [f"This is the line number {number} of a page." for number in range(6)]
 
@@ -370,8 +370,8 @@ def test_each_line_is_in_one_page_and_each_url_once(crawl, tmp_path, monkeypatch
     alone = run(crawl, tmp_path / "alone", Options(deduplicate=False), monkeypatch)
     manifest = run(crawl, tmp_path / "out", CODE, monkeypatch)
     before, after = corpus(tmp_path / "alone"), corpus(tmp_path / "out")
-    assert alone["counts"]["kept"] == 25 and len(after) == 20 == manifest["counts"]["kept"]
-    assert manifest["counts"]["dropped: another page of the same URL"] == 5
+    assert alone.counts["kept"] == 25 and len(after) == 20 == manifest.counts["kept"]
+    assert manifest.counts["dropped: another page of the same URL"] == 5
     urls = Counter(normal_url(url) for url in after)
     assert set(urls.values()) == {1} and set(urls) == {normal_url(url) for url in before}
     lines = Counter(line.lower() for text in after.values() for line in text.split("\n"))
@@ -400,7 +400,7 @@ def test_a_page_left_with_too_few_sentences_is_dropped(tmp_path, monkeypatch):
     found = corpus(tmp_path / "out")
     if "https://a.org" in found:  # its hash is the smaller
         assert found == {"https://a.org": pages["https://a.org"]}
-        assert manifest["counts"]["dropped: fewer than 3 sentences that are in no other page"] == 1
+        assert manifest.counts["dropped: fewer than 3 sentences that are in no other page"] == 1
     else:
         assert found == {"https://b.org": pages["https://b.org"]}
 
@@ -436,8 +436,8 @@ def test_no_span_of_three_sentences_occurs_twice_by_the_paper(tmp_path, monkeypa
 
 def test_two_workers_write_what_one_writes(crawl, tmp_path, monkeypatch):
     monkeypatch.setattr(c4, "plan_shards", partial(plan_shards, shard_bytes=1))
-    clean_source("c4", [crawl], tmp_path / "one", CODE, Runs(workers=1))
-    clean_source("c4", [crawl], tmp_path / "two", CODE, Runs(workers=2))
+    clean_source("c4", [crawl], tmp_path / "one", CODE, Executor(workers=1))
+    clean_source("c4", [crawl], tmp_path / "two", CODE, Executor(workers=2))
     assert everything(tmp_path / "one") == everything(tmp_path / "two")
     assert len(everything(tmp_path / "one")) > 20
 
@@ -466,9 +466,9 @@ def test_killed_at_any_step_and_run_again_the_bytes_are_those_of_an_undisturbed_
 def test_real_pages_are_cleaned(tmp_path, compat):
     options = Options(compat=compat, bad_words=str(REAL / "c4" / "naughty_words_en.txt"))
     manifest = clean_source("c4", [REAL / "commoncrawl", REAL / "ccnet_output"], tmp_path, options, HERE)
-    counts = manifest["counts"]
+    counts = manifest.counts
     seen = counts["kept"] + sum(count for name, count in counts.items() if name.startswith("dropped: "))
-    assert seen == 61 and manifest["bad"] == 2  # as of CommonCrawl
+    assert seen == 61 and manifest.damaged == 2  # as of CommonCrawl
     assert counts["kept"] > 40 and counts["dropped: a bad word"] > 1
     for text in corpus(tmp_path).values():
         assert all(line.endswith((".", "?", "!", '"')) for line in text.split("\n"))

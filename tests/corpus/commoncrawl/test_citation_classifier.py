@@ -52,13 +52,13 @@ def cited(tmp_path_factory) -> Path:
 def test_cited_pages_are_told_from_others_by_words_never_seen_in_those_pages(tmp_path, cited):
     pages = finish(tmp_path / "pages", crawl())
     manifest = train_classifier(tmp_path / "model", pages=[pages], references=cited)
-    assert manifest["counts"] == {"trained on": 108, "held out": 12}
-    assert manifest["held_out"] == {"accuracy": 1.0, "auc": 1.0}
+    assert manifest.counts == {"trained on": 108, "held out": 12}
+    assert manifest.details["held_out"] == {"accuracy": 1.0, "auc": 1.0}
     classifier = load_classifier(tmp_path / "model")
     found = classifier.probabilities([page(1000, SCHOLARLY), page(1001, SHOPPING), ""])
     assert found.shape == (3,)
     assert found[0] > 0.9 > 0.1 > found[1]
-    assert classifier.fingerprint == manifest["fingerprint"]
+    assert classifier.fingerprint == manifest.fingerprint
 
 
 def test_the_order_of_documents_and_the_way_they_are_given_change_no_byte(tmp_path, cited):
@@ -98,7 +98,7 @@ def test_both_kinds_are_of_the_same_number_and_a_text_of_both_is_a_cited_one(tmp
         ],
     )
     manifest = train_classifier(tmp_path / "model", [positives], [negatives])
-    assert sum(manifest["counts"].values()) == 30
+    assert sum(manifest.counts.values()) == 30
 
 
 @given(st.lists(st.text(st.characters(categories=["L", "N"]), min_size=1), max_size=20))

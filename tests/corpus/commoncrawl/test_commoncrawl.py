@@ -24,14 +24,15 @@ from puna.corpus.dedup.lines import normalise
 from puna.corpus.document import Document, Drop
 from puna.corpus.parquet import read_documents
 from puna.corpus.web.pages import Page
-from puna.stages.stage import Runs, Unfinished, plan_shards
+from puna.manifest import load_manifest
+from puna.stages.stage import Executor, Unfinished, plan_shards
 from tests.conftest import sentences, write_corpus
 from tests.corpus.web.archives import wet, write_wet, zipped
 
 REAL = Path(os.environ.get("PUNA_REALDATA", ""))
 real = pytest.mark.skipif(not os.environ.get("PUNA_REALDATA"), reason="PUNA_REALDATA is not set")
 ROOT = Path(__file__).parent.parent.parent
-HERE = Runs(workers=1, max_bad=1.0)
+HERE = Executor(workers=1, max_bad=1.0)
 
 ENGLISH = [sentences(seed, 8) for seed in range(200)]
 GERMAN = "Die Lamas tragen das Salz über die Hochebene, und der Hirte folgt ihnen bis in das Tal hinab. " * 4
@@ -99,13 +100,13 @@ def test_lines_on_several_pages_are_gone_and_all_others_stay(crawl, tmp_path, mo
     shard_a_file(monkeypatch)
     manifest = clean_source("commoncrawl", [crawl], tmp_path / "out", Options(), HERE)
     found = texts(tmp_path / "out")
-    assert len(found) == manifest["counts"]["kept"] == 24
+    assert len(found) == manifest.counts["kept"] == 24
     for number in range(24):
         expected = ENGLISH[number * 3 : number * 3 + 3]
         if number not in (2, 13):
             expected = [*expected, f"Only on page {'x' * number}."]
         assert found[f"https://example.org/{number}"] == "\n".join(expected)
-    assert manifest["counts"]["lines"] == 24 * 5 and manifest["counts"]["lines removed"] == 26
+    assert manifest.counts["lines"] == 24 * 5 and manifest.counts["lines removed"] == 26
 
 
 def test_keep_first_keeps_the_first_in_the_order_of_the_inputs(crawl, tmp_path, monkeypatch):
@@ -130,18 +131,18 @@ def test_the_last_manifest_counts_what_every_step_dropped(crawl, tmp_path):
     damaged = b"".join(zipped([wet("one"), wet("two", length=1)]))
     (crawl / "7.warc.wet.gz").write_bytes(damaged)
     manifest = clean_source("commoncrawl", [crawl], tmp_path / "out", Options(), HERE)
-    assert manifest["bad"] == 1
-    assert {name: count for name, count in manifest["counts"].items() if name.startswith("dropped")} == {
+    assert manifest.damaged == 1
+    assert {name: count for name, count in manifest.counts.items() if name.startswith("dropped")} == {
         "dropped: another language": 1,
         "dropped: every line repeated": 2,
         "dropped: fewer than 300 characters": 4,
     }
-    assert manifest["counts"]["kept"] == 24
+    assert manifest.counts["kept"] == 24
 
 
 def test_what_was_dropped_can_be_kept_aside(crawl, tmp_path):
     write_wet(crawl / "6.warc.wet.gz", {"https://d.org": GERMAN, "https://s.org": "short"})
-    clean_source("commoncrawl", [crawl], tmp_path / "out", Options(), Runs(workers=1, keep_dropped=True))
+    clean_source("commoncrawl", [crawl], tmp_path / "out", Options(), Executor(workers=1, keep_dropped=True))
     rows = [
         row
         for folder in (tmp_path / "out" / "steps" / "pages", tmp_path / "out")
@@ -246,8 +247,8 @@ def test_head_and_middle_are_the_first_sixty_per_cent_of_the_corpus_itself(tmp_p
     assert set(found) == set(range(len(found))) and 58 <= len(found) <= 62
     assert abs(buckets["head"] - 30) <= 1 and abs(buckets["middle"] - 30) <= 1
     assert found[0]["perplexity"] == 30.0 and found[0]["bucket"] == "head" and found[50]["bucket"] == "middle"
-    assert manifest["counts"]["dropped: in the tail of perplexity"] == 100 - len(found)
-    assert manifest["config"]["options"]["language_model"] == "length"
+    assert manifest.counts["dropped: in the tail of perplexity"] == 100 - len(found)
+    assert manifest.config["options"]["language_model"] == "length"
     only = Options(deduplicate=False, language_model="model", buckets=("tail",))
     clean_source("commoncrawl", files, tmp_path / "tail", only, HERE)
     others = {int(item.meta["url"].rpartition("/")[2]) for item in documents(tmp_path / "tail")}
@@ -259,10 +260,10 @@ def test_pages_unlike_references_are_dropped(crawl, tmp_path, models):
     manifest = clean_source("commoncrawl", [crawl], tmp_path / "out", Options(classifier="model"), HERE)
     about = {url for url, text in texts(tmp_path / "all").items() if "llama" in text.lower()}
     assert set(texts(tmp_path / "out")) == about
-    assert manifest["counts"].get("dropped: unlike references", 0) == 24 - len(about)
+    assert manifest.counts.get("dropped: unlike references", 0) == 24 - len(about)
     assert all(document.meta["reference"] == 0.9 for document in documents(tmp_path / "out"))
     loose = Options(classifier="model", reference_threshold=0.2)
-    assert clean_source("commoncrawl", [crawl], tmp_path / "loose", loose, HERE)["counts"]["kept"] == 24
+    assert clean_source("commoncrawl", [crawl], tmp_path / "loose", loose, HERE).counts["kept"] == 24
 
 
 def test_pages_that_read_like_the_language_models_texts_are_the_head(tmp_path):
@@ -287,8 +288,8 @@ def test_pages_that_read_like_the_language_models_texts_are_the_head(tmp_path):
     options = Options(deduplicate=False, language_model=str(model), min_characters=100, buckets=("head",))
     manifest = clean_source("commoncrawl", [path], tmp_path / "out", options, HERE)
     assert {url.split("/")[2] for url in texts(tmp_path / "out")} == {"like.org"}
-    assert manifest["counts"]["kept"] in (5, 6)
-    bounds = manifest["config"]["perplexity_bounds"]
+    assert manifest.counts["kept"] in (5, 6)
+    bounds = manifest.config["perplexity_bounds"]
     assert all(item.meta["perplexity"] < bounds[0] for item in documents(tmp_path / "out"))
 
 
@@ -316,8 +317,8 @@ def everything(out: Path) -> dict[str, object]:
     for path in sorted(out.rglob("*")):
         name = str(path.relative_to(out))
         if path.name == "manifest.json":
-            manifest = json.loads(path.read_text())
-            found[name] = (manifest["fingerprint"], manifest["counts"], manifest["bad"])
+            manifest = load_manifest(path)
+            found[name] = (manifest.fingerprint, manifest.counts, manifest.damaged)
         elif path.suffix in (".parquet", ".npy", ".ranges") or path.name.endswith(".bad.jsonl"):
             found[name] = path.read_bytes()
     return found
@@ -326,13 +327,15 @@ def everything(out: Path) -> dict[str, object]:
 def test_two_workers_and_the_parts_of_an_array_job_write_the_same_bytes(crawl, tmp_path, monkeypatch):
     shard_a_file(monkeypatch)
     (crawl / "9.warc.wet.gz").write_bytes(zipped([wet("cut")])[0][:-20])
-    clean_source("commoncrawl", [crawl], tmp_path / "one", Options(), Runs(workers=1))
-    clean_source("commoncrawl", [crawl], tmp_path / "two", Options(), Runs(workers=2))
+    clean_source("commoncrawl", [crawl], tmp_path / "one", Options(), Executor(workers=1))
+    clean_source("commoncrawl", [crawl], tmp_path / "two", Options(), Executor(workers=2))
     assert everything(tmp_path / "one") == everything(tmp_path / "two")
     assert len(everything(tmp_path / "one")) > 20
     for part in ["1/2", "2/2"] * 3:  # each part ends at a step that the other has not done
         with contextlib.suppress(Unfinished):
-            clean_source("commoncrawl", [crawl], tmp_path / "parts", Options(), Runs(workers=1, part=part))
+            clean_source(
+                "commoncrawl", [crawl], tmp_path / "parts", Options(), Executor(workers=1, part=part)
+            )
     assert everything(tmp_path / "parts") == everything(tmp_path / "one")
 
 
@@ -341,12 +344,12 @@ import sys
 from functools import partial
 from pathlib import Path
 from puna.corpus import {source}
-from puna.stages.stage import Runs, Unfinished, plan_shards
+from puna.stages.stage import Executor, Unfinished, plan_shards
 
 {source}.plan_shards = partial(plan_shards, shard_bytes=1)
 if __name__ == "__main__":
     inputs = sorted(Path(sys.argv[1]).iterdir())
-    {source}.pipeline(inputs, Path(sys.argv[2]), {source}.Options(), Runs(workers=2))
+    {source}.pipeline(inputs, Path(sys.argv[2]), {source}.Options(), Executor(workers=2))
 """
 
 
@@ -404,9 +407,9 @@ def test_real_pages_are_cleaned(tmp_path):
     manifest = clean_source("commoncrawl", inputs, tmp_path, Options(), HERE)
     # 3 whole pages of CCNet's sample, 22 of Dolma's, iana.org, 3 times example.com, one page as WARC and as
     # WET, 30 of CCNet's output; damaged: the clipped archive, and a wrong length.
-    counts = manifest["counts"]
+    counts = manifest.counts
     seen = counts["kept"] + sum(count for name, count in counts.items() if name.startswith("dropped: "))
-    assert seen == 3 + 22 + 1 + 3 + 2 + 30 and manifest["bad"] == 2
+    assert seen == 3 + 22 + 1 + 3 + 2 + 30 and manifest.damaged == 2
     found = texts(tmp_path)
     assert "http://sample_english.com" in found
     assert {"http://sample_chinese.zh", "http://sample_russian.ru", "http://example.com/"}.isdisjoint(found)

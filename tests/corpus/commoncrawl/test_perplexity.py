@@ -24,6 +24,7 @@ from puna.corpus.commoncrawl.perplexity import (
 from puna.corpus.document import Document
 from puna.corpus.wikipedia import source as wikipedia
 from puna.files import MANIFEST, read_json, to_path
+from puna.manifest import load_manifest
 from tests.corpus.finished import finish
 
 kenlm = pytest.importorskip("kenlm", reason="kenlm is not installed: pip install 'puna[perplexity]'")
@@ -88,9 +89,9 @@ def test_the_opening_text_ends_at_the_first_heading():
 
 
 def test_only_opening_texts_are_learned_from(trained):
-    manifest = read_json(trained / MANIFEST)
-    assert manifest["counts"]["documents"] == 60
-    assert manifest["counts"]["lines"] == 360
+    manifest = load_manifest(trained / MANIFEST)
+    assert manifest.counts["documents"] == 60
+    assert manifest.counts["lines"] == 360
     assert not any("x" in name for name in WordPieces(trained / PIECES).names)  # of xylophone
 
 
@@ -204,7 +205,7 @@ def test_real_prose_is_less_perplexing_than_other_languages_shuffled_words_and_n
     manifest = train_language_model(
         [tmp_path / "documents"], tmp_path / "model", vocab_size=4000, order=4, whole=False
     )
-    assert manifest["counts"]["documents"] > 100
+    assert manifest.counts["documents"] > 100
     model = load_language_model(tmp_path / "model")
     book = (realdata / "books" / "pg84.txt").read_text(encoding="cp1252")
     paragraphs = [" ".join(part.split()) for part in book[20_000:80_000].replace("\r", "").split("\n\n")]

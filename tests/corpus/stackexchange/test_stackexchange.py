@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.corpus.clean import clean_source
-from puna.corpus.document import Bad, Document, Drop
+from puna.corpus.document import DamagedRecord, Document, Drop
 from puna.corpus.parquet import read_documents
 from puna.corpus.stackexchange import source as stackexchange
 from puna.corpus.stackexchange.html import text_of
 from puna.corpus.stackexchange.posts import Post, read_posts
 from puna.corpus.stackexchange.source import Options, Thread, clean, site_of
-from puna.stages.stage import Runs
+from puna.stages.stage import Executor
 
 
 def row(number: int, kind: int = 1, body: str = "<p>Body.</p>", **more: object) -> str:
@@ -42,7 +42,7 @@ def write_site(folder: Path, rows: list[str], site: str = "tea.stackexchange.com
 
 
 def documents(out: Path, manifest: dict) -> list[Document]:
-    return [document for output in manifest["outputs"] for document in read_documents(out / output["path"])]
+    return [document for output in manifest.outputs for document in read_documents(out / output.path)]
 
 
 def post(number: int, score: int = 0, body: str = "<p>x</p>", title: str = "") -> Post:
@@ -133,7 +133,7 @@ def test_damaged_rows_are_named_and_the_rest_is_kept(tmp_path):
     items = list(read_posts(path))
     assert [item.id for item in items if isinstance(item, Post)] == [1, 7]
     assert next(item.body for item in items if isinstance(item, Post) and item.id == 7) == "<p>abc</p>"
-    bad = [item for item in items if isinstance(item, Bad)]
+    bad = [item for item in items if isinstance(item, DamagedRecord)]
     places = [path.read_bytes().find(b"<row ", path.read_bytes().find(good.encode()) + 9)]
     assert len(bad) == 7 and bad[0].offset == places[0] and {item.file for item in bad} == {str(path)}
     assert bad[-1].reason == "the dump has no end"
@@ -147,9 +147,9 @@ def test_rows_are_found_across_blocks_and_one_too_long_is_skipped(tmp_path, monk
     monkeypatch.setattr("puna.corpus.stackexchange.posts.MAX_ROW_BYTES", 400)
     short = list(read_posts(path))
     assert [item for item in short if isinstance(item, Post)] == whole[
-        : len(short) - sum(isinstance(i, Bad) for i in short)
+        : len(short) - sum(isinstance(i, DamagedRecord) for i in short)
     ]
-    assert any(isinstance(item, Bad) and "without a row" in item.reason for item in short)
+    assert any(isinstance(item, DamagedRecord) and "without a row" in item.reason for item in short)
 
 
 @pytest.mark.parametrize("filters", [None, [{"id": py7zr.FILTER_BZIP2}]])
@@ -169,10 +169,10 @@ def test_an_archive_gives_the_rows_of_its_posts(tmp_path, filters):
     half[len(data) // 2] ^= 255
     path.write_bytes(half)
     items = list(read_posts(path))
-    assert isinstance(items[-1], Bad) and items[-1].file == str(path)
+    assert isinstance(items[-1], DamagedRecord) and items[-1].file == str(path)
     path.write_bytes(data[: len(data) // 2])
     (cut,) = read_posts(path)  # its directory is at its end
-    assert isinstance(cut, Bad)
+    assert isinstance(cut, DamagedRecord)
 
 
 def test_what_is_no_dump_is_bad_input(tmp_path):
@@ -182,7 +182,7 @@ def test_what_is_no_dump_is_bad_input(tmp_path):
     (tmp_path / "Posts.xml").write_text("hello")
     for name in ("x.7z", "y.7z", "Posts.xml"):
         (bad,) = read_posts(tmp_path / name)
-        assert isinstance(bad, Bad) and bad.file == str(tmp_path / name)
+        assert isinstance(bad, DamagedRecord) and bad.file == str(tmp_path / name)
 
 
 # ---- the corpus
@@ -212,14 +212,16 @@ def test_questions_and_answers_meet_wherever_they_stand_in_the_dump(tmp_path, mo
         row(2, 2, ParentId=1),
     ]
     write_site(tmp_path / "in", rows)
-    manifest = clean_source("stackexchange", [tmp_path / "in"], tmp_path / "out", runs=Runs(workers=1))
+    manifest = clean_source(
+        "stackexchange", [tmp_path / "in"], tmp_path / "out", executor=Executor(workers=1)
+    )
     found = documents(tmp_path / "out", manifest)
     assert [document.id for document in found] == [
         f"tea.stackexchange.com/{1 + n * 40_000}" for n in range(9)
     ]
     assert found[8].text == "Q: Title 320001\n\nQuestion 8?\n\nA: First 8\n\nA: Second 8"
     assert found[4].text.endswith("A: Second 4\n\nA: First 4")
-    assert manifest["counts"] == {
+    assert manifest.counts == {
         "characters": sum(len(document.text) for document in found),
         "dropped: answer without its question": 1,
         "dropped: deleted": 1,
@@ -233,10 +235,10 @@ def test_the_largest_sites_are_kept_and_the_others_named(tmp_path):
     for name, count in (("a.com", 2), ("b.com", 5), ("c.com", 3), ("d.com", 3)):
         write_site(tmp_path / "in", site(count), name)
     manifest = clean_source(
-        "stackexchange", [tmp_path / "in"], tmp_path / "out", Options(sites=2), Runs(workers=1)
+        "stackexchange", [tmp_path / "in"], tmp_path / "out", Options(sites=2), Executor(workers=1)
     )
-    assert manifest["sites"] == {"b.com": 15, "c.com": 9}
-    assert manifest["sites_left_out"] == {"a.com": 6, "d.com": 9}
+    assert manifest.details["sites"] == {"b.com": 15, "c.com": 9}
+    assert manifest.details["sites_left_out"] == {"a.com": 6, "d.com": 9}
     assert {document.meta["site"] for document in documents(tmp_path / "out", manifest)} == {"b.com", "c.com"}
 
 
@@ -245,21 +247,21 @@ def test_a_site_is_named_by_its_folder_or_its_archive(tmp_path):
     assert site_of(Path("stackoverflow.com-Posts.7z")) == "stackoverflow.com"
     assert site_of(Path("coffee.stackexchange.com.7z")) == "coffee.stackexchange.com"
     with pytest.raises(ValueError, match="only archives of other tables"):
-        stackexchange.pipeline([tmp_path / "x-Users.7z"], tmp_path, Options(), Runs())
+        stackexchange.pipeline([tmp_path / "x-Users.7z"], tmp_path, Options(), Executor())
 
 
 def digests(manifest: dict) -> list[str]:
-    return [output["sha256"] for output in manifest["outputs"]]
+    return [output.sha256 for output in manifest.outputs]
 
 
 def test_killed_in_the_middle_a_second_run_with_other_workers_ends_with_the_same_bytes(tmp_path):
     for name in ("a.com", "b.com"):
         write_site(tmp_path / "in", site(1000, 1800), name)
-    whole = clean_source("stackexchange", [tmp_path / "in"], tmp_path / "whole", runs=Runs(workers=1))
+    whole = clean_source("stackexchange", [tmp_path / "in"], tmp_path / "whole", executor=Executor(workers=1))
     code = (
-        "import sys; from pathlib import Path; from puna.stages.stage import Runs; "
+        "import sys; from pathlib import Path; from puna.stages.stage import Executor; "
         "from puna.corpus.clean import clean_source; "
-        "clean_source('stackexchange', [Path(sys.argv[1])], Path(sys.argv[2]), runs=Runs(workers=1))"
+        "clean_source('stackexchange', [Path(sys.argv[1])], Path(sys.argv[2]), executor=Executor(workers=1))"
     )
     for step in ("steps/posts", "."):
         out = tmp_path / "out"
@@ -270,14 +272,14 @@ def test_killed_in_the_middle_a_second_run_with_other_workers_ends_with_the_same
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert not (out / "manifest.json").exists()
-    again = clean_source("stackexchange", [tmp_path / "in"], out, runs=Runs(workers=2))
-    assert digests(again) == digests(whole) and again["fingerprint"] == whole["fingerprint"]
+    again = clean_source("stackexchange", [tmp_path / "in"], out, executor=Executor(workers=2))
+    assert digests(again) == digests(whole) and again.fingerprint == whole.fingerprint
 
 
 def test_a_real_site_is_read_whole(realdata, tmp_path):
     manifest = clean_source("stackexchange", [realdata / "stackexchange"], tmp_path / "out")
-    assert manifest["counts"]["kept"] == 225 and manifest["bad"] == 0
-    assert manifest["counts"]["dropped: not a question or an answer"] == 40
+    assert manifest.counts["kept"] == 225 and manifest.damaged == 0
+    assert manifest.counts["dropped: not a question or an answer"] == 40
     found = documents(tmp_path / "out", manifest)
     assert sum(document.text.count("\n\nA: ") for document in found) == 327
     for document in found:

@@ -9,7 +9,7 @@ from pathlib import Path
 import brotli
 import pytest
 
-from puna.corpus.document import Bad, Drop
+from puna.corpus.document import DamagedRecord, Drop
 from puna.corpus.web.pages import Page, page_text, read_pages
 from tests.corpus.web.archives import record, response, wet
 
@@ -19,7 +19,7 @@ HTML = "<html><head><title>Lamas &amp; salt</title></head><body><p>Déjà vu.</p
 TEXT = ["Lamas & salt", "Déjà vu.", "Ünd so"]
 
 
-def pages(folder: Path, *records: bytes, name: str = "x.warc") -> list[Page | Bad]:
+def pages(folder: Path, *records: bytes, name: str = "x.warc") -> list[Page | DamagedRecord]:
     (folder / name).write_bytes(b"".join(records))
     return list(read_pages(folder / name))
 
@@ -88,7 +88,7 @@ def test_a_body_is_read_in_every_coding_that_servers_use(tmp_path, coding, heade
 def test_a_body_that_breaks_off_is_named_and_the_next_page_is_read(tmp_path, payload, headers, reason):
     broken, whole = response(payload, **headers), response(HTML.encode())
     bad, good = pages(tmp_path, broken, whole)
-    assert isinstance(bad, Bad) and bad.offset == 0 and bad.reason.startswith(reason)
+    assert isinstance(bad, DamagedRecord) and bad.offset == 0 and bad.reason.startswith(reason)
     assert isinstance(good, Page) and lines(good) == TEXT
 
 
@@ -150,7 +150,7 @@ def test_records_that_are_no_documents_are_passed_over(tmp_path):
 )
 def test_a_bad_target_uri_is_named(tmp_path, url):
     bad, good = pages(tmp_path, wet("no", url), wet("yes"))
-    assert isinstance(bad, Bad) and "WARC-Target-URI" in bad.reason and bad.offset == 0
+    assert isinstance(bad, DamagedRecord) and "WARC-Target-URI" in bad.reason and bad.offset == 0
     assert isinstance(good, Page) and good.content == "yes"
 
 
@@ -161,7 +161,7 @@ def test_the_brackets_that_wget_puts_around_a_url_are_taken_off(tmp_path):
 def test_a_wet_record_that_is_not_utf8_is_named(tmp_path):
     bad, good = pages(tmp_path, wet(b"caf\xe9 au lait"), wet("yes"))
     assert (
-        isinstance(bad, Bad)
+        isinstance(bad, DamagedRecord)
         and bad.reason == "the record is not UTF-8 (invalid continuation byte at its byte 3)"
     )
     assert isinstance(good, Page)
@@ -192,12 +192,12 @@ def test_damaged_json_lines_are_named_and_the_others_kept(tmp_path):
     ]
     found = pages(tmp_path, good, *damaged, good, name="x.jsonl")
     assert [isinstance(item, Page) for item in found] == [True, *[False] * 5, True]
-    offsets = [item.offset for item in found if isinstance(item, Bad)]
+    offsets = [item.offset for item in found if isinstance(item, DamagedRecord)]
     assert offsets == [len(good) + sum(map(len, damaged[:number])) for number in range(5)]
     cut = gzip.compress(good * 500)[:-20]
     *kept, last = pages(tmp_path, cut, name="x.jsonl.gz")
     assert all(isinstance(item, Page) for item in kept)
-    assert isinstance(last, Bad) and last.reason.startswith("the gzip file is cut off")
+    assert isinstance(last, DamagedRecord) and "cut off" in last.reason
 
 
 @real
@@ -231,7 +231,7 @@ def test_the_same_real_page_reads_alike_from_warc_and_from_wet():
 def test_each_real_file_gives_exactly_its_whole_pages(name, urls, n_bad):
     found = list(read_pages(REAL / "commoncrawl" / name))
     assert [item.url for item in found if isinstance(item, Page)] == urls
-    assert sum(isinstance(item, Bad) for item in found) == n_bad
+    assert sum(isinstance(item, DamagedRecord) for item in found) == n_bad
 
 
 @real

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puna.corpus.document import Bad
+from puna.corpus.document import DamagedRecord
 from puna.corpus.web import warc
 from puna.corpus.web.warc import WarcRecord, read_records
 from tests.corpus.web.archives import wet, zipped
@@ -22,13 +22,13 @@ def pages() -> list[bytes]:
     return [wet(text, f"https://example.org/{number}") for number, text in enumerate(TEXTS)]
 
 
-def read(path: Path, data: bytes) -> tuple[list[str], list[Bad]]:
+def read(path: Path, data: bytes) -> tuple[list[str], list[DamagedRecord]]:
     """(the bodies of whole records, what was damaged)."""
     path.write_bytes(data)
     found = list(read_records(path))
     return (
         [item.body.decode() for item in found if isinstance(item, WarcRecord)],
-        [item for item in found if isinstance(item, Bad)],
+        [item for item in found if isinstance(item, DamagedRecord)],
     )
 
 
@@ -86,7 +86,9 @@ def test_a_wrong_content_length_is_named_with_place_and_size(tmp_path):
     records[2] = wet(TEXTS[2], length=470)
     _, bad = read(tmp_path / "x.warc", b"".join(records))
     offset = len(records[0]) + len(records[1])
-    assert bad == [Bad("x.warc", offset, f"Content-Length says 470 bytes, the record has {len(TEXTS[2])}")]
+    assert bad == [
+        DamagedRecord("x.warc", offset, f"Content-Length says 470 bytes, the record has {len(TEXTS[2])}")
+    ]
 
 
 @pytest.mark.parametrize("value", [b"", b"-5", b"many", b"1e3"])
@@ -133,14 +135,16 @@ def test_rubbish_between_records_is_named_and_passed_over(tmp_path):
         tmp_path / "x.warc", b"".join([*records[:2], b"rubbish\r\nand more\r\n\r\n", *records[2:]])
     )
     assert texts == TEXTS
-    assert bad == [Bad("x.warc", len(records[0]) + len(records[1]), "no WARC record begins here")]
+    assert bad == [DamagedRecord("x.warc", len(records[0]) + len(records[1]), "no WARC record begins here")]
 
 
 def test_rubbish_between_gzip_members_is_named_and_passed_over(tmp_path):
     members = zipped(pages())
     texts, bad = read(tmp_path / "x.warc.gz", b"".join([*members[:2], b"rubbish" * 9, *members[2:]]))
     assert texts == TEXTS
-    assert bad == [Bad("x.warc.gz", len(members[0]) + len(members[1]), "bytes that are no gzip member")]
+    assert bad == [
+        DamagedRecord("x.warc.gz", len(members[0]) + len(members[1]), "bytes that are no gzip member")
+    ]
     texts, bad = read(tmp_path / "x.warc.gz", b"".join([*members, b"\0" * 5000]))
     assert texts == TEXTS and bad == []  # padding of tapes and block stores
 
@@ -158,6 +162,18 @@ def test_a_file_with_lf_line_ends_is_cut_at_its_headers(tmp_path):
     assert read(tmp_path / "x.warc", data) == (texts, [])
     found, bad = read(tmp_path / "x.warc", data[:-9])
     assert found == texts[:1] and "cut off" in bad[0].reason
+
+
+@pytest.mark.parametrize("written", [b"WARC/1.", b"WARC/1.0\r\n", b"\0", b"\x1f\x8b"])
+def test_damage_at_the_start_of_a_compressed_file_costs_one_record(tmp_path, written):
+    data = b"".join(zipped(pages()))
+    for removed in (0, len(written)):
+        texts, bad = read(tmp_path / "x.warc.gz", written + data[removed:])
+        assert texts[-3:] == TEXTS[1:] and len(bad) == 1
+
+
+def test_a_file_that_is_not_compressed_is_read_whatever_its_name(tmp_path):
+    assert read(tmp_path / "x.warc.gz", b"".join(pages())) == (TEXTS, [])
 
 
 @settings(max_examples=200, deadline=None)
@@ -220,4 +236,4 @@ def test_each_real_file_gives_exactly_its_whole_records(name):
     assert sorted(item.headers["warc-type"] for item in found if isinstance(item, WarcRecord)) == sorted(
         kinds
     )
-    assert [(item.offset, item.reason) for item in found if isinstance(item, Bad)] == bad
+    assert [(item.offset, item.reason) for item in found if isinstance(item, DamagedRecord)] == bad

@@ -91,8 +91,8 @@ def test_the_list_of_a_dump_is_sorted_and_holds_each_url_of_its_articles_once(tm
     out = tmp_path / "urls.txt"
     manifest = write_references([plain, packed], out)
     assert out.read_text() == "http://a.org/10\nhttp://a.org/2\nhttp://b.org/\n"
-    assert manifest["counts"] == {"pages": 2, "references": 4, "urls": 3}
-    assert read_json(tmp_path / "urls.txt.json") == manifest
+    assert manifest.counts == {"pages": 2, "references": 4, "urls": 3}
+    assert read_json(tmp_path / "urls.txt.json") == manifest.to_json()
     assert list(read_references(out)) == ["http://a.org/10", "http://a.org/2", "http://b.org/"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "a.xml",
@@ -109,7 +109,9 @@ def test_a_dump_without_references_and_one_with_too_much_damage_are_errors(tmp_p
     cut.write_text(head() + page(1, cites("http://a.org")) + page(2)[:200])
     with pytest.raises(ValueError, match=r"1 of 2 pages are damaged, over --max-bad 0.1"):
         write_references([cut], tmp_path / "urls.txt")
-    assert write_references([cut], tmp_path / "urls.txt", max_bad=0.5)["bad"][0]["file"] == str(cut)
+    assert write_references([cut], tmp_path / "urls.txt", max_bad=0.5).details["damaged"][0]["file"] == str(
+        cut
+    )
     with pytest.raises(ValueError, match="is no list of URLs"):
         list(read_references(tmp_path / "none.txt"))
 
@@ -123,7 +125,7 @@ def test_sorting_in_pieces_is_sorting_at_once(tmp_path):
 
 def test_a_real_dump_gives_thousands_of_urls(realdata, tmp_path):
     manifest = write_references(sorted((realdata / "wikipedia").glob("enwiki*.bz2")), tmp_path / "urls.txt")
-    assert manifest["counts"]["urls"] > 3000
+    assert manifest.counts["urls"] > 3000
     urls = list(read_references(tmp_path / "urls.txt"))
     assert urls == sorted(set(urls), key=str.encode)
     assert all(normal_url(url) == url for url in urls)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from puna.corpus.clean import find_inputs
-from puna.corpus.document import Bad, Document, Drop
+from puna.corpus.document import DamagedRecord, Document, Drop
 from puna.corpus.wikipedia.source import Options, Page, Site, clean, read
 from tests.corpus.wikipedia.dumps import END, PROSE, head, page, write_dump
 
@@ -23,10 +23,10 @@ def text_of(wikitext: str) -> str:
     return document.text.removesuffix(PROSE.strip()).strip()
 
 
-def pages_and_bad(path: Path) -> tuple[list[Page], list[Bad]]:
+def pages_and_bad(path: Path) -> tuple[list[Page], list[DamagedRecord]]:
     records = list(read(path))
     pages = [record for record in records if isinstance(record, Page)]
-    return pages, [record for record in records if isinstance(record, Bad)]
+    return pages, [record for record in records if isinstance(record, DamagedRecord)]
 
 
 # ---- wikitext

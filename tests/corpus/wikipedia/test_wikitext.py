@@ -104,8 +104,16 @@ def test_the_walk_gives_the_text_of_the_parser_s_tree(wikitext):
 @given(wikitexts.filter(lambda wikitext: "<nowiki>" not in wikitext))
 def test_no_markup_is_left_whatever_is_open(wikitext):
     text = plain_text(wikitext)
-    for mark in ("{{", "[[", "|}", "{|", "<ref", "</ref", "\ue000", "\ue001", "\ue002", "\ue003", "\ue004"):
+    for mark in ("{{", "[[", "{|", "<ref", "</ref", "\ue000", "\ue001", "\ue002", "\ue003", "\ue004"):
         assert mark not in text
+    # Two of three braces may close a template. The third is then the author's text, and after a bar it reads
+    # like the end of a table: `{{a|{{b}}}` is an open template that holds `a|`, a template, and `}`.
+    assert "|}" not in text or "}}}" in wikitext
+
+
+def test_a_brace_after_a_bar_is_text_where_no_table_ends():
+    assert plain_text("{{a|{{b}}}") == plain_text("{{a|{{b|}}}") == "a|}"
+    assert plain_text("x\n{|\n| y\n|}\nz") == "x\nz"
 
 
 @settings(max_examples=200, deadline=None)

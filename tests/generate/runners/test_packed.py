@@ -14,7 +14,6 @@ from puna.config import RunConfig, to_dict
 from puna.files import write_json
 from puna.formats.native import NativeSource
 from puna.generate.load import load_runner
-from puna.generate.quality import quality
 from puna.generate.runners.cache import BLOCK
 from puna.generate.runners.packed import PackedRunner, multiply, rounded
 from puna.generate.runners.pytorch import PlainRunner
@@ -263,7 +262,15 @@ def test_quality_grows_with_the_bits(run):
     config = CONFIGS["grouped-query"]
     path, _ = run(config)
     ids = tokens(config, 100)
-    found = [quality(path, ids, weights, window=40).kl for weights in ("fp32", "bf16", "int8", "int4")]
-    assert found[0] < found[1] < found[2] < found[3]
-    assert found[0] < 1e-3  # the cache is bf16
-    assert quality(path, ids, "bf16", window=40).tokens == 97
+
+    def log_probabilities(weights, cache):
+        runner = load_runner(NativeSource(path), weights, 2, cache)
+        return runner.prefill(ids, 0, [0, 1], all_logits=True).log_softmax(-1)
+
+    exact = log_probabilities("fp32", torch.float32)
+    found = [
+        float(F.kl_div(log_probabilities(weights, torch.bfloat16), exact, reduction="sum", log_target=True))
+        for weights in WEIGHTS
+    ]
+    assert found == sorted(found)
+    assert found[0] < 0.1 < found[3]  # the cache is bf16

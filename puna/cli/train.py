@@ -1,15 +1,46 @@
-"""Verbs from tokens to weights: train, report."""
+"""The verb train: token shards to weights."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import App, ArgumentCollection, Parameter
+from cyclopts.config import Dict
 
 from puna.cli.common import STOPPED, Json, Many, print_result
-from puna.config import RunConfig, Sampling
+from puna.config import RunConfig, Sampling, read_config, to_dict
 from puna.devices import DeviceName
+from puna.recipes import recipe
+from puna.rundir import TOKENIZER
 
 
+def fill_from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Give `train` the fields of the recipe, or of --config, that the command line does not set.
+
+    cyclopts calls it with the options that were read, before it builds the RunConfig from them.
+    """
+    options = {argument.name: argument.tokens[0].value for argument in arguments if argument.tokens}
+    if "--config" in options:
+        defaults = read_config(Path(options["--config"]))
+    else:
+        defaults = recipe(options.get("--recipe", RunConfig.recipe))
+    Dict(_without_empty(to_dict(defaults)), source="recipe", use_commands_as_keys=False)(
+        app, commands, arguments
+    )
+
+
+def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
+    """Without None and empty lists and sections: a field that is not given has that value already."""
+    return {
+        name: _without_empty(value) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if value not in (None, [], {})
+    }
+
+
+app = App(name="train", config=fill_from_recipe)
+
+
+@app.default
 def train(
     *,
     out: Path,
@@ -25,33 +56,33 @@ def train(
     Parameters
     ----------
     out
-        The run directory to write.
+        Run directory to write.
     config_file
-        Start from an existing run's configuration (its directory or config.json) instead of a recipe.
+        Run directory or config.json whose configuration is used instead of a recipe's.
     prompts
         Prompts whose continuations are written to samples.jsonl.
     device
-        Where to train; auto is a CUDA device where there is one, else the CPU. A run may be resumed on
+        Device to train on. auto: a CUDA device if there is one, else the CPU. A run can be resumed on
         another device.
     dry_run
         Print parameters, memory, FLOPs and estimated time without training.
     """
-    config.validate()  # before torch is imported: a wrong field is said at once
+    config.validate()  # before torch is imported: an invalid field is reported at once
     if dry_run:
         return _dry_run(config, device, json)
 
-    if config.train.allocator == "keep":
+    if config.compute.allocator == "keep":
         from puna.train.allocator import keep_freed_memory
 
         keep_freed_memory()
     from puna.generate.samples import sampler
     from puna.train.loop import train as train_run
 
-    sample = sampler(out / "tokenizer.model", prompts, Sampling())
+    sample = sampler(out / TOKENIZER, prompts, Sampling())
     outcome = train_run(config, out, sample, device=device)
     result = {"step": outcome.state.step, "finished": outcome.finished, "validation": outcome.validation}
     if not outcome.finished:
-        print_result(result, json, [f"stopped after step {outcome.state.step}; the same command goes on"])
+        print_result(result, json, [f"stopped after step {outcome.state.step}; to resume, run it again"])
         return STOPPED
     print_result(
         result,
@@ -77,7 +108,7 @@ def _dry_run(config: RunConfig, device: DeviceName, json: bool) -> int:
         [
             f"{needs['parameters']:,} parameters, {needs['tokens']:,} tokens, {needs['flops']:.3g} FLOPs",
             *(f"{human_bytes(size):>12}  {name}" for name, size in memory.items()),
-            f"{human_bytes(sum(memory.values())):>12}  in all, in one process",
+            f"{human_bytes(sum(memory.values())):>12}  in total, in one process",
             f"{human_seconds(needs['seconds'])} at {needs['mfu']:.0%} of the matrix peak: {needs['machine']}",
         ],
     )
@@ -85,26 +116,11 @@ def _dry_run(config: RunConfig, device: DeviceName, json: bool) -> int:
 
 
 def validation_lines(validation: dict[str, Any] | None) -> list[str]:
-    """The held-out losses, a line a source."""
+    """The held-out losses, one line per source."""
     if validation is None or validation["loss"] is None:
         return ["held-out loss: not measured, no document is held out"]
-    lines = [f"held-out loss {validation['loss']:.3f} nats a token, weighted by the mixture"]
+    lines = [f"held-out loss {validation['loss']:.3f} nats per token, weighted by the mixture"]
     for source, loss in validation["loss_by_source"].items():
         bits = validation["bits_per_byte_by_source"][source]
-        lines.append(f"{source:>16}  {loss:.3f} nats a token, {bits:.3f} bits a byte")
+        lines.append(f"{source:>16}  {loss:.3f} nats per token, {bits:.3f} bits per byte")
     return lines
-
-
-def report(run: Path, /, *, json: Json = False) -> int:
-    """Write the report of a run as one HTML page.
-
-    Parameters
-    ----------
-    run
-        A run directory.
-    """
-    from puna.report.page import build_report
-
-    page = build_report(run)
-    print_result({"report": str(page)}, json, [f"report: {page}"])
-    return 0

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
+from puna.cli.chat import Chat, _printable
 from puna.config import Sampling
-from puna.generate.chat import Chat, _printable
 from puna.generate.engine import Engine
 from puna.generate.runners.pytorch import PlainRunner
 from puna.tokens.chat_template import ChatTemplate
-from tests.generate.conftest import CONFIG, random_model
+from tests.generate.conftest import CONFIG, generated, random_model
 
 GREEDY = Sampling(temperature=0)
 # Plain text around what is said: our own vocabulary has no control tokens but <s> and </s>.
@@ -37,7 +37,7 @@ def told(engine, tokenizer) -> Engine:
 
 def says(engine: Engine, prompt, sampling: Sampling, max_tokens: int) -> str:
     """What the model answers, as the terminal shows it."""
-    return _printable(engine.generate(prompt, sampling, max_tokens))
+    return _printable(generated(engine, prompt, sampling, max_tokens))
 
 
 def talk(engine: Engine, *lines: str, sampling: Sampling = GREEDY, write=None, **options) -> str:
@@ -67,7 +67,7 @@ def test_chat_answers_a_line_as_generate_does(engine):
 
 
 def test_chat_remembers_until_new(engine):
-    first = engine.generate("The llama", GREEDY, 8)
+    first = generated(engine, "The llama", GREEDY, 8)
     second = says(engine, f"The llama{first}\nand", GREEDY, 8)
     assert second in talk(engine, "The llama", "and")
     assert says(engine, "and", GREEDY, 8) in talk(engine, "The llama", "/new", "and")
@@ -75,7 +75,7 @@ def test_chat_remembers_until_new(engine):
 
 def test_a_template_lays_the_turns_out(told):
     messages = [{"role": "user", "content": "The llama"}]
-    first = told.generate(told.template.encode(messages), GREEDY, 8)
+    first = generated(told, told.template.encode(messages), GREEDY, 8)
     messages += [{"role": "assistant", "content": first}, {"role": "user", "content": "and"}]
     second = says(told, told.template.encode(messages), GREEDY, 8)
     assert talk(told, "The llama", "and").endswith(f"> {_printable(first)}\n\n> {second}\n\n> \n")
@@ -90,14 +90,14 @@ def test_the_system_text_comes_first(told):
 
 
 def test_a_base_model_has_no_place_for_a_system_text(engine):
-    assert "no chat template, and so no place for a system text" in talk(engine, "/system Be kind.")
+    assert "does not support a system prompt" in talk(engine, "/system Be kind.")
 
 
 def test_undo_takes_the_last_turn_back(engine):
     assert talk(engine, "The llama", "and", "/undo", "but").endswith(
         talk(engine, "The llama", "but").partition("\n> ")[2].partition("\n> ")[2]
     )
-    assert "there is nothing to take back" in talk(engine, "/undo")
+    assert "there is no message to remove" in talk(engine, "/undo")
 
 
 def test_retry_answers_the_same_line_with_the_next_seed(engine):
@@ -116,12 +116,12 @@ def test_set_changes_how_tokens_are_drawn(engine):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("/set warmth 1", "/set knows temperature, top-k"),
-        ("/set temperature hot", "temperature is 'hot'; it must be a number"),
+        ("/set warmth 1", "unknown option warmth; /set takes temperature, top-k"),
+        ("/set temperature hot", "temperature is 'hot'; expected a number"),
         ("/set top-p 3", "top-p is 3.0"),
         ("/set max-tokens 0", "max-tokens is 0"),
-        ("/exit", "no command /exit; /help lists them"),
-        ("/save", "/save needs the name of a file"),
+        ("/exit", "unknown command /exit; /help lists the commands"),
+        ("/save", "/save needs a file name"),
         ("/save /nowhere/at/all", "/nowhere"),
         ("stones " * 2000, "the prompt is"),
     ],
@@ -153,8 +153,8 @@ def test_a_text_of_several_lines_is_one_turn(engine):
 
 def test_old_turns_are_forgotten_when_the_context_is_full(small):
     written = talk(small, *["The river forgets the stones."] * 12, "/quit", "never read")
-    assert "the context of 128 tokens is full: the first turn is forgotten" in written
-    assert "turns are forgotten" in written
+    assert "the context of 128 tokens is full: the oldest turn is dropped" in written
+    assert "oldest turns are dropped" in written
     assert written.count("\n> ") == 13
     assert "never read" not in written
 

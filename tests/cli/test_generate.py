@@ -5,16 +5,15 @@ import json
 
 import pytest
 
+from puna.api import find_model
 from puna.cli import main
-from puna.cli.models import model_path
+from puna.cli.chat import _printable
 from puna.config import RunConfig, Sampling, to_dict
 from puna.files import write_json
-from puna.formats.convert import convert
-from puna.generate.chat import _printable
 from puna.generate.engine import Engine
 from puna.generate.load import load_engine
 from puna.model.weights import save_weights
-from tests.generate.conftest import CONFIG, random_model
+from tests.generate.conftest import CONFIG, generated, random_model
 
 GREEDY = ("--temperature", "0", "--max-tokens", "6")
 
@@ -26,7 +25,7 @@ def run(shards, tmp_path_factory):
     folder.mkdir()
     save_weights(random_model(), folder)
     config = to_dict(RunConfig(model=CONFIG))
-    config["train"]["precision"] = "fp32"
+    config["compute"]["precision"] = "fp32"
     write_json(folder / "config.json", config)
     (folder / "tokenizer.model").write_bytes((shards / "tokenizer.model").read_bytes())
     return folder
@@ -48,7 +47,7 @@ def failure(capsys, *arguments: str) -> str:
 
 
 def greedy(engine: Engine, prompt: str) -> str:
-    return engine.generate(prompt, Sampling(temperature=0), 6)
+    return generated(engine, prompt, Sampling(temperature=0), 6)
 
 
 def test_a_prompt_is_continued(run, engine, capsys):
@@ -130,25 +129,6 @@ def test_a_model_that_is_not_there_is_named_with_the_ways_to_one(capsys):
     assert "smollm2" in line
 
 
-@pytest.mark.parametrize("form", ["hf", "gguf"])
-def test_other_formats_are_converted_once(run, engine, capsys, tmp_path, monkeypatch, form):
-    monkeypatch.setenv("PUNA_CACHE", str(tmp_path / "cache"))
-    model = tmp_path / ("model.gguf" if form == "gguf" else "model")
-    convert(run, model, form)
-    if form == "hf":
-        (model / "tokenizer.model").write_bytes((run / "tokenizer.model").read_bytes())
-    first = model_path(str(model))
-    assert "is converted once" in capsys.readouterr().err
-    assert model_path(str(model)) == first
-    assert "converted" not in capsys.readouterr().err
-    assert first.parent == tmp_path / "cache" / "models"
-    if form == "hf":  # a .gguf becomes bf16
-        assert greedy(load_engine(first), "The") == greedy(engine, "The")
-    model.touch()
-    if form == "gguf":
-        assert model_path(str(model)) != first
-
-
 def test_chat_talks_through_pipes(run, engine, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("The llama\n/quit\n"))
     text = out(capsys, "chat", "--model", str(run), *GREEDY)
@@ -158,11 +138,9 @@ def test_chat_talks_through_pipes(run, engine, capsys, monkeypatch):
 
 @pytest.mark.network
 def test_smollm2_answers_by_its_name(capsys):
-    from puna.generate.load import load_engine
-
-    engine = load_engine(model_path("smollm2"), max_batch=1)
+    engine = load_engine(find_model("smollm2"), max_batch=1)
     assert engine.template is not None
     ids = engine.template.encode([{"role": "user", "content": "What is the capital of France?"}])
     # As the template says by itself: <|im_start|>system … <|im_end|> \n, the user's, the assistant's.
     assert [ids.count(id) for id in (1, 2)] == [3, 2]
-    assert "Paris" in engine.generate(ids, Sampling(temperature=0), 30)
+    assert "Paris" in generated(engine, ids, Sampling(temperature=0), 30)

@@ -1,7 +1,7 @@
-"""What fewer bits cost: a model in some precision against itself in fp32, on the same text.
+"""The cost of quantisation: a model in some precision against itself in fp32, on the same text.
 
 tokens ─> windows ─┬─> fp32 ─────> logits ─┐
-                   └─> weights ──> logits ─┴─> perplexity of both, KL divergence, how often the top agrees
+                   └─> weights ──> logits ─┴─> perplexity of both, KL divergence, agreement of the top token
 """
 
 from collections.abc import Sequence
@@ -29,17 +29,17 @@ class Quality:
     kl: float
     """Σ p · log(p / q) in nats, p the fp32 model's distribution of the next token."""
     same_top: float
-    """Share of the tokens whose likeliest successor is the same."""
+    """Share of the tokens whose most likely successor is the same."""
 
 
 @torch.inference_mode()
 def quality(path: Path, tokens: Sequence[int], weights: Weights, window: int = 512) -> Quality:
-    """Measure a run's newest weights, held as `weights` and with a bf16 cache, on windows of some tokens.
+    """Measure a model's weights in the precision `weights`, with a bf16 cache, on windows of tokens.
 
-    Both models are in memory.
+    Both models are in memory together.
 
     Raises:
-        ValueError: when the tokens are fewer than two, or the run cannot be read.
+        ValueError: fewer than two tokens, or an invalid model.
     """
     if len(tokens) < 2:
         raise ValueError("the text is shorter than two tokens; give a longer one")
@@ -67,5 +67,5 @@ def quality(path: Path, tokens: Sequence[int], weights: Weights, window: int = 5
 
 
 def _log_probabilities(logits_TV: Tensor) -> Tensor:
-    """Of the tokens that have a successor in the window."""
+    """Log-probabilities at the tokens that have a successor in the window."""
     return logits_TV[:-1].log_softmax(-1)

@@ -100,15 +100,15 @@ def test_the_verbs_lead_from_documents_to_a_model_that_answers(tmp_path, capsys,
     decoded = result("tokenizer", "decode", *map(str, ids), "--tokenizer", "tokenizer/tokenizer.model")
     assert decoded["text"] == "The llama, 12."
     manifest = result("shards", *documents, "--tokenizer", "tokenizer", "--out", "shards", "--workers", "1")
-    assert manifest["vocab_size"] == 512
-    settings = ["--recipe", "tiny", "--model.vocab-size", "512", "--train.steps", "12"]
+    assert manifest["details"]["vocab_size"] == 512
+    settings = ["--recipe", "tiny", "--model.vocab-size", "512", "--schedule.steps", "12"]
     run = result("train", *settings, "--data", "shards", "--out", "run", "--mixture.weights.books", "1")
     assert run["finished"]
     assert set(run["validation"]["loss_by_source"]) == {"books"}
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert config["recipe"] == "tiny"
-    assert config["train"]["steps"] == 12
-    assert config["train"]["save_every"] == 20  # the recipe's own
+    assert config["schedule"]["steps"] == 12
+    assert config["save"]["every"] == 20  # the recipe's own
     assert config["mixture"]["weights"] == {"books": 1.0}
     again = result("train", "--config", "run", "--out", "again", "--optim.lr", "0.002")
     assert again["step"] == 12
@@ -116,14 +116,14 @@ def test_the_verbs_lead_from_documents_to_a_model_that_answers(tmp_path, capsys,
     text = result("generate", "The llama", "--model", "run", "--max-tokens", "5")["text"]
     assert text
     assert result("report", "run")["report"] == "run/report.html"
-    assert "another configuration (train.steps is 12 there, 13 here)" in failure(
+    assert "another configuration (schedule.steps is 12 there, 13 here)" in failure(
         ["train", *settings[:-1], "13", "--data", "shards", "--out", "run", "--mixture.weights.books", "1"],
         capsys,
     )
 
 
 def test_a_prompt_longer_than_the_context_is_an_error(tmp_path, capsys, shards):
-    settings = ["--recipe", "tiny", "--model.vocab-size", "512", "--train.steps", "2"]
+    settings = ["--recipe", "tiny", "--model.vocab-size", "512", "--schedule.steps", "2"]
     assert main(["train", *settings, "--data", str(shards), "--out", str(tmp_path / "run")]) == 0
     capsys.readouterr()
     line = failure(["generate", "stones " * 200, "--model", str(tmp_path / "run"), "--json"], capsys)

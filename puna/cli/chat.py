@@ -1,13 +1,13 @@
-"""A conversation in the terminal.
+"""The verb chat: a conversation in the terminal.
 
-    > line typed ──> conversation so far ──template, or plain text──> ids ──engine──> answer, as it comes
+    > line typed ──> conversation so far ──chat template, or plain text──> ids ──engine──> answer, streamed
 
-A model with a chat template answers as its makers laid conversations out. A base model has learned to
-continue texts, not to follow instructions, so a turn is a continuation: the text so far, the line typed, and
-the model's own words after it.
+With a chat template, messages are laid out as the model was trained to read them. Without one (a base model),
+each answer is a continuation of the whole text: what was typed and generated so far, and the new line.
 """
 
 import dataclasses
+import importlib.util
 import select
 import signal
 import sys
@@ -17,37 +17,86 @@ import typing
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from puna.cli.common import Draws, Model
 from puna.config import Sampling
-from puna.files import write_json
-from puna.generate.engine import Engine
+from puna.files import atomic_file, cache_dir, write_json
 from puna.generate.request import Finish, Request
 
+if TYPE_CHECKING:
+    from puna.generate.engine import Engine
+
 HELP = """\
-/help              this text
-/new               forget the conversation
-/undo              take the last line and its answer back
-/retry             answer the last line again, with the next seed
-/system TEXT       what the model is told before the conversation; alone: show it
-/set NAME VALUE    temperature, top-k, top-p, min-p, repetition-penalty, seed, max-tokens; alone: show them
+/help              show this text
+/new               start a new conversation
+/undo              remove the last message and its answer
+/retry             answer the last message again, with the next seed
+/system TEXT       set the system prompt; without TEXT: show it
+/set NAME VALUE    set temperature, top-k, top-p, min-p, repetition-penalty, seed, max-tokens; alone: show all
 /save FILE         write the conversation as JSON
-/quit              leave (also Ctrl-D); Ctrl-C stops an answer
-\"\"\"                begins and ends a text of several lines; so does \\ at the end of a line go on
-//TEXT             a message that begins with /
+/quit              quit (also Ctrl-D); Ctrl-C stops an answer
+\"\"\"                begins and ends a message of several lines; a \\ at the end of a line also continues it
+//TEXT             send a message that begins with /
 """
 _QUOTES = '"""'
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 
 
-class Chat:
-    """One conversation. `read` gives a line for a prompt, or raises EOFError; `write` shows a text.
+def chat(
+    *,
+    model: Model,
+    max_tokens: int = 512,
+    sampling: Draws = Sampling(),  # noqa: B008 (frozen)
+    system: str = "",
+) -> int:
+    """Chat with a model in the terminal.
 
-    With `is_terminal` what is not the answer is dim, and each answer ends with its token rate.
+    Parameters
+    ----------
+    max_tokens
+        Maximum number of tokens per answer.
+    system
+        System prompt; needs a model with a chat template.
+    """
+    sampling.validate()
+    if max_tokens < 1:
+        raise ValueError(f"max-tokens is {max_tokens}; it must be positive")
+    engine = model.load(max_batch=1)
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    with _history(is_terminal):
+        Chat(engine, sampling, max_tokens, is_terminal=is_terminal, system=system).run()
+    return 0
+
+
+@contextmanager
+def _history(is_terminal: bool) -> Iterator[None]:
+    """Lines typed in earlier conversations, for the arrow keys; saved in the cache directory."""
+    if not is_terminal or importlib.util.find_spec("readline") is None:  # Windows has none
+        yield
+        return
+    import readline
+
+    file = cache_dir() / "chat-history"
+    if file.is_file():
+        readline.read_history_file(file)
+    readline.set_history_length(1000)
+    try:
+        yield
+    finally:
+        with atomic_file(file) as temporary:
+            readline.write_history_file(temporary)
+
+
+class Chat:
+    """One conversation. `read` returns a line for a prompt, or raises EOFError; `write` prints text.
+
+    With `is_terminal`, everything but the answers is dim, and each answer is followed by its token rate.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        engine: "Engine",
         sampling: Sampling,
         max_tokens: int,
         read: Callable[[str], str] = input,
@@ -57,24 +106,24 @@ class Chat:
     ) -> None:
         self._engine, self._sampling, self._max_tokens = engine, sampling, max_tokens
         self._read, self._write, self._is_terminal = read, write, is_terminal
-        self._turns: list[tuple[str, str]] = []  # what was typed, what was answered
+        self._turns: list[tuple[str, str]] = []  # each message and its answer
         self._system = ""
         if system:
             self._require_template()
             self._system = system
-        self._forgotten = 0  # turns that no longer fit into the context
+        self._forgotten = 0  # oldest turns that no longer fit into the context
 
     def run(self) -> None:
         """Read lines and answer them until /quit or the end of input."""
-        kind = "answers" if self._engine.template else "has no chat template: it continues what you write"
-        self._note(f"the model {kind}; /help lists the commands\n")
+        note = "" if self._engine.template else "the model has no chat template: it continues your text; "
+        self._note(f"{note}/help lists the commands\n")
         while True:
             try:
                 line = self._line()
             except EOFError:
                 self._write("\n")
                 return
-            except KeyboardInterrupt:  # drops the line that was being typed
+            except KeyboardInterrupt:  # discards the line being typed
                 self._write("\n")
                 continue
             if line.strip() == "/quit":
@@ -90,9 +139,9 @@ class Chat:
                 self._note(f"{error}\n")
 
     def _line(self) -> str:
-        """What was typed: a line, or several between triple quotes or joined by backslashes."""
+        """Read a message: one line, or several in triple quotes or joined by backslashes."""
         line = self._read("\n> ").removeprefix("\ufeff")
-        while self._is_terminal and _is_pending():  # lines that were pasted come at once
+        while self._is_terminal and _is_pending():  # further lines of a paste are there at once
             line += "\n" + self._read("")
         if line.startswith(_QUOTES):
             line = line.removeprefix(_QUOTES)
@@ -124,16 +173,16 @@ class Chat:
             self._set(*rest.partition(" ")[::2])
         elif name == "/save":
             if not rest:
-                raise ValueError("/save needs the name of a file")
+                raise ValueError("/save needs a file name")
             write_json(Path(rest).expanduser(), {"messages": self._messages(self._turns)})
             self._note(f"{len(self._turns)} turns written to {rest}\n")
         else:
-            raise ValueError(f"no command {name}; /help lists them")
+            raise ValueError(f"unknown command {name}; /help lists the commands")
 
     def _undo(self) -> str:
-        """Take the last turn back; the line that was typed."""
+        """Remove the last turn and return its message."""
         if not self._turns:
-            raise ValueError("there is nothing to take back")
+            raise ValueError("there is no message to remove")
         self._forgotten = min(self._forgotten, len(self._turns) - 1)
         return self._turns.pop()[0]
 
@@ -141,23 +190,23 @@ class Chat:
         self._require_template()
         if text:
             self._system = text
-        self._note(f"{self._system or 'the model is told nothing beforehand'}\n")
+        self._note(f"{self._system or 'no system prompt is set'}\n")
 
     def _require_template(self) -> None:
         if self._engine.template is None:
-            raise ValueError("this model has no chat template, and so no place for a system text")
+            raise ValueError("this model has no chat template; it does not support a system prompt")
 
     def _set(self, name: str, value: str) -> None:
         options = {field.name.replace("_", "-"): field.name for field in dataclasses.fields(Sampling)}
         if name:
             value = value.strip()
             if name not in (*options, "max-tokens"):
-                raise ValueError(f"/set knows {', '.join(options)} and max-tokens, not {name}")
+                raise ValueError(f"unknown option {name}; /set takes {', '.join(options)} and max-tokens")
             kind = int if name == "max-tokens" else typing.get_type_hints(Sampling)[options[name]]
             try:
                 number = kind(value)
             except ValueError as error:
-                raise ValueError(f"{name} is {value!r}; it must be a number") from error
+                raise ValueError(f"{name} is {value!r}; expected a number") from error
             if name == "max-tokens":
                 if number < 1:
                     raise ValueError(f"max-tokens is {number}; it must be positive")
@@ -172,9 +221,9 @@ class Chat:
     # ---- turns
 
     def _turn(self, line: str) -> bool:
-        """Answer a line. A line without an answer is no turn, for templates expect one after the other.
+        """Answer a message; returns whether there was an answer.
 
-        Returns whether there was an answer.
+        A message without one is forgotten: chat templates expect messages and answers to alternate.
         """
         prompt = self._prompt(line)
         request = Request(tuple(prompt), self._sampling, self._max_tokens)
@@ -183,23 +232,23 @@ class Chat:
             self._turns[before:] = [(line, answer)]
         if not answer.strip():
             del self._turns[before:]
-            self._note("[no answer: the line is forgotten]\n")
+            self._note("[the answer is empty: the message is removed]\n")
         return bool(answer.strip())
 
     def _prompt(self, line: str) -> list[int]:
-        """The ids of the conversation with a new line: its oldest turns fall off when they do not fit.
+        """The token ids of the conversation with a new message, without the oldest turns if they do not fit.
 
         Raises:
-            ValueError: when the line alone leaves no room for an answer.
+            ValueError: when the message alone leaves no room for an answer.
         """
-        room = self._engine.context - min(self._max_tokens, self._engine.context // 2)
+        budget = self._engine.context - min(self._max_tokens, self._engine.context // 2)
         while True:
             ids = self._encode([*self._turns[self._forgotten :], (line, "")])
-            if len(ids) <= room or self._forgotten == len(self._turns):
+            if len(ids) <= budget or self._forgotten == len(self._turns):
                 break
             self._forgotten += 1
-            turns = "turn is" if self._forgotten == 1 else f"{self._forgotten} turns are"
-            self._note(f"the context of {self._engine.context} tokens is full: the first {turns} forgotten\n")
+            turns = "oldest turn is" if self._forgotten == 1 else f"{self._forgotten} oldest turns are"
+            self._note(f"the context of {self._engine.context} tokens is full: the {turns} dropped\n")
         self._engine.check(Request(tuple(ids), self._sampling, self._max_tokens))
         return ids
 
@@ -217,7 +266,7 @@ class Chat:
         return messages
 
     def _answer(self, request: Request) -> Iterator[str]:
-        """Show an answer as it comes; gives what there is of it, each time longer."""
+        """Print an answer as it is generated; yields the text so far after each chunk."""
         answer, count, finish = "", 0, None
         began = first = time.monotonic()
         with _ctrl_c() as is_stopped, closing(self._engine.answers([request], is_stopped)) as chunks:
@@ -240,27 +289,27 @@ class Chat:
 
 
 def _is_pending() -> bool:
-    """Whether more was typed than the line that was read: within a paste there is no pause."""
+    """Whether further input is waiting: the lines of a paste arrive without a pause."""
     try:
         return sys.stdin.isatty() and bool(select.select([sys.stdin], [], [], 0.02)[0])
-    except (OSError, ValueError):  # no file that can be waited for
+    except (OSError, ValueError):  # standard input is not a file that can be polled
         return False
 
 
 def _rate(count: int, waited: float, seconds: float, finish: Finish | None) -> str:
     rate = f"{(count - 1) / seconds:.0f} tokens/s, " if count > 1 and seconds > 0 else ""
-    end = "; ended by max-tokens" if finish == "length" else ""
-    return f"[{count} tokens, {rate}the first after {waited:.2f} s{end}]\n"
+    end = "; stopped at max-tokens" if finish == "length" else ""
+    return f"[{count} tokens, {rate}first after {waited:.2f} s{end}]\n"
 
 
 def _printable(text: str) -> str:
-    """A model's text without what would command the terminal."""
+    """A model's text without control characters, which could command the terminal."""
     return "".join(c if c in "\n\t" or c.isprintable() or ord(c) > 0x9F else "\ufffd" for c in text)
 
 
 @contextmanager
 def _ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Within, Ctrl-C is only noted, so that the engine is left between two steps; a second one raises."""
+    """Within, a first Ctrl-C sets a flag, so that the engine stops between two steps; a second raises."""
     stopped = threading.Event()
 
     def note(*_: object) -> None:

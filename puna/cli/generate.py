@@ -1,0 +1,156 @@
+"""The verb generate: prompts to continuations."""
+
+import json as json_module
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from puna.cli.common import Draws, Json, Many, Model
+from puna.config import Sampling
+
+if TYPE_CHECKING:
+    from puna.generate.engine import Engine
+    from puna.generate.request import Request, Token
+
+
+def generate(
+    prompt: str | None = None,
+    /,
+    *,
+    model: Model,
+    prompts: Path | None = None,
+    n: int = 1,
+    max_tokens: int = 128,
+    stop: Annotated[tuple[str, ...], Many] = (),
+    sampling: Draws = Sampling(),  # noqa: B008 (frozen)
+    logprobs: int | None = None,
+    lookup: int = 0,
+    json: Json = False,
+) -> int:
+    """Generate continuations of one or many prompts.
+
+    Parameters
+    ----------
+    prompt
+        Text to continue; defaults to standard input.
+    prompts
+        File with one prompt per line; in a .jsonl file, one JSON string or object with "prompt" per line.
+    n
+        Number of continuations per prompt, with consecutive seeds from --seed on.
+    max_tokens
+        Maximum number of generated tokens per continuation.
+    stop
+        Stop strings: generation ends before the first of them.
+    logprobs
+        Report each token's log-probability and the k most likely alternatives. Default: none.
+    lookup
+        Maximum number of draft tokens of prompt-lookup decoding; needs --temperature 0 and does not change
+        the text. 0 disables.
+    """
+    sampling.validate()
+    if n < 1:
+        raise ValueError(f"--n is {n}; it must be positive")
+    texts = _prompts(prompt, prompts)
+    from puna.generate.request import Request
+
+    engine = model.load(max_batch=min(16, len(texts) * n))
+    requests = [
+        Request(
+            prompt=tuple(engine.encode(text)),
+            sampling=replace(sampling, seed=sampling.seed + offset),
+            max_tokens=max_tokens,
+            stop=stop,
+            logprobs=logprobs,
+            lookup=lookup,
+        )
+        for text in texts
+        for offset in range(n)
+    ]
+    if len(requests) == 1 and not json:
+        _stream(engine, requests[0], texts[0])
+        return 0
+    for index, answer in enumerate(_answers(engine, requests)):
+        text = texts[index // n]
+        result = {"prompt": text, **answer, "seed": requests[index].sampling.seed}
+        if json:
+            print(json_module.dumps(result, ensure_ascii=False), flush=True)
+        else:
+            title = f"[{index + 1} of {len(requests)}]"
+            print(f"{title} {text}{answer['text']}\n{_table(answer.get('tokens', []))}", flush=True)
+    return 0
+
+
+def _prompts(prompt: str | None, file: Path | None) -> list[str]:
+    """The prompts: from the command line, a file, or standard input."""
+    if file is None:
+        if prompt is None and sys.stdin.isatty():
+            raise ValueError("no prompt is given; give one, or --prompts FILE, or pipe one in")
+        return [sys.stdin.read().removeprefix("\ufeff").removesuffix("\n") if prompt is None else prompt]
+    if prompt is not None:
+        raise ValueError("a prompt and --prompts are given; use one of them")
+    lines = [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    if not lines:
+        raise ValueError(f"{file} holds no prompt; write one per line")
+    return (
+        [_json_prompt(file, number, line) for number, line in enumerate(lines, 1)]
+        if file.suffix == ".jsonl"
+        else lines
+    )
+
+
+def _json_prompt(file: Path, number: int, line: str) -> str:
+    try:
+        value = json_module.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{file}, line {number} is not JSON ({error}); write a string or object") from error
+    prompt = value.get("prompt") if isinstance(value, dict) else value
+    if not isinstance(prompt, str):
+        raise ValueError(f'{file}, line {number} holds no prompt; write a JSON string, or {{"prompt": "…"}}')
+    return prompt
+
+
+def _stream(engine: "Engine", request: "Request", prompt: str) -> None:
+    """Print one continuation as it is generated."""
+    print(prompt, end="", flush=True)
+    tokens: list[dict[str, Any]] = []
+    for _, chunk in engine.answers([request]):
+        print(chunk.text, end="", flush=True)
+        tokens += [_record(engine, token) for token in chunk.tokens]
+    print()
+    if request.logprobs is not None:
+        print(_table(tokens))
+
+
+def _answers(engine: "Engine", requests: list["Request"]) -> Iterator[dict[str, Any]]:
+    """Answers computed together, yielded in order, each as soon as those before it are finished."""
+    answers: list[dict[str, Any]] = [{"text": "", "finish": None, "count": 0} for _ in requests]
+    n_yielded = 0
+    for index, chunk in engine.answers(requests):
+        answer = answers[index]
+        answer["text"] += chunk.text
+        answer["finish"] = chunk.finish
+        answer["count"] += len(chunk.tokens)
+        if requests[index].logprobs is not None:
+            answer.setdefault("tokens", []).extend(_record(engine, token) for token in chunk.tokens)
+        while n_yielded < len(answers) and answers[n_yielded]["finish"]:
+            yield answers[n_yielded]
+            n_yielded += 1
+
+
+def _record(engine: "Engine", token: "Token") -> dict[str, Any]:
+    def text(id: int) -> str:
+        return engine.tokenizer.control_text(id)
+
+    top = [{"id": id, "text": text(id), "logprob": value} for id, value in token.top]
+    return {"id": token.id, "text": text(token.id), "logprob": token.logprob, "top": top}
+
+
+def _table(tokens: list[dict[str, Any]]) -> str:
+    """One line per token: its log-probability, then the most likely alternatives with theirs."""
+    lines = []
+    for token in tokens:
+        others = "  ".join(f"{other['text']!r} {other['logprob']:.3f}" for other in token["top"])
+        lines.append(f"{token['logprob']:>9.3f}  {token['text']!r:<16}  {others}".rstrip())
+    return "\n".join(lines)

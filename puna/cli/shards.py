@@ -1,0 +1,47 @@
+"""The verb shards: documents to token shards."""
+
+from pathlib import Path
+
+from puna.cli.common import Json, print_result
+
+
+def shards(
+    documents: list[Path],
+    /,
+    *,
+    tokenizer: Path,
+    out: Path,
+    validation_share: float = 0.01,
+    workers: int | None = None,
+    json: Json = False,
+) -> int:
+    """Encode documents into token shards; a share of the documents is held out for validation.
+
+    Parameters
+    ----------
+    documents
+        Directories that `puna corpus` wrote.
+    tokenizer
+        File tokenizer.model, tokenizer.json or *.gguf, or a directory that holds one of the first two.
+    out
+        Directory to write.
+    validation_share
+        Share of the documents to hold out, from 0 to 1; chosen by the hash of their ids.
+    workers
+        Number of processes; defaults to the number of CPU cores. The output does not depend on it.
+    """
+    from puna.files import human_bytes, human_seconds
+    from puna.tokens.shards import write_shards
+
+    manifest = write_shards(documents, tokenizer, out, validation_share, workers)
+    lines = [
+        f"{source:>16}  {counts['train_tokens']:>14,} training tokens, {counts['val_tokens']:,} held out"
+        for source, counts in manifest.details["sources"].items()
+    ]
+    lines += [
+        f"{out}: {human_bytes(manifest.bytes)} in {human_seconds(manifest.seconds)} of work",
+        f"next: puna train --recipe 15m --model.vocab-size {manifest.details['vocab_size']} "
+        f"--data {out} --out runs/first",
+    ]
+    print_result(manifest.to_json(), json, lines)
+    return 0
