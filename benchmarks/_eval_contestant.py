@@ -3,18 +3,23 @@
 import json
 import sys
 import time
+from pathlib import Path
 
 import torch
 
 
 def main() -> None:
-    directory, threads = sys.argv[1:]
+    directory, threads, vocabulary = sys.argv[1:]
     torch.set_num_threads(int(threads))
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
+    from transformers import AutoTokenizer
 
     out, sys.stdout = sys.stdout, sys.stderr
-    model = HFLM(pretrained=directory, device="cpu", dtype="float32", batch_size=16)
+    gguf = Path(vocabulary)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    options = {"device": "cpu", "dtype": "float32", "batch_size": 16}
+    model = HFLM(pretrained=directory, tokenizer=tokenizer, **options)
     print("ready", file=out, flush=True)
     for line in sys.stdin:
         pairs = json.loads(line)

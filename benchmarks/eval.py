@@ -89,10 +89,11 @@ def main() -> None:
         command = [sys.executable, "-m", "puna.cli", "convert", str(directory), str(hub), "--to", "hf"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     data = Data(options.data)
-    models = {weights: load_model(directory, "smollm2", weights) for weights in ("fp32", "bf16", "int8")}
+    models = {weights: load_model(hub, "smollm2", weights) for weights in ("fp32", "bf16", "int8")}
     peer = None
     if options.python:
         command = [str(options.python), str(HERE / "_eval_contestant.py"), str(hub), str(options.threads)]
+        command += [str(directory)]
         peer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert peer.stdout and peer.stdout.readline() == "ready\n", "lm-eval does not start"
     else:
