@@ -65,7 +65,7 @@ _NUMBER = re.compile(r"-?\$?\s?-?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 def number(text: str) -> str:
     """The number after the first answer mark, normalised; empty when there is no mark or no number.
 
-    What follows the first answer, a run-on into further questions, is not looked at.
+    What follows the first answer, a run-on into further questions, is never read.
     """
     mark = _MARK.search(text)
     if not mark:

@@ -37,7 +37,7 @@ class PunaLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def prefix_token_id(self) -> int:
-        """BOS where the vocabulary wants it."""
+        """BOS where the vocabulary needs it."""
         return self._tokenizer.bos_id if self._model.begins_with_bos else self._tokenizer.eos_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:

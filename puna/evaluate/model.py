@@ -1,6 +1,6 @@
 """What evaluation needs of a model: three methods. Tasks know nothing else of it.
 
-    encode    texts -> token ids, BOS first where the vocabulary wants one
+    encode    texts -> token ids, BOS first where the vocabulary needs one
     score     rows of (context, continuation) -> the log-probability of each continuation
     generate  prompts -> texts
 
@@ -55,7 +55,7 @@ class Model(Protocol):
     begins_with_bos: bool
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
-        """The ids of whole texts, each with BOS where the vocabulary wants one."""
+        """The ids of whole texts, each with BOS where the vocabulary needs one."""
 
     def score(self, rows: Sequence[Row], progress: Callable[[int], None]) -> list[Scored]:
         """The log-probabilities of the rows' continuations; `progress` is told of tokens that are done."""

@@ -27,9 +27,9 @@ class Prepared:
     shots: int
     """Solved examples in the context: fewer than asked for where they did not fit."""
     rows: tuple[Row, ...]
-    """Of the options; then, where wanted, of the options after the answer context. Empty when generating."""
+    """Rows of the options; then, where wanted, of the options after the answer context. Empty when generating."""
     tokens: Tokens
-    """Of the context."""
+    """Token ids of the context."""
 
     @property
     def fits(self) -> bool:

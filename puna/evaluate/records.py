@@ -1,4 +1,4 @@
-"""The records of a run: one JSON line per example, from which every number can be computed again.
+"""The records of a run: one JSON line per example, from which every number can be recomputed.
 
     OUT/run.json            model, precision, digests of data and scorer, options
     OUT/TASK.jsonl          prompt, token ids at the border, scores of every option or texts, verdict, reason
@@ -83,7 +83,7 @@ class RecordFile:
         self._file = path.open("ab")
 
     def take(self, key: str) -> Record | None:
-        """The file's next record if it has this key; else everything from here on is to be computed again."""
+        """The file's next record if it has this key; else everything from here on is to be recomputed."""
         record = next(self._known, None)
         if record is None or record["key"] != key:
             self._known = iter(())

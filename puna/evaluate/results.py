@@ -26,7 +26,7 @@ Result = dict[str, Any]
 
 
 def recounted(task: Task, record: Record, normalisation: Normalisation | None) -> Record:
-    """A record with its values computed again from what the model said."""
+    """A record with its values recomputed from what the model said."""
     if record.get("skipped"):
         return record
     if "options" in record:

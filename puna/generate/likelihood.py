@@ -176,7 +176,7 @@ class _Scorer:
             rest = [continuation for continuation in group.continuations() if len(continuation) > 1]
             for place, continuation in enumerate(rest):
                 count = len(continuation) - 1
-                # The last one may go on in the context's own blocks.
+                # The last one may continue in the context's own blocks.
                 is_last = place == len(rest) - 1
                 end = length + count
                 branch = self._extended(table, end) if is_last else self._forked(table, length, end)
@@ -203,7 +203,7 @@ class _Scorer:
         return [scores]
 
     def _root(self, prefix: Tokens) -> list[int]:
-        """A table whose blocks hold the prefix; what the last batch shares with it is not computed again."""
+        """A table whose blocks hold the prefix; what the last batch shares with it is not recomputed."""
         known = common_prefix(self._prefix, prefix)
         count = -(-len(prefix) // BLOCK)
         root, self._free = self._all[:count], self._all[count:]
