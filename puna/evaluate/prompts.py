@@ -27,7 +27,7 @@ class Prepared:
     shots: int
     """Solved examples in the context: fewer than asked for where they did not fit."""
     rows: tuple[Row, ...]
-    """Rows of the options; then, where wanted, of the options after the answer context. Empty when generating."""
+    """Rows of the options, then, where asked for, of the options after the answer context."""
     tokens: Tokens
     """Token ids of the context."""
 
