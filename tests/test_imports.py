@@ -34,7 +34,7 @@ ALLOWED = {
     "demo": {"fetch", "corpus", "tokens", "train", "generate", "report"},
     "api": {"stages", "fetch", "corpus", "tokens", "formats", "train", "generate", "report"},
     "cli": {"api", "carbon", "stages", "fetch", "corpus", "tokens", "model", "formats", "train", "generate",
-            "serve", "report", "demo"},
+            "serve", "report", "demo", "evaluate"},
 }  # fmt: skip
 
 

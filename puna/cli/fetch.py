@@ -186,6 +186,38 @@ def github(folder: str, /, *, target: Target, json: Json = False) -> int:
     return _fetch("github", lambda _: publishers.exports(to_path(folder)), target, 0.0, json)
 
 
+@app.command(name="eval")
+def benchmarks(
+    *, out: Path = Path("data/eval"), base: str | None = None, pause: float = 0.0, json: Json = False
+) -> int:
+    """Download the original files that `puna eval` reads; print the addresses of those in archives.
+
+    Parameters
+    ----------
+    out
+        Directory to write the files to, a folder per benchmark.
+    base
+        Base URL of a mirror to use instead of GitHub's.
+    pause
+        Minimum number of seconds between two requests.
+    """
+    from puna.fetch.benchmarks import ARCHIVES, FILES, GITHUB, items
+    from puna.fetch.http import Fetcher, fetch_items
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    results = {}
+    with Fetcher(pause) as fetcher:
+        for folder in FILES:
+            found = items(folder, base or GITHUB)
+            results[folder] = fetch_items("eval", found, out / folder, fetcher, say).to_json()
+    lines = [f"{out}: {', '.join(results)}", "only archives are published of these; unpack them there:"]
+    lines += [f"    {out}/{folder}: {url}" for folder, url in ARCHIVES.items()]
+    print_result({"files": results, "archives": ARCHIVES}, json, [*lines, f"next: puna eval --data {out}"])
+    return 0
+
+
 def _fetch(
     source: str, listed: Callable[["Fetcher"], list["Item"]], target: _Target, pause: float, json: bool
 ) -> int:

@@ -15,6 +15,7 @@ the runner is batch-invariant (`Runner.batch_invariant`).
 
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -147,6 +148,22 @@ class Engine:
             "cached_blocks": self._pool.unused,
             **self._counts,
         }
+
+    @contextmanager
+    def cache_blocks(self, tokens: int) -> Iterator[list[int]]:
+        """A block table for `tokens` positions, for a caller that uses the runner itself while none answers.
+
+        Raises:
+            ValueError: when the cache is smaller.
+        """
+        assert self.idle, "requests are running"
+        table = self._pool.acquire([], -(-tokens // BLOCK))
+        if table is None:
+            raise ValueError(f"the cache holds {self._pool.n_blocks * BLOCK} tokens; {tokens} are needed")
+        try:
+            yield table
+        finally:
+            self._pool.release(table)
 
     # ---- one step
 

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from puna.config import ModelConfig
+from puna.generate.runners.base import Likelihoods, Span, joined, likelihoods
 from puna.generate.runners.cache import BLOCK
 from puna.generate.runners.quantize import GROUP, Int4, Int8, Weights
 from puna.kernels import build
@@ -255,6 +256,39 @@ class PackedRunner:
         """See Runner."""
         rows = list(range(len(tokens)))
         return self._forward(tokens, positions, rows, tables, rows)
+
+    def score(self, spans: Sequence[Span]) -> Likelihoods:
+        """See Runner. The spans' tokens are laid end to end and divided into calls of CHUNK rows."""
+        counts = [len(span.tokens) for span in spans]
+        firsts = np.cumsum([0, *counts])
+        tokens = np.concatenate([span.tokens for span in spans])
+        positions = np.concatenate(
+            [np.arange(s.start, s.start + n) for s, n in zip(spans, counts, strict=True)]
+        )
+        sequences = np.repeat(np.arange(len(spans)), counts)
+        places = np.concatenate([span.places + first for span, first in zip(spans, firsts, strict=False)])
+        targets = np.concatenate([span.targets for span in spans])
+        found = []
+        for begin in range(0, len(tokens), CHUNK):
+            end = min(begin + CHUNK, len(tokens))
+            wanted, rows = np.unique(places[(places >= begin) & (places < end)], return_inverse=True)
+            own = slice(*np.searchsorted(places, (begin, end)).tolist())
+            # Only the tables of sequences with rows in this call.
+            used, names = np.unique(sequences[begin:end], return_inverse=True)
+            logits = self._forward(
+                tokens[begin:end].tolist(),
+                positions[begin:end].tolist(),
+                names.tolist(),
+                [spans[index].table for index in used.tolist()],
+                (wanted - begin).tolist(),
+            )
+            if len(wanted):
+                found.append(likelihoods(logits.numpy(), rows, targets[own]))
+        return joined(found)
+
+    def copy_block(self, source: int, target: int) -> None:
+        """See Runner."""
+        self._kept[0][target] = self._kept[0][source]
 
     def _forward(
         self,

@@ -9,11 +9,13 @@ It is the reference that packed.py is tested against, what training's samples us
 from collections.abc import Sequence
 from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from puna.generate.runners import static_decode
+from puna.generate.runners.base import Likelihoods, Span, joined, likelihoods
 from puna.generate.runners.cache import BLOCK, ROWS, BlockCache
 from puna.generate.runners.static_decode import StaticDecode
 from puna.model import layers
@@ -91,6 +93,26 @@ class PlainRunner:
             return torch.cat([self.decode([token], [at], [table]) for token, at, table in rows])
         parts = [(1, at, table) for at, table in zip(positions, tables, strict=True)]
         return self._logits(self._hidden(tokens, parts))
+
+    @torch.inference_mode()
+    def score(self, spans: Sequence[Span]) -> Likelihoods:
+        """See Runner. Where a token's bits depend on the call, each span is a call of its own."""
+        if len(spans) > 1 and not self.prefill_is_decode:
+            return joined([self.score([span]) for span in spans])
+        parts = [(len(span.tokens), span.start, span.table) for span in spans]
+        hidden_TD = self._hidden(np.concatenate([span.tokens for span in spans]).tolist(), parts)
+        firsts = np.cumsum([0, *(count for count, _, _ in parts)])
+        places = np.concatenate([span.places + first for span, first in zip(spans, firsts, strict=False)])
+        if not len(places):
+            return joined([])
+        wanted, rows = np.unique(places, return_inverse=True)
+        logits_NV = self._logits(hidden_TD[torch.from_numpy(wanted).to(hidden_TD.device)])
+        return likelihoods(logits_NV.numpy(), rows, np.concatenate([span.targets for span in spans]))
+
+    def copy_block(self, source: int, target: int) -> None:
+        """See Runner."""
+        self.cache.keys[:, target] = self.cache.keys[:, source]
+        self.cache.values[:, target] = self.cache.values[:, source]
 
     def _hidden(self, tokens: Sequence[int], parts: Sequence[tuple[int, int, Sequence[int]]]) -> Tensor:
         """The residual stream after the last norm, (T, D). `parts` as BlockCache.attention has them."""

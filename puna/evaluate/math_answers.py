@@ -1,0 +1,184 @@
+"""MATH: the final answer of a solution, and whether two answers are equal.
+
+    solution ──final_answer──> "\\frac{1}{2}" ──normalised──> "\\frac{1}{2}" ── same string? ── yes ─> equal
+                                                                                 │ no
+                                                        computer algebra in a child process: same_value
+
+The string rule follows appendix D of Lewkowycz et al. 2022 (Minerva). Computer algebra is math-verify, the
+extra puna[math]; it may hang or exhaust memory on hostile input, so it runs for at most SECONDS in a process
+with at most MEMORY bytes. Without the extra only strings are compared.
+"""
+
+import atexit
+import json
+import re
+import select
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+SECONDS = 5.0
+MEMORY = 1 << 30
+
+_STATED = re.compile(r"Final Answer:\s*The final answer is(.*?)\.\s*I hope it is correct", re.DOTALL)
+
+
+def final_answer(text: str) -> str | None:
+    """The stated final answer, else the content of the last \\boxed{}; None when there is neither."""
+    stated = _STATED.search(text)
+    answer = stated.group(1) if stated else boxed(text)
+    return without_delimiters(answer) if answer is not None else None
+
+
+def boxed(text: str) -> str | None:
+    """The content of the last \\boxed{…} or \\fbox{…} whose braces balance; also `\\boxed 7`."""
+    for found in reversed(list(re.finditer(r"\\(?:boxed|fbox)\s*", text))):
+        rest = text[found.end() :]
+        if not rest.startswith("{"):
+            if single := re.match(r"[^\s$.,]+", rest):
+                return single.group()
+            continue
+        depth = 0
+        for place, character in enumerate(rest):
+            escaped = place and rest[place - 1] == "\\"
+            depth += 0 if escaped else (character == "{") - (character == "}")
+            if depth == 0:
+                return rest[1:place]
+    return None
+
+
+def without_delimiters(text: str) -> str:
+    """The formula inside $…$, $$…$$, \\[…\\], \\(…\\) or \\boxed{…}, with white space stripped."""
+    text = text.strip()
+    for left, right in (("$$", "$$"), ("$", "$"), (r"\[", r"\]"), (r"\(", r"\)")):
+        if len(text) >= len(left) + len(right) and text.startswith(left) and text.endswith(right):
+            return without_delimiters(text[len(left) : -len(right)])
+    if re.fullmatch(r"\\(?:boxed|fbox)\s*\{.*\}", text, re.DOTALL) and (inner := boxed(text)) is not None:
+        return without_delimiters(inner)
+    return text
+
+
+_NUMERAL = re.compile(r"([0-9A-Z]+)_\{?(\d+)\}?")  # a number written in a base
+
+# What is deleted from an answer, and what is written another way (Minerva's lists).
+_UNITS = [
+    "square",
+    "ways",
+    "integers",
+    "dollars",
+    "mph",
+    "inches",
+    "ft",
+    "hours",
+    "km",
+    "units",
+    "points",
+    "feet",
+    "minutes",
+    "digits",
+    "cents",
+    "degrees",
+    "cm",
+    "gm",
+    "pounds",
+    "meters",
+    "meals",
+    "edges",
+    "students",
+    "childrentickets",
+    "multiples",
+    "sec",
+]
+_DELETED = (r"\text{s}", r"\text{.}", r"\text{,}", r"\text{}", r"\mathrm{th}", r"^\circ", r"^{\circ}", r"\;",
+            r",\!", "{,}", '"', r"\dots")  # fmt: skip
+_WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mbox|overline)\{([^{}]*)\}")
+_UNIT = re.compile(rf"\\text\{{\s*(?:{'|'.join(_UNITS)})\.?\s*\}}|\s*\b(?:{'|'.join(_UNITS)})\b")
+
+
+def normalised(answer: str) -> str:
+    """An answer in one spelling: the right side of an equation, no units, \\frac and \\sqrt with braces."""
+    text = answer.rpartition("=")[2]
+    text = text.replace("an ", "").replace("a ", "").replace(".$", "$").replace("\\$", "")
+    text = text.replace(r"\ ", "").replace("mbox", "text").replace(",\\text{and}", ",")
+    text = text.replace(r"\text{and}", ",").replace(r"\text{m}", r"\text{}").replace(r"\left", "")
+    text = (
+        text.replace(r"\right", "")
+        .replace(r"\!", "")
+        .replace(r"\dfrac", r"\frac")
+        .replace(r"\tfrac", r"\frac")
+    )
+    text = _UNIT.sub("", text)
+    for part in _DELETED:
+        text = text.replace(part, "")
+    if math := re.search(r"\$(.+?)\$", text):  # a formula within words
+        text = math.group(1)
+    text = _WRAPPED.sub(r"\1", text)
+    if box := boxed(text):
+        text = box
+    text = text.replace("%", "").replace("\\", "\\").replace(" ", "").replace("$", "")
+    text = re.sub(r"\\frac(?!\{)(.)(?!\{)(.)", r"\\frac{\1}{\2}", text)  # \frac12
+    text = re.sub(r"\\frac\{([^{}]*)\}(?!\{)(.)", r"\\frac{\1}{\2}", text)  # \frac{1}2
+    text = re.sub(r"\\sqrt(?![{\[])(.)", r"\\sqrt{\1}", text)  # \sqrt2
+    if re.fullmatch(r"-?[\d,]+(\.\d+)?", text) and re.fullmatch(r"-?\d{1,3}(,\d{3})*(\.\d+)?", text):
+        text = text.replace(",", "")
+    return text.rstrip(".").removesuffix("\\")
+
+
+def same_string(answer: str, reference: str) -> bool:
+    """Whether both are the same once normalised: Minerva's rule."""
+    return normalised(answer) == normalised(reference) != ""
+
+
+def same_value(answer: str, reference: str, seconds: float = SECONDS) -> bool:
+    """Whether computer algebra finds them equal; False when it cannot say within its time and memory."""
+    numerals = _NUMERAL.fullmatch(answer.strip()), _NUMERAL.fullmatch(reference.strip())
+    if any(numerals):  # 4210_5: algebra drops the base
+        return all(numerals) and numerals[0].groups() == numerals[1].groups()  # type: ignore[union-attr]
+    if not find_spec("math_verify"):
+        return False
+    return _algebra.equal(answer, reference, seconds)
+
+
+class _Algebra:
+    """A child process that compares formulas; restarted when it hangs or dies."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def equal(self, answer: str, reference: str, seconds: float) -> bool:
+        process = self._process if self._process and self._process.poll() is None else self._start()
+        assert process.stdin and process.stdout
+        try:
+            process.stdin.write(json.dumps([answer, reference]).encode() + b"\n")
+            process.stdin.flush()
+            ready, _, _ = select.select([process.stdout], [], [], seconds)
+            verdict = process.stdout.readline() if ready else b""
+        except OSError:
+            verdict = b""
+        if verdict not in (b"true\n", b"false\n"):
+            self.stop()
+        return verdict == b"true\n"
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        script = Path(__file__).with_name("math_child.py")
+        pipe, null = subprocess.PIPE, subprocess.DEVNULL
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", str(script), str(MEMORY)], stdin=pipe, stdout=pipe, stderr=null
+        )
+        assert self._process.stdout
+        # Importing sympy takes seconds; they are not the comparison's.
+        if self._process.stdout.readline() != b"ready\n":
+            self.stop()
+            raise RuntimeError("math-verify does not start; run: pip install 'puna[math]'")
+        return self._process
+
+    def stop(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+_algebra = _Algebra()
+atexit.register(_algebra.stop)

@@ -1,0 +1,197 @@
+"""Common sense reasoning (paper section 3.1, Table 3): eight zero-shot tasks with options.
+
+The option with the largest log-likelihood per character is chosen [P]; for OpenBookQA and BoolQ the
+likelihood is divided by that given the context "Answer:" [P]. The prompts are GPT-3's and lm-eval's [C].
+"""
+
+import re
+from collections.abc import Iterator
+
+from puna.evaluate.data import Data, Row, labelled
+from puna.evaluate.task import Example, Task
+
+
+def _index(row: Row, label: str, labels: str) -> int:
+    """The place of a label among the possible ones."""
+    if label not in labels or not label:
+        raise row.error(f"the label is {label!r}; expected one of {', '.join(labels)}")
+    return labels.index(label)
+
+
+def boolq(data: Data) -> Iterator[Example]:
+    """SuperGLUE's rows: the label is "true" or "false"."""
+    for row in data.json_lines("boolq/val.jsonl"):
+        question = row["question"].removesuffix("?")
+        yield Example(
+            id=str(row.number),
+            question=f"{row['passage']}\nquestion: {question}?\nanswer:",
+            options=(" yes", " no"),
+            gold=(0 if str(row["label"]).lower() == "true" else 1,),
+        )
+
+
+def piqa(data: Data) -> Iterator[Example]:
+    """A goal and two ways to reach it."""
+    rows = list(data.json_lines("piqa/valid.jsonl"))
+    for row, label in labelled(rows, data.lines("piqa/valid-labels.lst")):
+        yield Example(
+            id=str(row.number),
+            question=f"Question: {row['goal']}\nAnswer:",
+            options=(f" {row['sol1']}", f" {row['sol2']}"),
+            gold=(_index(row, label, "01"),),
+        )
+
+
+def siqa(data: Data) -> Iterator[Example]:
+    """A situation, a question about it, three answers."""
+    rows = list(data.json_lines("siqa/dev.jsonl"))
+    for row, label in labelled(rows, data.lines("siqa/dev-labels.lst")):
+        yield Example(
+            id=str(row.number),
+            question=f"Q: {row['context']} {row['question']}\nA:",
+            options=tuple(f" {row[f'answer{letter}']}" for letter in "ABC"),
+            gold=(_index(row, label, "123"),),
+        )
+
+
+def cleaned(text: str) -> str:
+    """HellaSwag's text without the marks of WikiHow's markup."""
+    text = text.strip().replace(" [title]", ". ")
+    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
+
+
+def hellaswag(data: Data) -> Iterator[Example]:
+    """The beginning of a description, four endings."""
+    for row in data.json_lines("hellaswag/hellaswag_val.jsonl"):
+        second = row["ctx_b"][:1].upper() + row["ctx_b"][1:]
+        yield Example(
+            id=str(row.number),
+            question=cleaned(f"{row['activity_label']}: {row['ctx_a']} {second}"),
+            options=tuple(f" {cleaned(ending)}" for ending in row["endings"]),
+            gold=(int(row["label"]),),
+        )
+
+
+def winogrande(data: Data) -> Iterator[Example]:
+    """Each option fills the blank; what follows the blank is scored (partial scoring)."""
+    for row in data.json_lines("winogrande/dev.jsonl"):
+        before, blank, after = row["sentence"].partition("_")
+        if not blank:
+            raise row.error("the sentence has no blank (_)")
+        contexts = (before + row["option1"], before + row["option2"])
+        yield Example(
+            id=row["qID"],
+            question=contexts[0],
+            contexts=contexts,
+            options=(f" {after.strip()}",) * 2,
+            gold=(_index(row, row["answer"], "12"),),
+        )
+
+
+def _arc(data: Data, file: str) -> Iterator[Example]:
+    for row in data.json_lines(file):
+        choices = row["question"]["choices"]
+        labels = [choice["label"] for choice in choices]
+        if row["answerKey"] not in labels:
+            raise row.error(f"answerKey is {row['answerKey']!r}; expected one of {', '.join(labels)}")
+        yield Example(
+            id=row["id"],
+            question=f"Question: {row['question']['stem']}\nAnswer:",
+            options=tuple(f" {choice['text']}" for choice in choices),
+            gold=(labels.index(row["answerKey"]),),
+        )
+
+
+def openbookqa(data: Data) -> Iterator[Example]:
+    """A stem that an option completes, without the facts of the open book."""
+    for row in data.table("openbookqa/test.tsv", separator="\t"):
+        before, *parts = re.split(r"\s*\(([A-D])\) ", row["Choices"])
+        if before or parts[::2] != list("ABCD"):
+            raise row.error("Choices is not of the form (A) … (B) … (C) … (D) …")
+        yield Example(
+            id=row["ID"],
+            question=row["Question Stem"],
+            options=tuple(f" {text.strip()}" for text in parts[1::2]),
+            gold=(_index(row, row["Answer Key"], "ABCD"),),
+        )
+
+
+_CHAR = {"prompt": "[C]", "normalisation": "[P]", "metric": "[P]"}
+
+TASKS = (
+    Task(
+        name="boolq",
+        group="commonsense",
+        source="Clark et al. 2019; SuperGLUE's val.jsonl",
+        basis=_CHAR,
+        total=3270,
+        read=boolq,
+        normalisation="answer-context",
+        paper={"accuracy": (76.5, 78.1, 83.1, 85.3)},
+    ),
+    Task(
+        name="piqa",
+        group="commonsense",
+        source="Bisk et al. 2020; valid.jsonl, valid-labels.lst",
+        basis=_CHAR,
+        total=1838,
+        read=piqa,
+        paper={"accuracy": (79.8, 80.1, 82.3, 82.8)},
+    ),
+    Task(
+        name="siqa",
+        group="commonsense",
+        source="Sap et al. 2019; dev.jsonl, dev-labels.lst",
+        basis=_CHAR,
+        total=1954,
+        read=siqa,
+        paper={"accuracy": (48.9, 50.4, 50.4, 52.3)},
+    ),
+    Task(
+        name="hellaswag",
+        group="commonsense",
+        source="Zellers et al. 2019; hellaswag_val.jsonl",
+        basis=_CHAR,
+        total=10042,
+        read=hellaswag,
+        paper={"accuracy": (76.1, 79.2, 82.8, 84.2)},
+    ),
+    Task(
+        name="winogrande",
+        group="commonsense",
+        source="Sakaguchi et al. 2021; winogrande_1.1 dev.jsonl",
+        basis={"prompt": "[C]", "normalisation": "[C]", "metric": "[P]"},
+        total=1267,
+        read=winogrande,
+        normalisation="none",  # the same text is scored after either option
+        paper={"accuracy": (70.1, 73.0, 76.0, 77.0)},
+    ),
+    Task(
+        name="arc_easy",
+        group="commonsense",
+        source="Clark et al. 2018; ARC-Easy-Test.jsonl",
+        basis=_CHAR,
+        total=2376,
+        read=lambda data: _arc(data, "arc/ARC-Easy-Test.jsonl"),
+        paper={"accuracy": (72.8, 74.8, 80.0, 78.9)},
+    ),
+    Task(
+        name="arc_challenge",
+        group="commonsense",
+        source="Clark et al. 2018; ARC-Challenge-Test.jsonl",
+        basis=_CHAR,
+        total=1172,
+        read=lambda data: _arc(data, "arc/ARC-Challenge-Test.jsonl"),
+        paper={"accuracy": (47.6, 52.7, 57.8, 56.0)},
+    ),
+    Task(
+        name="openbookqa",
+        group="commonsense",
+        source="Mihaylov et al. 2018; Main/test.tsv",
+        basis=_CHAR,
+        total=500,
+        read=openbookqa,
+        normalisation="answer-context",
+        paper={"accuracy": (57.2, 56.4, 58.6, 60.2)},
+    ),
+)
