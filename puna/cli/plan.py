@@ -91,7 +91,7 @@ def plan(
     best = (fitting + others)[0] if parallel is None else plan_one(job, gpu, parallel, micro_batch, mfu)
 
     result = describe(best, price)
-    lines = _lines(best, recipe_name, price)
+    lines = plan_lines(best, recipe_name, price)
     if search_all:
         result["meshes"] = [describe(item, price) for item in fitting + others]
         lines = [*_table(fitting, others), "", *lines]
@@ -103,18 +103,20 @@ def plan(
     print_result(result, json, lines)
 
 
-def _lines(best: Plan, name: str, price: float | None) -> list[str]:
+def plan_lines(best: Plan, name: str, price: float | None = None) -> list[str]:
+    """A plan as lines of text."""
     job, gpu, footprint = best.job, best.machine, best.footprint
     room = USABLE * gpu.memory_gb * 1e9
     verdict = "fits" if best.fits else f"does NOT fit: {human_bytes(best.total_memory - room)} too much"
     days = human_seconds(best.days * 86_400)
+    one = "GPU" if gpu.watts else "process"
     lines = [
         f"{name}: {parameters(job.model):,} parameters, {job.tokens:.3g} tokens, batch {job.batch_tokens:,}, "
         f"{train_flops_per_token(job.model):.3g} FLOPs per token",
         f"{best.mesh.ranks:,} × {gpu.name}: {best.mesh}, micro-batch {best.micro_batch} sequences, "
         f"activations {job.activations}",
         "",
-        "memory per GPU",
+        f"memory per {one}",
         *(f"{human_bytes(size):>12}  {what}" for what, size in best.memory.items()),
         f"{human_bytes(best.total_memory):>12}  in all, of {human_bytes(room)} usable: {verdict}",
         "",
@@ -127,10 +129,13 @@ def _lines(best: Plan, name: str, price: float | None) -> list[str]:
         f"{human_seconds(best.step_seconds):>12}  bound by {best.bound} "
         f"(arithmetic at {best.mfu:.1%} of {gpu.peak_tflops:g} TFLOP/s)",
         "",
-        f"{best.tokens_per_second_per_gpu:,.0f} tokens per second per GPU; {days} for the run",
-        f"{footprint.gpu_hours:,.0f} GPU-hours, {footprint.mwh:,.3g} MWh, {footprint.tco2eq:,.3g} tCO2eq "
-        f"({gpu.watts:g} W per GPU, PUE {footprint.pue:g}, {footprint.intensity:g} tCO2eq per MWh)",
+        f"{best.tokens_per_second_per_gpu:,.0f} tokens per second per {one}; {days} for the run",
     ]
+    if gpu.watts:
+        lines.append(
+            f"{footprint.gpu_hours:,.0f} GPU-hours, {footprint.mwh:,.3g} MWh, {footprint.tco2eq:,.3g} tCO2eq "
+            f"({gpu.watts:g} W per GPU, PUE {footprint.pue:g}, {footprint.intensity:g} tCO2eq per MWh)"
+        )
     if price is not None:
         lines.append(f"{price * footprint.gpu_hours:,.0f} at {price:g} per GPU-hour")
     return lines

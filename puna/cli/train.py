@@ -11,6 +11,7 @@ from puna.config import RunConfig, Sampling, read_config, to_dict
 from puna.devices import DeviceName
 from puna.recipes import recipe
 from puna.rundir import TOKENIZER
+from puna.train.plan import describe
 
 
 def fill_from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -97,20 +98,12 @@ def train(
 
 
 def _dry_run(config: RunConfig, device: DeviceName, json: bool) -> int:
-    from puna.files import human_bytes, human_seconds
-    from puna.train.estimate import estimate
+    from puna.cli.plan import plan_lines
+    from puna.train.here import plan_here
 
-    needs = estimate(config, device)
-    memory = needs["memory"]
+    found, machine = plan_here(config, device)
     print_result(
-        needs,
-        json,
-        [
-            f"{needs['parameters']:,} parameters, {needs['tokens']:,} tokens, {needs['flops']:.3g} FLOPs",
-            *(f"{human_bytes(size):>12}  {name}" for name, size in memory.items()),
-            f"{human_bytes(sum(memory.values())):>12}  in total, in one process",
-            f"{human_seconds(needs['seconds'])} at {needs['mfu']:.0%} of the matrix peak: {needs['machine']}",
-        ],
+        {**describe(found), "device": str(machine)}, json, [*plan_lines(found, config.recipe), str(machine)]
     )
     return 0
 

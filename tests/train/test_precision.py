@@ -9,8 +9,9 @@ from puna import devices
 from puna.cli import main
 from puna.config import read_config
 from puna.files import read_json
+from puna.model.sizes import train_flops_per_token
 from puna.recipes import recipe
-from puna.train.estimate import estimate
+from puna.train.here import plan_here
 from puna.train.loop import train
 from tests.conftest import changed
 
@@ -62,12 +63,14 @@ def test_a_dry_run_uses_the_devices_own_peak(shards, monkeypatch, capsys, precis
     rates = {"bf16": 300e9, "fp32": 100e9}
     monkeypatch.setattr(devices, "matrix_rate", lambda device, precision, *_: rates[precision])
     config = tiny(shards, precision=precision, steps=100)
-    needs = estimate(config, "cpu")
-    assert needs["matrix_peak"] == rates[precision]
-    assert needs["seconds"] == needs["flops"] / (needs["mfu"] * rates[precision])
+    found, machine = plan_here(config, "cpu")
+    assert machine.peak == rates[precision]
+    assert found.step_seconds == pytest.approx(
+        train_flops_per_token(config.model) * 1024 / (found.mfu * rates[precision])
+    )
     # x and h in fp32; q, k, v, o, gate, up in the compute precision; three statistics.
     saved = 2 * 64 * 4 + (4 * 64 + 2 * 256) * bytes_ + (2 + 4) * 4
-    assert needs["memory"]["saved for the backward"] == 1024 * 2 * saved
+    assert found.memory["activations"] == 1024 * 2 * saved
 
     command = ["train", "--recipe", "tiny", "--model.vocab-size", "512", "--data", str(shards), "--out", "x"]
     command += ["--compute.precision", precision, "--device", "cpu", "--dry-run"]
@@ -75,4 +78,4 @@ def test_a_dry_run_uses_the_devices_own_peak(shards, monkeypatch, capsys, precis
     out = capsys.readouterr().out
     assert f"{precision} (bf16 is 3.0 times as fast here), {rates[precision] / 1e9:.0f} GFLOP/s" in out
     assert main([*command, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["matrix_peak"] == rates[precision]
+    assert json.loads(capsys.readouterr().out)["fits"]

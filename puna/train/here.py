@@ -1,0 +1,41 @@
+"""`puna train --dry-run`: the plan of a run on this machine, whose matrix peak is measured now."""
+
+import os
+
+import torch
+
+from puna import devices
+from puna.config import RunConfig
+from puna.devices import DeviceName
+from puna.train.plan import Job, Machine, Plan, plan
+
+MFU = 0.5
+"""Share of the matrix peak: what benchmarks/train.py shows on CPUs, and large models on GPUs."""
+
+
+def plan_here(config: RunConfig, device: DeviceName = "auto") -> tuple[Plan, devices.Machine]:
+    """The plan of a run on this machine, and what was measured of the machine.
+
+    Its processes, if `config.parallel` has several, share a CPU; GPUs are counted one each.
+
+    Raises:
+        ValueError: this machine has no such device.
+    """
+    chosen = devices.choose_device(device)
+    devices.configure(chosen, config.compute.threads)
+    precision = config.compute.precision
+    if precision == "auto":
+        precision = devices.fast_precision(chosen)
+    measured = devices.measure(chosen, precision)
+    if chosen.type == "cuda":
+        memory, share = torch.cuda.get_device_properties(chosen).total_memory, 1
+    else:
+        memory, share = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), config.parallel.ranks
+    # Neither the traffic between processes of one machine nor its power is known.
+    machine = Machine(measured.name, memory / share / 1e9, measured.peak / share / 1e12, share, 10, 10, 0)
+    compute = 2 if precision == "bf16" else 4
+    schedule, gathered = config.schedule, compute if chosen.type == "cuda" else 4
+    tokens = float(schedule.batch_tokens) * schedule.steps
+    job = Job(config.model, schedule.batch_tokens, tokens, config.compute.activations, compute, gathered)
+    rows = job.sequences // config.parallel.dp
+    return plan(job, machine, config.parallel, min(schedule.micro_batch, rows), MFU), measured
