@@ -1,10 +1,10 @@
-"""Does the input gradient's collective hide behind the weight gradients? And what does a second process cost?
+"""Does the input gradient's collective hide behind the weight gradients?
 
     python benchmarks/scale.py [--quick]
 
-In one process, with a group that delays every collective by --delay seconds: a layer's backward with overlap, and
-with each collective waited for as soon as it begins. The difference should be the delay, or the time of the
-weight gradients if that is shorter.
+In one process, with a group that delays every collective by --delay seconds: a layer's backward with overlap,
+and with each collective waited for as soon as it begins. The difference should be the delay, or the time of
+the weight gradients if that is shorter.
 """
 
 import argparse

@@ -117,11 +117,11 @@ def plan_lines(best: Plan, name: str, price: float | None = None) -> list[str]:
         f"activations {job.activations}",
         "",
         f"memory per {one}",
-        *(f"{human_bytes(size):>12}  {what}" for what, size in best.memory.items()),
+        *(f"{human_bytes(size):>12}  {what}" for what, size in best.memory.items() if size),
         f"{human_bytes(best.total_memory):>12}  in all, of {human_bytes(room)} usable: {verdict}",
         "",
         "one step",
-        *(f"{human_seconds(seconds):>12}  {what}" for what, seconds in best.seconds.items()),
+        *(f"{human_seconds(seconds):>12}  {what}" for what, seconds in best.seconds.items() if seconds),
         *(
             f"{human_bytes(item.bytes):>12}  {item.name}, {'between' if item.between_nodes else 'in'} nodes"
             for item in best.traffic
