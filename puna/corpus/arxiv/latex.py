@@ -47,7 +47,9 @@ def ends_in_control_word(text: str) -> bool:
 
 
 def after_line(text: str, start: int, end: int) -> int:
-    """Where to go on after removing text[start:end]: past the line break, if it stood alone on its lines."""
+    """Where the text continues after removing text[start:end]: past the line break, if nothing else was on
+    its lines.
+    """
     rest = _BLANK_REST.match(text, end)
     if rest and not text[text.rfind("\n", 0, start) + 1 : start].strip():
         return rest.end()
@@ -308,8 +310,8 @@ def title_of(text: str) -> str:
 def body_of(text: str) -> str:
     """From the first sectioning command on; in a paper without one, from the end of its front matter on.
 
-    Letters have no section but thanks, methods, or what follows the appendix, after all of their text: such
-    sections are no beginning.
+    The only sections of a letter are acknowledgements, methods, or those after the appendix. They follow the
+    whole text, so the body does not start at them.
     """
     begin = _BEGIN_DOCUMENT.search(text)
     start = begin.end() if begin else 0

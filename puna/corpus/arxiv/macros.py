@@ -219,7 +219,7 @@ class Expander(Reader):
             self.emit(self._written)
 
     def _environment(self) -> str:
-        """The name in `\\begin{name}`; what is not so written is a command like others."""
+        """The name in `\\begin{name}`, or nothing where no name in braces follows."""
         frame = self.top()
         match = _ENVIRONMENT.match(frame.text, frame.at) if frame else None
         if not frame or not match:
@@ -469,7 +469,7 @@ class Expander(Reader):
         self._inline(self.argument(), folder)
 
     def _inline(self, name: str, folder: str) -> bool:
-        """Read on in a file. One that is missing, or is being read already, is left out."""
+        """Continue reading in a file; a file that is missing, or is being read already, is skipped."""
         name = name.strip().strip('"')
         here = next((frame.file for frame in reversed(self.frames) if frame.file), "")
         folders = (folder, f"{here.rpartition('/')[0]}/{folder}")

@@ -57,7 +57,7 @@ class Options:
     """Maximum growth of a paper by macro expansion, as a multiple of its size."""
 
     def validate(self) -> None:
-        """Raise ValueError naming the option that cannot be."""
+        """Raise ValueError for an invalid option, by name."""
         for name in ("max_depth", "max_growth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name.replace('_', '-')} is {getattr(self, name)}; it must be 1 or more")

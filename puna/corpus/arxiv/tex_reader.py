@@ -21,7 +21,7 @@ class MacroLoop(Exception):
     """A macro that expands forever, or to far more than the paper: `name`; in the paper it is `origin`."""
 
     def __init__(self, name: str, origin: str = "") -> None:
-        super().__init__(f"\\{name} expands for ever")
+        super().__init__(f"\\{name} expands forever")
         self.name, self.origin = name, origin or name
 
 
@@ -226,7 +226,7 @@ class Reader:
 
 
 def after_word(text: str, at: int) -> int:
-    """Where reading goes on after a command of letters: it takes the spaces and one line break after it."""
+    """Where reading continues after a command of letters: past the spaces and one line break after it."""
     return end_of(_AFTER_WORD, text, at)
 
 

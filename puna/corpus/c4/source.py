@@ -9,10 +9,10 @@ Out: one Document a page: its lines that are sentences, each line of the corpus 
     steps/repeated   one line in many pages: all but one                      ─> places of the lines to remove
     documents        pages without them, if enough sentences are left
 
-The code that made C4 and the paper differ (`compat`): 5 words a line and 3 sentences a page in the code, 3
-and 5 in the paper; the code removes repeated lines, the paper repeated spans of three sentences. Of several
-pages that share one, the page with the smallest hash of its URL and text keeps it: whatever the order of the
-inputs. All rules on a page alone come first, so that no page that one drops keeps a line from others.
+The code that made C4 and the paper differ (`compat`): a line needs 5 words and a page 3 sentences in the
+code, 3 and 5 in the paper; the code removes repeated lines, the paper repeated spans of three sentences. Of
+several pages that share one, the page with the smallest hash of its URL and text keeps it, whatever the order
+of the inputs. All rules for single pages come first, so that no page that is dropped keeps a line from others.
 
 C4 asked langdetect for 0.99, whose probabilities are 0 or 1 but for texts of two languages. lid.176's are
 not: of 30 real English pages it gives none 0.99, where langdetect gives all. On pages into which text of
@@ -91,7 +91,7 @@ class Options:
         return 3 if self.compat == "code" else 5
 
     def validate(self) -> None:
-        """Raise ValueError naming the option that cannot be."""
+        """Raise ValueError for an invalid option, by name."""
         if self.compat not in ("code", "paper"):
             raise ValueError(f"compat is {self.compat!r}; choose code or paper")
         if not 0 <= self.language_threshold <= 1:

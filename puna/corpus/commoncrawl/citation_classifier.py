@@ -181,7 +181,7 @@ class Cited:
 
 @dataclass
 class _Lowest:
-    """Of the texts seen, the `size` with the lowest hashes, each once: a sample that no order changes."""
+    """The `size` texts with the lowest hashes, without duplicates: a sample independent of the order."""
 
     size: int
     pages: dict[int, Features] = field(default_factory=dict)

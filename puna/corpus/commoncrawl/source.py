@@ -60,7 +60,7 @@ class Options:
     """Minimum P(cited by Wikipedia) of a page; used with a classifier."""
 
     def validate(self) -> None:
-        """Raise ValueError naming the option that cannot be."""
+        """Raise ValueError for an invalid option, by name."""
         for name in ("language_threshold", "reference_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name.replace('_', '-')} is {getattr(self, name):g}; it is a probability")

@@ -114,7 +114,7 @@ def read(path: Path, options: Options = Options()) -> Iterator[SourceFile | Dama
 
 
 def clean(file: SourceFile, options: Options = Options()) -> Document | Drop:
-    """A source file under a permitted licence, or why it is left out."""
+    """A source file under a permitted licence, or the reason why it is dropped."""
     if file.licence is None or not is_permitted(file.licence):
         return Drop("licence not permitted", detail=f"{file.project}: {file.licence or 'none stated'}")
     if refused := refusal(file.path, file.size):

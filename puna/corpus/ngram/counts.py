@@ -141,7 +141,7 @@ def shorten(longer: Path, order: int, folder: Path, memory: int) -> Path:
         else:
             append(path, _adjusted(held, order))
         append(path, _adjusted(part[:-1], order))
-        held = part[-1:]  # the next piece may go on with it
+        held = part[-1:]  # the next piece may begin with the same n-gram
     held = _adjusted(held, order)
     if order > 1:
         append(path, held)

@@ -72,7 +72,7 @@ def read_posts(path: Path) -> Iterator[Post | DamagedRecord]:
             pieces = held.split(b"<row ")
             if not begun:
                 begun = len(pieces) > 1 or b"<posts" in pieces[0]
-            # Before the first row, and between rows; the last may go on in the next block.
+            # The first piece comes before any row; the last may continue in the next block.
             last = pieces.pop()
             for piece in pieces:
                 if item := _post(piece, path, offset):

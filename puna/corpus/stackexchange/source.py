@@ -65,7 +65,7 @@ class Options:
     """Minimum number of answers; questions with fewer are dropped."""
 
     def validate(self) -> None:
-        """Raise ValueError naming the option that cannot be."""
+        """Raise ValueError for an invalid option, by name."""
         if self.sites < 1:
             raise ValueError(f"sites is {self.sites}; it must be 1 or more")
         if self.min_answers < 0:

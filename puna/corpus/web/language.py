@@ -43,7 +43,7 @@ def predictor() -> Predict:
     except ImportError:
         return plain
     if any(quick(text) != plain(text) for text in _CHECKS):
-        _log.warning("fasttext-new says other languages than fastText on this machine; fastText is used")
+        _log.warning("fallback to fastText (slower): fasttext-new differs from fastText on this machine")
         return plain
     return quick
 

@@ -1,15 +1,15 @@
-"""WARC and WET files: the records that are whole, and what is wrong with the others.
+"""WARC and WET files: their complete records, and the reason for each damaged one.
 
 In:  .warc, .warc.gz, .wet.gz, .warc.wet.txt (plain or gzip, told by the first bytes, not by the name).
 Out: WarcRecord(offset, headers, body) in the order of the file; a DamagedRecord instead of each damaged one.
 
     pieces (a gzip member, or 1 MB) ──> Splitter ──> WarcRecord
-      └─ cut or corrupt member: named,    └─ Content-Length that does not end where the record ends,
-         reading goes on at the next         garbage between records: named, goes on at the next header
+      └─ truncated or corrupt member:     └─ wrong Content-Length, garbage between records:
+         reported; the next one is read      reported; reading continues at the next header
 
-Ours, and not a library's, because fastwarc and warcio hand out a short last record without a word, stop at
-the first damaged byte, and believe a wrong Content-Length even where it swallows the next gzip member.
-An `offset` is in bytes of the file as it lies on disk; in a compressed file it is that of the gzip member.
+puna has a reader of its own because fastwarc and warcio return a truncated last record silently, stop at the
+first damaged byte, and use a wrong Content-Length even where it includes the next gzip member.
+An `offset` counts bytes of the file on disk; in a compressed file it is the start of the gzip member.
 """
 
 import re
@@ -91,7 +91,7 @@ def _plain(file: BinaryIO) -> Iterator[_Piece]:
 
 
 def _unzipped(file: BinaryIO) -> Iterator[_Piece]:
-    """The gzip members one by one. After a damaged one, reading goes on at the next that holds a record."""
+    """The gzip members one by one. After a damaged one, reading continues at the next with a record."""
     start = 0  # of the member
     block = file.read(_BLOCK_BYTES)
     while block:
@@ -219,7 +219,7 @@ class Splitter:
     def _step(
         self, data: bytes, place: int, ended: bool, last: bool, why: _Piece
     ) -> tuple[WarcRecord | DamagedRecord | None, int, int | None]:
-        """One record at `place`: (it or what is wrong, where it begins, where to go on or None for more)."""
+        """One record at `place`: (record or damage, its start, the next start or None for more bytes)."""
 
         def bad(reason: str) -> DamagedRecord:
             return DamagedRecord(self._name, self._offset + (0 if self._zipped else place), reason)

@@ -46,8 +46,8 @@ from puna.corpus.wikipedia.wikitext_tidy import (
     unquoted,
 )
 
-# What the tokenizer may cost: it reads on to the end of the page for every mark that is never closed, about a
-# million characters a second. The worst of 106 real articles needs a tenth of this.
+# Limit on the tokenizer's work, in characters: for every mark that is never closed it reads to the end of the
+# page, at about a million characters per second. The worst of 106 real articles needs a tenth of this.
 MAX_WORK = 4_000_000
 # Links that show no text whatever the language, and those to sister projects, whose bare names are no text.
 HIDDEN = frozenset({"file", "image", "media", "category"})
