@@ -23,8 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
-from puna.corpus.arxiv import latex
+from puna.corpus.arxiv import latex, paper_body
 from puna.corpus.arxiv.macros import Expander, FindFile
+from puna.corpus.arxiv.main_file import is_document, is_withdrawn, main_file
 from puna.corpus.arxiv.tex_reader import MacroLimits, MacroLoop, UnbalancedBraces
 from puna.corpus.document import DamagedRecord, Document, Drop
 
@@ -270,61 +271,10 @@ def decode(data: bytes) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
 
 
-# ---- the main file --------------------------------------------------------------------------------
+# ---- cleaning -------------------------------------------------------------------------------------
 
-_IGNORED = re.compile(r"\s*%+[ \t]*auto-ignore\b")
 _NO_MACROS = ("", "if", "edef")  # what conditions and definitions themselves are paid for as
 _MAX_LEFT = 4  # macros that never end, before none of a paper is expanded
-_CLASS = re.compile(
-    r"^[^%\n]*?\\document(?:class|style)\s*(?:\[[^\]]{0,1000}\])?\s*\{([^{}\n]*)\}", re.MULTILINE
-)
-_BEGIN = re.compile(r"^[^%\n]*?\\begin\s*\{document\}", re.MULTILINE)
-_INPUTS = re.compile(r"^[^%\n]*?\\(?:input|include|subfile)\s*\{?([^{}\s%]+)", re.MULTILINE)
-_USUAL = re.compile(
-    r"(?:^|[^a-z])(?:ms|main|paper|article|manuscript|root|thesis)(?:$|[^a-z])", re.IGNORECASE
-)
-_NO_PAPERS = frozenset({"letter", "beamer", "standalone", "subfiles", "slides", "minimal"})
-
-
-def main_file(files: dict[str, str]) -> str | None:
-    """The file that the others are parts of: the one with `\\documentclass`.
-
-    Of several, the likeliest: a whole document, input by no other, not a letter, with an abstract or a
-    title, named as main files are, long, the first by name.
-    """
-    # The first line of a file that arXiv does not take for a paper, or of a withdrawn one.
-    files = {name: text for name, text in files.items() if not _IGNORED.match(text)} or files
-    classes = {name: match[1] for name, text in files.items() if (match := _CLASS.search(text))}
-    candidates = [name for name in classes if _base_class(classes[name]) != "subfiles"]
-    candidates = candidates or [name for name, text in files.items() if _BEGIN.search(text)]
-    if len(candidates) < 2:
-        return candidates[0] if candidates else None
-    inputs = {
-        PurePosixPath(match[1]).name.removesuffix(".tex")
-        for text in files.values()
-        for match in _INPUTS.finditer(text)
-    }
-
-    def likelihood(name: str) -> tuple[bool, bool, bool, int, bool, int, int]:
-        text = files[name]
-        return (
-            bool(_BEGIN.search(text)),
-            PurePosixPath(name).stem not in inputs,
-            _base_class(classes.get(name, "")) not in _NO_PAPERS,
-            ("\\begin{abstract}" in text or "\\abstract" in text) + ("\\title" in text),
-            bool(_USUAL.search(PurePosixPath(name).stem)),
-            -name.count("/"),
-            len(text) + sum(10_000 for _ in _INPUTS.finditer(text)),
-        )
-
-    return min(candidates, key=lambda name: (*(-value for value in likelihood(name)), name))
-
-
-def _base_class(name: str) -> str:
-    return PurePosixPath(name.strip()).name
-
-
-# ---- cleaning -------------------------------------------------------------------------------------
 
 
 def clean(paper: Paper, options: Options = Options()) -> Document | Drop:
@@ -335,9 +285,9 @@ def clean(paper: Paper, options: Options = Options()) -> Document | Drop:
             reasons.get(paper.kind, "no TeX source"), detail=f"{paper.id}: {paper.kind or 'no TeX file'}"
         )
     main = paper.main or main_file(paper.files)
-    if main is None or not (_CLASS.search(paper.files[main]) or _BEGIN.search(paper.files[main])):
+    if main is None or not is_document(paper.files[main]):
         return Drop("no main file", detail=paper.id)
-    if _IGNORED.match(paper.files[main]):
+    if is_withdrawn(paper.files[main]):
         return Drop("withdrawn", detail=paper.id)
     kept: list[str] = []
     comments = latex.own_comments(paper.files.values())
@@ -351,8 +301,8 @@ def clean(paper: Paper, options: Options = Options()) -> Document | Drop:
         return Drop("unbalanced braces", detail=paper.id)
     if latex.unbalanced_at(text) is not None:
         return Drop("unbalanced braces", detail=paper.id)
-    title = latex.title_of(text)
-    body = latex.tidy(latex.without_bibliography(latex.body_of(text)))
+    title = paper_body.title_of(text)
+    body = paper_body.tidy(paper_body.without_bibliography(paper_body.body_of(text)))
     body = latex.restore(body, kept)
     if len(body) < MIN_CHARACTERS:
         return Drop("too short" if body else "empty", detail=paper.id)

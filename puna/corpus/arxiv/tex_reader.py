@@ -12,6 +12,7 @@ a budget in proportion to the paper: no text can make this run long.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from puna.corpus.arxiv.latex import CLOSING, OPENING, closing_brace, ends_in_control_word
@@ -49,6 +50,23 @@ class Frame:
     file: str = ""
     origin: str = ""
 
+
+@dataclass(frozen=True)
+class Macro:
+    """What a name means. `delimiters` holds, for each argument, what ends it: nothing for `{...}`.
+
+    `prefix` must follow the name; `default` is that of an optional first argument; the body of a
+    `final` macro, the meaning that `\\let` took, is not read again.
+    """
+
+    body: str
+    delimiters: tuple[str, ...] = ()
+    prefix: str = ""
+    default: str | None = None
+    final: bool = False
+
+
+Action = Callable[[], None]
 
 CONTROL = re.compile(r"\\([A-Za-z@]+|.)", re.DOTALL)
 _MIN_BUDGET = 5_000_000

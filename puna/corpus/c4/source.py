@@ -12,7 +12,7 @@ Out: one Document a page: its lines that are sentences, each line of the corpus 
 The code that made C4 and the paper differ (`compat`): a line needs 5 words and a page 3 sentences in the
 code, 3 and 5 in the paper; the code removes repeated lines, the paper repeated spans of three sentences. Of
 several pages that share one, the page with the smallest hash of its URL and text keeps it, whatever the order
-of the inputs. All rules for single pages come first, so that no page that is dropped keeps a line from others.
+of the inputs. Rules for single pages come first, so that no dropped page keeps a line from others.
 
 C4 asked langdetect for 0.99, whose probabilities are 0 or 1 but for texts of two languages. lid.176's are
 not: of 30 real English pages it gives none 0.99, where langdetect gives all. On pages into which text of
