@@ -80,7 +80,7 @@ class Conditions(Reader):
             self.emit(self._written)
 
     def _condition(self, value: bool) -> None:
-        """Read on in the branch that holds. Without its `\\fi` the condition alone goes."""
+        """Continue in the branch that holds. Without a `\\fi` only the condition itself is removed."""
         if not (frame := self.top()):
             return
         start, text = frame.at, frame.text
@@ -112,7 +112,7 @@ class Conditions(Reader):
         own = isinstance(meaning, partial) and meaning.func == self._condition
         return own or bool(_CONDITIONAL.fullmatch(name))
 
-    # Toggles (etoolbox) and booleans (ifthen) are kept as conditions: a boolean `x` is TeX's own `\\ifx`.
+    # Toggles (etoolbox) and booleans (ifthen) are stored as conditions: a boolean `x` is TeX's `\\ifx`.
 
     def _new_switch(self, kind: str) -> None:
         name = self.argument().strip()
@@ -127,7 +127,7 @@ class Conditions(Reader):
             self._set_condition(kind + name, given == "true")
 
     def _switch(self, kind: str, name: str) -> bool | None:
-        """The value of a switch that the source set, or None."""
+        """The value of a switch that the paper sets, or None."""
         meaning = self._known.get(kind + name)
         if not isinstance(meaning, partial) or meaning.func != self._condition:
             return None
@@ -137,13 +137,13 @@ class Conditions(Reader):
         written = self._written
         name = self.argument()
         value = self._switch(kind, name.strip())
-        if value is None:  # not of this source
+        if value is None:  # the paper does not define it
             self.emit(f"{written}{{{name}}}")
             return
         self._choose(value == wanted)
 
     def _choose(self, value: bool) -> None:
-        """Read on in the first or the second of two arguments."""
+        """Continue in the first or the second of two arguments."""
         frame = self.top()
         yes, no = self.argument(), self.argument()
         self.push(yes if value else no, "if", frame.file if frame else "")
@@ -158,7 +158,7 @@ class Conditions(Reader):
         self._choose(value)
 
     def _test(self, test: str) -> bool | None:
-        """The value of a test of ifthen's, or None where it is not the source that decides it."""
+        """The value of an ifthen test, or None where the paper alone does not decide it."""
         decided = _BOOLEAN.sub(lambda match: _named(self._switch("if", match[1].strip())), test)
         decided = _EQUAL.sub(lambda match: _named(match[1].strip() == match[2].strip()), decided)
         words = _TEST_WORD.findall(decided)

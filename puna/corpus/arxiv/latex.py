@@ -7,10 +7,9 @@ Out: the text without comments, its verbatim parts replaced by placeholders unti
     a \\verb|%| b % note ─lift─> a ⟨0⟩ b ─(macros)─> body_of ─> without_bibliography ─restore─> a \\verb|%| b
                                kept: ["\\verb|%|"]
 
-What stands in verbatim is no TeX: it is lifted out first, a placeholder of two private-use characters
-stands for it, and it is put back at the end. So no later rule can mistake it for a macro, a comment or
-an end. Every function takes time in proportion to its text, whatever the text is: where a pattern could
-read on to the end of a text again and again, its reach has a limit.
+Verbatim text is not TeX. It is lifted out first, replaced by a placeholder of two private-use characters, and
+put back at the end, so that no later rule can mistake it for a macro, a comment or an end. Every function
+takes linear time for any text: patterns that could search to the end repeatedly have a limited reach.
 """
 
 import re
@@ -18,7 +17,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
-OPENING, CLOSING = "\ue000", "\ue001"  # of a placeholder; lifting removes them from papers
+OPENING, CLOSING = "\ue000", "\ue001"  # around a placeholder; lift removes them from the paper's own text
 
 _VERBATIM = (
     "verbatim verbatim* Verbatim Verbatim* BVerbatim LVerbatim spverbatim semiverbatim alltt lstlisting "
@@ -55,7 +54,7 @@ def after_line(text: str, start: int, end: int) -> int:
 
 
 class OwnComments(NamedTuple):
-    """Environments that a paper makes comments (`\\excludecomment`), and those that it shows."""
+    """Environments that a paper hides as comments (`\\excludecomment`), and those that it shows."""
 
     hidden: frozenset[str] = frozenset()
     shown: frozenset[str] = frozenset()
@@ -65,7 +64,7 @@ _NO_COMMENTS = OwnComments()
 
 
 def own_comments(texts: Iterable[str]) -> OwnComments:
-    """What a paper's files say of the comment package's environments; of two statements the last holds."""
+    """The environments that a paper's files define by the comment package; the last definition counts."""
     hides = {
         match[2]: match[1] == "exclude"
         for text in texts
@@ -81,10 +80,10 @@ def own_comments(texts: Iterable[str]) -> OwnComments:
 
 
 def lift(text: str, kept: list[str], comments: OwnComments = _NO_COMMENTS) -> str:
-    """The text without comments, its verbatim parts moved to the end of `kept`, placeholders in their stead.
+    """The text without comments, its verbatim parts appended to `kept` and replaced by placeholders.
 
-    A comment goes as TeX takes it: from `%` through the line break and the next line's indent; an empty
-    line after it still ends the paragraph, and a command before it does not grow together with a word.
+    As in TeX, a comment extends from `%` through the line break and the next line's indent. An empty line
+    after it still ends the paragraph, and a command before it is not joined with the next word.
     """
     text = text.replace(OPENING, "").replace(CLOSING, "")
     own = {f"{match[2]}code" if not match[1] else match[2] for match in _OWN_VERBATIM.finditer(text)}
@@ -95,7 +94,7 @@ def lift(text: str, kept: list[str], comments: OwnComments = _NO_COMMENTS) -> st
     token = re.compile(rf"\\[\\%]|%|\\begin\s*\{{({environments})\}}|\\({'|'.join(_CALLS)})(?![A-Za-z@])\*?")
     parts: list[str] = []
     copied = at = 0
-    unended: set[str] = set()  # environments that have no end from here on: not searched for again
+    unended: set[str] = set()  # environments without an end from here on, which are not searched for again
     while match := token.search(text, at):
         start, at = match.span()
         if match[0] == "%":
@@ -134,7 +133,7 @@ def end_of_environment(name: str) -> re.Pattern[str]:
 
 
 def restore(text: str, kept: list[str]) -> str:
-    """The text with its verbatim parts again."""
+    """The text with its verbatim parts put back."""
     if OPENING not in text:
         return text
     return re.sub(f"{OPENING}(\\d+){CLOSING}", lambda match: kept[int(match[1])], text)
@@ -153,7 +152,7 @@ def _after_comment(text: str, start: int) -> int:
     assert indent
     before, following = text[max(0, start - 80) : start], text[indent.end() : indent.end() + 1]
     words_before = before.rpartition("\n")[2]
-    # After a space the line break is as good as none, and the lines stay as they were written.
+    # After a space the line break makes no difference, so the lines are kept as they were written.
     stays = words_before != words_before.rstrip() != ""
     if stays or following == "\n" or (following.isalpha() and ends_in_control_word(before)):
         return end
@@ -201,7 +200,7 @@ _BRACE = re.compile(r"\\[\\{}]|[{}]")
 
 def closing_brace(text: str, start: int) -> int:
     """The index of the brace that closes the one at `start`, or -1."""
-    # Nearly every group is short and holds no other.
+    # Fast path: nearly every group is short and contains no other.
     end = text.find("}", start)
     if end < 0:
         return -1
@@ -219,7 +218,7 @@ def closing_brace(text: str, start: int) -> int:
 
 
 def unbalanced_at(text: str) -> int | None:
-    """None when braces are balanced, else the index of the first that closes nothing, or that none closes."""
+    """The index of the first brace without a counterpart; None when braces are balanced."""
     plain = text.replace("\\\\", "")
     if plain.count("{") - plain.count("\\{") == plain.count("}") - plain.count("\\}"):
         return None

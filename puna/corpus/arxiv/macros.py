@@ -1,14 +1,14 @@
-"""LaTeX macros: definitions are read where they stand, and every use is replaced by what it means.
+"""LaTeX macros: definitions are read where they occur, and every use is replaced by its expansion.
 
 In:  the text of the main file (after `latex.lift`), and a way to find the files that it inputs.
-Out: one text: files inlined, definitions gone, no macro of the author left.
+Out: one text: files inlined, definitions removed, all macros of the author expanded.
 
     \\newcommand{\\half}[1]{\\frac{#1}{2}}   nothing;  known: half -> Macro("\\frac{#1}{2}", 1 argument)
     $\\half{\\half x}$                       $\\frac{\\frac{x}{2}}{2}$
 
-TeX's way: the text is read once, in order, and what a macro expands to is read again before the rest.
-Commands that the paper does not define stay as they are, and so do conditions that only TeX can decide.
-Groups do not end a definition here, which in TeX they do.
+As in TeX, the text is read once, in order, and the expansion of a macro is read before the rest. Commands
+that the paper does not define are unchanged, and so are conditions that only TeX can decide. Unlike in TeX,
+the end of a group does not end a definition.
 """
 
 import re
@@ -19,7 +19,7 @@ from puna.corpus.arxiv.conditions import Conditions
 from puna.corpus.arxiv.latex import ends_in_control_word
 from puna.corpus.arxiv.tex_reader import CONTROL, Action, Macro, MacroLimits, after_word, end_of
 
-# The name of an inputted file, and the folder that it is looked for in -> its path and its lifted text.
+# (name of an input file, folder to search) -> its path and its lifted text.
 FindFile = Callable[[str, str], tuple[str, str] | None]
 
 
@@ -29,30 +29,30 @@ _PARAMETER = re.compile(r"#(#|[1-9])")
 _PARAMETER_TEXT = re.compile(r"[^{}]{0,200}")
 _EQUALS = re.compile(r"\s*=?[ ]?")
 _AFTER_XSPACE = re.compile(r"[^\s.,'/?;:!~)\]}{\\-]|\\[A-Za-z@]")
-# What the styles of publishers and packages hold, and an author's own collection of macros does not.
+# Commands that occur in the styles of publishers and packages, but not in an author's collection of macros.
 _PUBLISHED = re.compile(
     r"\\(?:ProvidesClass|DeclareOption|ProcessOptions|ExecuteOptions|LoadClass|PassOptionsTo|@startsection)|"
     r"\\def\\[A-Za-z]*@"
 )
 
-# Redefined for their looks, and what they are matters: never expanded, so that `\section` stays `\section`.
+# Papers redefine these for layout. They are never expanded, because later steps need `\section` itself.
 _STRUCTURE = (
     "part chapter section subsection subsubsection paragraph subparagraph appendix title author abstract "
     "maketitle tableofcontents item caption footnote par bibliography bibliographystyle bibitem "
     "thebibliography documentclass documentstyle"
 )
 _KEPT = frozenset(_STRUCTURE.split())
-# Commands of packages that a style may offer as a makeshift.
+# Commands of packages; a style's \providecommand does not replace them.
 _OFFERED = frozenset(["url", "href", "path", "texttt", "textsc", "text", "ensuremath", "natexlab", "emph"])
 
 
 class Expander(Conditions):
-    """`known` says what a control sequence does: an action of TeX's own, or a Macro."""
+    """Expands macros. `_known` maps each control sequence to an action of TeX or to a Macro."""
 
     def __init__(
         self, find_file: FindFile, limits: MacroLimits, unexpanded: frozenset[str] | None = frozenset()
     ) -> None:
-        """`unexpanded` are macros whose definitions go, and which stay where they are used; None: all."""
+        """`unexpanded` names macros that are not expanded; their definitions are removed. None: all."""
         super().__init__(limits)
         self._unexpanded = unexpanded
         self._find_file = find_file
@@ -97,13 +97,13 @@ class Expander(Conditions):
         return {name: action for action, listed in names.items() for name in listed.split()}
 
     def step(self) -> None:
-        """Copy the top text up to the next known control sequence, and do what that says."""
+        """Copy the top text up to the next known control sequence, and carry it out."""
         frame = self.frames[-1]
         known, text, at = self._known, frame.text, frame.at
         for match in CONTROL.finditer(text, at):
             name, at = match[1], match.end()
             if name not in known:
-                # Outside of styles `@` is no letter: `\half@` is `\half` and a sign.
+                # Outside of styles `@` is not a letter: `\half@` is `\half` followed by `@`.
                 name = name.partition("@")[0]
                 if not name or name not in known:
                     continue
@@ -144,7 +144,7 @@ class Expander(Conditions):
             delimiters = delimiters[1:]
         for delimiter in delimiters:
             argument = self.until(delimiter) if delimiter else self.argument()
-            if argument is None:  # used otherwise than defined
+            if argument is None:  # the use does not match the definition
                 self.emit(written)
                 return
             arguments.append(argument)
@@ -206,7 +206,7 @@ class Expander(Conditions):
             self.end_line()
 
     def _parameters(self) -> tuple[int, str | None]:
-        """`[3][default]`: how many there are, and what the first is where it is not given."""
+        """`[3][default]`: the number of parameters, and the default of an optional first one."""
         number = (self.optional() or "").strip()
         count = int(number) if number in tuple("123456789") else 0
         return count, self.optional() if count else None
@@ -225,7 +225,7 @@ class Expander(Conditions):
         self._define(name, Macro(body, tuple(delimiters), prefix if delimiters else prefix.rstrip()))
 
     def _prefix(self) -> None:
-        """`\\long\\def`, `\\global\\let`: nothing of its own before a definition, else left as it is."""
+        """`\\long\\def`, `\\global\\let`: removed before a definition, else unchanged."""
         frame = self.top()
         match = CONTROL.match(frame.text, frame.at) if frame else None
         if not match or match[1] not in self._actions:
@@ -236,7 +236,7 @@ class Expander(Conditions):
         if not (frame := self.top()):
             return
         frame.at = end_of(_EQUALS, frame.text, frame.at)
-        if frame.text.startswith(("{", "}"), frame.at):  # another name for a brace: nobody's macro
+        if frame.text.startswith(("{", "}"), frame.at):  # another name for a brace, which is not a macro
             frame.at += 1
             return
         meant = self.argument()
@@ -245,7 +245,7 @@ class Expander(Conditions):
         if isinstance(held, Macro):
             self._define(name, held)
         elif name != target:
-            # An action's other name is read again, to act; a command of LaTeX's own is what it was here.
+            # An alias of an action is read again and carried out; an alias of a LaTeX command is final.
             self._define(name, Macro(meant, final=held is None))
 
     def _operator(self) -> None:
@@ -260,7 +260,7 @@ class Expander(Conditions):
         self.end_line()
 
     def _call_paired(self, name: str, left: str, right: str) -> None:
-        """`\\abs{x}`, `\\abs*{x}` with delimiters that grow, `\\abs[\\big]{x}` with ones of that size."""
+        """`\\abs{x}`, `\\abs*{x}` with growing delimiters, `\\abs[\\big]{x}` with delimiters of that size."""
         before = after = ""
         if self.accept("*"):
             before, after = "\\left", "\\right"
@@ -314,7 +314,7 @@ class Expander(Conditions):
         return found is not None
 
     def _usepackage(self) -> None:
-        """Take the definitions of a style that the author wrote for this paper, and of no published one."""
+        """Read the definitions of a style, if it is in the paper's archive and is not a published one."""
         self.optional()
         for name in self.argument().split(","):
             found = self._find_file(f"{name.strip()}.sty", "")
@@ -329,7 +329,7 @@ class Expander(Conditions):
 
 
 def _substitute(body: str, arguments: list[str]) -> str:
-    """The body with its arguments in it. `\\alpha#1` stays two tokens, whatever the argument begins with."""
+    """The body with its arguments. `\\alpha#1` stays two tokens, whatever the argument begins with."""
     if "#" not in body:
         return body
     parts: list[str] = []

@@ -34,12 +34,12 @@ def is_withdrawn(text: str) -> bool:
 
 
 def main_file(files: dict[str, str]) -> str | None:
-    """The file that the others are parts of: the one with `\\documentclass`.
+    """The name of the file with `\\documentclass`.
 
-    Of several, the likeliest: a whole document, input by no other, not a letter, with an abstract or a
-    title, named as main files are, long, the first by name.
+    Of several, the one that is, in this order of importance: a complete document, not input by another, not a
+    letter, with an abstract or a title, named like a main file, in the top folder, long, first by name.
     """
-    # The first line of a file that arXiv does not take for a paper, or of a withdrawn one.
+    # arXiv marks files that are not papers, and withdrawn papers, in their first line.
     files = {name: text for name, text in files.items() if not _IGNORED.match(text)} or files
     classes = {name: match[1] for name, text in files.items() if (match := _CLASS.search(text))}
     candidates = [name for name in classes if _base_class(classes[name]) != "subfiles"]

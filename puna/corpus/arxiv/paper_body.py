@@ -49,7 +49,7 @@ _REFERENCES = (
     r"(?:references?(?:[ ]+(?:and|\\&)[ ]+notes|[ ]+cited)?|bibliography|literature(?:[ ]+cited)?|"
     r"works[ ]+cited|\\refname|\\bibname)"
 )
-# A line of its own that says nothing but "References", in whatever type: plain papers have no command for it.
+# A line with nothing but "References", in any typeface: plain TeX has no command for this heading.
 _REFERENCE_LINE = re.compile(
     rf"[ \t]*(?:\\begin\{{center\}})?(?:\\[A-Za-z]+\*?|[{{}}\[\] \t])*?"
     rf"(?:\{{|\\(?:bf|sc|large|Large|center(?:line)?)[ \t]+)"
@@ -60,7 +60,7 @@ _REFERENCE_TITLE = re.compile(rf"(?:\\[A-Za-z]+|[{{\s~])*(?:[\dIVX]+\.?\s+)?{_RE
 _APPENDIX = re.compile(
     r"\\(?:appendix|appendices|beginsupplement)(?![A-Za-z@])|\\begin\s*\{(?:sub)?append(?:ix|ices)\}"
 )
-# What a heading of references can begin with, in lower case: where there is none, no line is looked at.
+# The words of such headings in lower case; a search for them is faster than matching every line.
 _REFERENCE_WORDS = (
     "references",
     "reference",
@@ -85,7 +85,7 @@ def title_of(text: str) -> str:
 
 
 def body_of(text: str) -> str:
-    """From the first sectioning command on; in a paper without one, from the end of its front matter on.
+    """The text from the first section on; without sections, from the end of the front matter on.
 
     The only sections of a letter are acknowledgements, methods, or those after the appendix. They follow the
     whole text, so the body does not start at them.
@@ -148,7 +148,7 @@ def _is_references(text: str, start: int) -> bool:
 
 
 def _reference_lines(text: str) -> list[int]:
-    """Where the lines begin that are such a title by their type alone."""
+    """The starts of the lines that are such a title without a sectioning command."""
     lower = text.lower()
     found: set[int] = set()
     for word in _REFERENCE_WORDS:
@@ -170,7 +170,7 @@ def _without_environment(text: str, name: str) -> str:
         parts.append(text[copied:start])
         if closing := end_of_environment(name).search(text, start):
             copied = after_line(text, start, closing.end())
-        else:  # it never ends: it goes up to the next section or the appendix
+        else:  # without an end, it extends to the next section or the appendix
             following = [next(_commands(pattern, text, start), None) for pattern in (_SECTION, _APPENDIX)]
             copied = min((match.start() for match in following if match), default=len(text))
             break
@@ -178,5 +178,5 @@ def _without_environment(text: str, name: str) -> str:
 
 
 def tidy(text: str) -> str:
-    """No spaces at the ends of lines, one empty line at most between paragraphs."""
+    """The text without spaces at line ends and with at most one empty line between paragraphs."""
     return _BLANK_LINES.sub("\n\n", _LINE_SPACE.sub("", text)).strip()
