@@ -239,6 +239,7 @@ def _without_empty_sections(lines: list[str]) -> list[str]:
     levels_below: set[int] = set()
     for line in reversed(lines):
         if not line.startswith(HEADING):
+            line = line.replace(HEADING_END, "")  # of a heading with a block, which ends its line
             text_below = text_below or bool(line)
             kept.append(line)
             continue
