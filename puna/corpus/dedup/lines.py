@@ -41,8 +41,8 @@ _ASCII = bytes(ord(chr(byte).lower()) if byte < 128 else byte for byte in range(
 def _replaced(character: str) -> str:
     """The normal form of a character: 0 for digits, empty for controls and non-ASCII punctuation.
 
-    Controls are 0-31 and 127-159. Punctuation is defined by Unicode, with a few symbols that CCNet adds. ASCII
-    punctuation and accents are kept.
+    Controls are 0-31 and 127-159. Punctuation is defined by Unicode, with a few symbols that CCNet adds.
+    ASCII punctuation and accents are kept.
     """
     kind, point = unicodedata.category(character), ord(character)
     if kind == "Nd":
