@@ -45,7 +45,8 @@ WORDS = {
     r"\bpatien(t|ce|tly)\b": "timeout, wait",
     r"\bbeliev(e|es|ed)\b": "trust, check",
     r"\b(programs?|file|server|machine|model|library|client|vocabulary|format)s? wants?\b": "needs, requires",
-    r"\bshall\b": "must, will",
+    # Licences say "in no event shall"; "must shall" is in a list of their words.
+    r"(?<!in no event )(?<!must )\bshall\b": "must, will",
     r"\bonce more\b": "again",
     r"\b(lies?|stands?|lay) (here|there)\b": "is at this path",
     r"\bwhat (it|he|they) (is|are) made of\b": "inputs, contents",

@@ -35,8 +35,9 @@ def language_model(
     order
         The longest n-grams, 2 to 5.
     prune
-        Counts by order, the last for all longer: n-grams seen that often or less get no line. 0 0 1 leaves
-        out what of three pieces and more was seen once, most of a model.
+        Pruning thresholds for orders 1, 2, …; the last one holds for all longer n-grams. N-grams that occur
+        that often or less are omitted. 0 0 1 omits n-grams of 3 and more pieces that occur once, which are
+        most of a model.
     max_documents
         The first so many documents are taken.
     whole

@@ -1,24 +1,23 @@
-"""LaTeX as text: comments and verbatim parts, the body of a paper, its bibliography.
+"""LaTeX as text: comments, verbatim parts and braces.
 
 In:  the text of LaTeX files.
-Out: the same text without what a rule removes. No function here knows macros (`latex_macros` does).
+Out: the text without comments, its verbatim parts replaced by placeholders until `restore`.
+     No function here depends on macros (macros.py expands them).
 
     a \\verb|%| b % note ─lift─> a ⟨0⟩ b ─(macros)─> body_of ─> without_bibliography ─restore─> a \\verb|%| b
                                kept: ["\\verb|%|"]
 
-What stands in verbatim is no TeX: it is lifted out first, a placeholder of two private-use characters
-stands for it, and it is put back at the end. So no later rule can mistake it for a macro, a comment or
-an end. Every function takes time in proportion to its text, whatever the text is: where a pattern could
-read on to the end of a text again and again, its reach has a limit.
+Verbatim text is not TeX. It is lifted out first, replaced by a placeholder of two private-use characters, and
+put back at the end, so that no later rule can mistake it for a macro, a comment or an end. Every function
+takes linear time for any text: patterns that could search to the end repeatedly have a limited reach.
 """
 
-import bisect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
-OPENING, CLOSING = "\ue000", "\ue001"  # of a placeholder; lifting removes them from papers
+OPENING, CLOSING = "\ue000", "\ue001"  # around a placeholder; lift removes them from the paper's own text
 
 _VERBATIM = (
     "verbatim verbatim* Verbatim Verbatim* BVerbatim LVerbatim spverbatim semiverbatim alltt lstlisting "
@@ -37,8 +36,6 @@ _WORD_AT_END = re.compile(r"(?<!\\)(?:\\\\)*\\[A-Za-z@]+\Z")
 _BLANK_REST = re.compile(r"[ \t]*\n")
 _MAX_LITERAL = 1000
 _INDENT = re.compile(r"[ \t]*")
-_LINE_SPACE = re.compile(r"(?<![ \t])[ \t]+$", re.MULTILINE)
-_BLANK_LINES = re.compile(r"\n{3,}")
 
 
 def ends_in_control_word(text: str) -> bool:
@@ -47,7 +44,9 @@ def ends_in_control_word(text: str) -> bool:
 
 
 def after_line(text: str, start: int, end: int) -> int:
-    """Where to go on after removing text[start:end]: past the line break, if it stood alone on its lines."""
+    """Where the text continues after removing text[start:end]: past the line break, if nothing else was on
+    its lines.
+    """
     rest = _BLANK_REST.match(text, end)
     if rest and not text[text.rfind("\n", 0, start) + 1 : start].strip():
         return rest.end()
@@ -55,7 +54,7 @@ def after_line(text: str, start: int, end: int) -> int:
 
 
 class OwnComments(NamedTuple):
-    """Environments that a paper makes comments (`\\excludecomment`), and those that it shows."""
+    """Environments that a paper hides as comments (`\\excludecomment`), and those that it shows."""
 
     hidden: frozenset[str] = frozenset()
     shown: frozenset[str] = frozenset()
@@ -65,7 +64,7 @@ _NO_COMMENTS = OwnComments()
 
 
 def own_comments(texts: Iterable[str]) -> OwnComments:
-    """What a paper's files say of the comment package's environments; of two statements the last holds."""
+    """The environments that a paper's files define by the comment package; the last definition counts."""
     hides = {
         match[2]: match[1] == "exclude"
         for text in texts
@@ -81,10 +80,10 @@ def own_comments(texts: Iterable[str]) -> OwnComments:
 
 
 def lift(text: str, kept: list[str], comments: OwnComments = _NO_COMMENTS) -> str:
-    """The text without comments, its verbatim parts moved to the end of `kept`, placeholders in their stead.
+    """The text without comments, its verbatim parts appended to `kept` and replaced by placeholders.
 
-    A comment goes as TeX takes it: from `%` through the line break and the next line's indent; an empty
-    line after it still ends the paragraph, and a command before it does not grow together with a word.
+    As in TeX, a comment extends from `%` through the line break and the next line's indent. An empty line
+    after it still ends the paragraph, and a command before it is not joined with the next word.
     """
     text = text.replace(OPENING, "").replace(CLOSING, "")
     own = {f"{match[2]}code" if not match[1] else match[2] for match in _OWN_VERBATIM.finditer(text)}
@@ -95,14 +94,14 @@ def lift(text: str, kept: list[str], comments: OwnComments = _NO_COMMENTS) -> st
     token = re.compile(rf"\\[\\%]|%|\\begin\s*\{{({environments})\}}|\\({'|'.join(_CALLS)})(?![A-Za-z@])\*?")
     parts: list[str] = []
     copied = at = 0
-    unended: set[str] = set()  # environments that have no end from here on: not searched for again
+    unended: set[str] = set()  # environments without an end from here on, which are not searched for again
     while match := token.search(text, at):
         start, at = match.span()
         if match[0] == "%":
             parts.append(text[copied:start])
             copied = at = _after_comment(text, start)
         elif name := match[1]:
-            closing = None if name in unended else _end_of(name).search(text, at)
+            closing = None if name in unended else end_of_environment(name).search(text, at)
             if closing is None:
                 unended.add(name)
                 continue
@@ -128,12 +127,13 @@ def _one_of(names: Iterable[str]) -> str:
 
 
 @lru_cache(maxsize=256)
-def _end_of(name: str) -> re.Pattern[str]:
+def end_of_environment(name: str) -> re.Pattern[str]:
+    """The pattern of `\\end{name}`."""
     return re.compile(rf"\\end\s*\{{{re.escape(name)}\}}")
 
 
 def restore(text: str, kept: list[str]) -> str:
-    """The text with its verbatim parts again."""
+    """The text with its verbatim parts put back."""
     if OPENING not in text:
         return text
     return re.sub(f"{OPENING}(\\d+){CLOSING}", lambda match: kept[int(match[1])], text)
@@ -152,7 +152,7 @@ def _after_comment(text: str, start: int) -> int:
     assert indent
     before, following = text[max(0, start - 80) : start], text[indent.end() : indent.end() + 1]
     words_before = before.rpartition("\n")[2]
-    # After a space the line break is as good as none, and the lines stay as they were written.
+    # After a space the line break makes no difference, so the lines are kept as they were written.
     stays = words_before != words_before.rstrip() != ""
     if stays or following == "\n" or (following.isalpha() and ends_in_control_word(before)):
         return end
@@ -200,7 +200,7 @@ _BRACE = re.compile(r"\\[\\{}]|[{}]")
 
 def closing_brace(text: str, start: int) -> int:
     """The index of the brace that closes the one at `start`, or -1."""
-    # Nearly every group is short and holds no other.
+    # Fast path: nearly every group is short and contains no other.
     end = text.find("}", start)
     if end < 0:
         return -1
@@ -218,7 +218,7 @@ def closing_brace(text: str, start: int) -> int:
 
 
 def unbalanced_at(text: str) -> int | None:
-    """None when braces are balanced, else the index of the first that closes nothing, or that none closes."""
+    """The index of the first brace without a counterpart; None when braces are balanced."""
     plain = text.replace("\\\\", "")
     if plain.count("{") - plain.count("\\{") == plain.count("}") - plain.count("\\}"):
         return None
@@ -231,173 +231,3 @@ def unbalanced_at(text: str) -> int | None:
                 return match.start()
             opened.pop()
     return opened[0] if opened else None
-
-
-# ---- the body and the bibliography ----------------------------------------------------------------
-
-_BEGIN_DOCUMENT = re.compile(r"\\begin\s*\{document\}")
-_SECTION = re.compile(r"\\(?:part|chapter|(?:sub){0,2}section)\s*\*?\s*(?:\[[^\]]{0,500}\]\s*)?\{")
-_FRONT_END = re.compile(
-    r"\\maketitle(?![A-Za-z@])|\\end\s*\{(?:abstract|titlepage|frontmatter|keywords?|IEEEkeywords)\}"
-)
-_SUPPLEMENT = re.compile(
-    r"\W*(?:supplement|supporting (?:online )?(?:information|material)|appendi(?:x|ces)|end matter)",
-    re.IGNORECASE,
-)
-_AFTER_A_LETTER = re.compile(
-    rf"{_SUPPLEMENT.pattern}|\W*(?:\d+\W*)?(?:acknowledge?ments?|(?:data|code)[a-z ]* availability|"
-    r"availability of|author contributions?|contributions|(?:competing|conflicts? of) interests?|funding|"
-    r"additional information|ethic)\b",
-    re.IGNORECASE,
-)
-_METHODS = re.compile(r"\W*(?:\w+ ){0,2}methods?\W*\}", re.IGNORECASE)
-_TITLE = re.compile(r"\\title\s*(?:\[[^\]]{0,500}\]\s*)?(?=\{)")
-_NOT_TITLE = re.compile(
-    r"\\\\(?:\[[^\]]{0,20}\])?|~|\\(?:thanks|footnote|note)\b.*|\\[vh]space\*?\{[^{}]{0,40}\}|"
-    r"\\(?:emph|text(?:bf|it|sf|sc|tt|rm)|bf|it|sf|sc|rm|large|Large|LARGE|huge|Huge|bfseries|sffamily|boldmath)\b",
-    re.DOTALL,
-)
-
-_BIBLIOGRAPHY = re.compile(
-    r"\\begin\s*\{([A-Za-z@]*(?:bibliograph(?:y|ie)s?|references|thebib)\*?|biblist|refs|reflist|biblio)\}"
-)
-_BIBLIOGRAPHY_COMMAND = re.compile(
-    r"\\(?:bibliography(?:style)?|(?:full)?printbibliography|nobibliography|nocite|addbibresource|putbib|"
-    r"insertbibliography|printreferences)(?![A-Za-z@])\*?[ \t]*(?:\[[^\]\n]{0,500}\])?[ \t]*(?:\{[^{}]*\})?"
-    r"|\\addcontentsline\s*\{toc\}\s*\{\w+\}\s*\{(?:References|Bibliography|\\refname|\\bibname)\}"
-)
-_REFERENCES = (
-    r"(?:references?(?:[ ]+(?:and|\\&)[ ]+notes|[ ]+cited)?|bibliography|literature(?:[ ]+cited)?|"
-    r"works[ ]+cited|\\refname|\\bibname)"
-)
-# A line of its own that says nothing but "References", in whatever type: plain papers have no command for it.
-_REFERENCE_LINE = re.compile(
-    rf"[ \t]*(?:\\begin\{{center\}})?(?:\\[A-Za-z]+\*?|[{{}}\[\] \t])*?"
-    rf"(?:\{{|\\(?:bf|sc|large|Large|center(?:line)?)[ \t]+)"
-    rf"(?:\\[A-Za-z]+|[{{ \t])*{_REFERENCES}[ \t:.]*(?:\\\\|\\[A-Za-z]+(?:\{{center\}})?|[}} \t])*",
-    re.IGNORECASE,
-)
-_REFERENCE_TITLE = re.compile(rf"(?:\\[A-Za-z]+|[{{\s~])*(?:[\dIVX]+\.?\s+)?{_REFERENCES}\W*", re.IGNORECASE)
-_APPENDIX = re.compile(
-    r"\\(?:appendix|appendices|beginsupplement)(?![A-Za-z@])|\\begin\s*\{(?:sub)?append(?:ix|ices)\}"
-)
-# What a heading of references can begin with, in lower case: where there is none, no line is looked at.
-_REFERENCE_WORDS = (
-    "references",
-    "reference",
-    "bibliography",
-    "literature",
-    "works cited",
-    "\\refname",
-    "\\bibname",
-)
-_MAX_HEADING = 200
-
-
-def title_of(text: str) -> str:
-    """The argument of `\\title`, on one line, or nothing."""
-    match = _TITLE.search(text)
-    if not match or (end := closing_brace(text, match.end())) < 0:
-        return ""
-    title = _NOT_TITLE.sub(" ", text[match.end() + 1 : end])
-    if "\\" not in title:
-        title = title.replace("{", "").replace("}", "")
-    return " ".join(title.split())
-
-
-def body_of(text: str) -> str:
-    """From the first sectioning command on; in a paper without one, from the end of its front matter on.
-
-    Letters have no section but thanks, methods, or what follows the appendix, after all of their text: such
-    sections are no beginning.
-    """
-    begin = _BEGIN_DOCUMENT.search(text)
-    start = begin.end() if begin else 0
-    appendix = next(_commands(_APPENDIX, text, start), None)
-    stop = appendix.start() if appendix else len(text)
-    first = None
-    for section in _commands(_SECTION, text, start):
-        if section.start() >= stop:
-            break
-        title = text[section.end() : section.end() + _MAX_HEADING]
-        if _AFTER_A_LETTER.match(title) or _REFERENCE_TITLE.match(title):
-            if _SUPPLEMENT.match(title):
-                stop = section.start()
-                break
-            continue
-        first = section.start() if first is None else first
-        if not _METHODS.match(title):
-            return text[first:]
-    # A supplement has a front matter of its own.
-    front = [match.end() for match in _FRONT_END.finditer(text, start, stop)]
-    front = front or [match.end() for match in _FRONT_END.finditer(text, start)]
-    return text[front[-1] if front else start :]
-
-
-def without_bibliography(text: str) -> str:
-    """The text without its list of references and the commands that make one; appendices after it stay."""
-    for name in dict.fromkeys(match[1] for match in _BIBLIOGRAPHY.finditer(text)):
-        text = _without_environment(text, name)
-    text = _BIBLIOGRAPHY_COMMAND.sub("", text)
-    sections = list(_commands(_SECTION, text))
-    parts_begin = sorted(match.start() for match in [*sections, *_commands(_APPENDIX, text)])
-    headings = [match.start() for match in sections if _is_references(text, match.end())]
-    headings += _reference_lines(text)
-    parts: list[str] = []
-    copied = 0
-    for start in sorted(headings):
-        if start >= copied:
-            parts.append(text[copied:start])
-            following = bisect.bisect_right(parts_begin, start)
-            copied = parts_begin[following] if following < len(parts_begin) else len(text)
-    return "".join([*parts, text[copied:]])
-
-
-def _commands(pattern: re.Pattern[str], text: str, start: int = 0) -> Iterator[re.Match[str]]:
-    """The matches of a command; in `\\\\section` the backslashes are a line break."""
-    for match in pattern.finditer(text, start):
-        at = match.start()
-        if text[at - 1 : at] != "\\" or (at - len(text[max(0, at - 80) : at].rstrip("\\"))) % 2 == 0:
-            yield match
-
-
-def _is_references(text: str, start: int) -> bool:
-    """Whether the title from `start` to its brace is that of a list of references."""
-    title = text[start - 1 : start + _MAX_HEADING]
-    end = closing_brace(title, 0)
-    return end > 0 and bool(_REFERENCE_TITLE.fullmatch(title, 1, end))
-
-
-def _reference_lines(text: str) -> list[int]:
-    """Where the lines begin that are such a title by their type alone."""
-    lower = text.lower()
-    found: set[int] = set()
-    for word in _REFERENCE_WORDS:
-        at = -1
-        while (at := lower.find(word, at + 1)) >= 0:
-            start = text.rfind("\n", max(0, at - _MAX_HEADING), at) + 1
-            end = text.find("\n", at, at + _MAX_HEADING)
-            if _REFERENCE_LINE.fullmatch(text, start, end if end >= 0 else min(len(text), at + _MAX_HEADING)):
-                found.add(start)
-    return sorted(found)
-
-
-def _without_environment(text: str, name: str) -> str:
-    begins = re.compile(rf"\\begin\s*\{{{re.escape(name)}\}}")
-    parts: list[str] = []
-    copied = 0
-    while begin := begins.search(text, copied):
-        start = begin.start()
-        parts.append(text[copied:start])
-        if closing := _end_of(name).search(text, start):
-            copied = after_line(text, start, closing.end())
-        else:  # it never ends: it goes up to the next section or the appendix
-            following = [next(_commands(pattern, text, start), None) for pattern in (_SECTION, _APPENDIX)]
-            copied = min((match.start() for match in following if match), default=len(text))
-            break
-    return "".join([*parts, text[copied:]])
-
-
-def tidy(text: str) -> str:
-    """No spaces at the ends of lines, one empty line at most between paragraphs."""
-    return _BLANK_LINES.sub("\n\n", _LINE_SPACE.sub("", text)).strip()

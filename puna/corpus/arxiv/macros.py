@@ -1,42 +1,26 @@
-"""LaTeX macros: definitions are read where they stand, and every use is replaced by what it means.
+"""LaTeX macros: definitions are read where they occur, and every use is replaced by its expansion.
 
 In:  the text of the main file (after `latex.lift`), and a way to find the files that it inputs.
-Out: one text: files inlined, definitions gone, no macro of the author left.
+Out: one text: files inlined, definitions removed, all macros of the author expanded.
 
     \\newcommand{\\half}[1]{\\frac{#1}{2}}   nothing;  known: half -> Macro("\\frac{#1}{2}", 1 argument)
     $\\half{\\half x}$                       $\\frac{\\frac{x}{2}}{2}$
 
-TeX's way: the text is read once, in order, and what a macro expands to is read again before the rest.
-Commands that the paper does not define stay as they are, and so do conditions that only TeX can decide.
-Groups do not end a definition here, which in TeX they do.
+As in TeX, the text is read once, in order, and the expansion of a macro is read before the rest. Commands
+that the paper does not define are unchanged, and so are conditions that only TeX can decide. Unlike in TeX,
+the end of a group does not end a definition.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 
+from puna.corpus.arxiv.conditions import Conditions
 from puna.corpus.arxiv.latex import ends_in_control_word
-from puna.corpus.arxiv.tex_reader import CONTROL, MacroLimits, Reader, after_word, end_of
+from puna.corpus.arxiv.tex_reader import CONTROL, Action, Macro, MacroLimits, after_word, end_of
 
-# The name of an inputted file, and the folder that it is looked for in -> its path and its lifted text.
+# (name of an input file, folder to search) -> its path and its lifted text.
 FindFile = Callable[[str, str], tuple[str, str] | None]
-Action = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Macro:
-    """What a name means. `delimiters` holds, for each argument, what ends it: nothing for `{...}`.
-
-    `prefix` must follow the name; `default` is that of an optional first argument; the body of a
-    `final` macro, the meaning that `\\let` took, is not read again.
-    """
-
-    body: str
-    delimiters: tuple[str, ...] = ()
-    prefix: str = ""
-    default: str | None = None
-    final: bool = False
 
 
 _ENVIRONMENT = re.compile(r"[ \t]*\{([^{}\n]*)\}")
@@ -45,46 +29,37 @@ _PARAMETER = re.compile(r"#(#|[1-9])")
 _PARAMETER_TEXT = re.compile(r"[^{}]{0,200}")
 _EQUALS = re.compile(r"\s*=?[ ]?")
 _AFTER_XSPACE = re.compile(r"[^\s.,'/?;:!~)\]}{\\-]|\\[A-Za-z@]")
-_IF_CHARACTERS = re.compile(r"\s*([A-Za-z0-9])([^\\{}])")
-_CONDITIONAL = re.compile(
-    r"if(?:|x|num|dim|odd|case|cat|[mhv]mode|inner|void|[hv]box|eof|true|false|defined|csname|fontchar|pdf|"
-    r"luatex|xetex|PDFTeX|XeTeX|LuaTeX|CLASS\w*|@\w+)"
-)
-_BOOLEAN = re.compile(r"\\boolean\s*\{([^{}]*)\}")
-_EQUAL = re.compile(r"\\equal\s*\{([^{}\\]*)\}\s*\{([^{}\\]*)\}")
-_TEST_WORD = re.compile(r"True|False|None|\\(?:not|NOT|and|AND|or|OR)(?![A-Za-z])|\\[()]")
-# What the styles of publishers and packages hold, and an author's own collection of macros does not.
+# Commands that occur in the styles of publishers and packages, but not in an author's collection of macros.
 _PUBLISHED = re.compile(
     r"\\(?:ProvidesClass|DeclareOption|ProcessOptions|ExecuteOptions|LoadClass|PassOptionsTo|@startsection)|"
     r"\\def\\[A-Za-z]*@"
 )
 
-# Redefined for their looks, and what they are matters: never expanded, so that `\section` stays `\section`.
+# Papers redefine these for layout. They are never expanded, because later steps need `\section` itself.
 _STRUCTURE = (
     "part chapter section subsection subsubsection paragraph subparagraph appendix title author abstract "
     "maketitle tableofcontents item caption footnote par bibliography bibliographystyle bibitem "
     "thebibliography documentclass documentstyle"
 )
 _KEPT = frozenset(_STRUCTURE.split())
-# Commands of packages that a style may offer as a makeshift.
+# Commands of packages; a style's \providecommand does not replace them.
 _OFFERED = frozenset(["url", "href", "path", "texttt", "textsc", "text", "ensuremath", "natexlab", "emph"])
 
 
-class Expander(Reader):
-    """`known` says what a control sequence does: an action of TeX's own, or a Macro."""
+class Expander(Conditions):
+    """Expands macros. `_known` maps each control sequence to an action of TeX or to a Macro."""
 
     def __init__(
         self, find_file: FindFile, limits: MacroLimits, unexpanded: frozenset[str] | None = frozenset()
     ) -> None:
-        """`unexpanded` are macros whose definitions go, and which stay where they are used; None: all."""
+        """`unexpanded` names macros that are not expanded; their definitions are removed. None: all."""
         super().__init__(limits)
         self._unexpanded = unexpanded
         self._find_file = find_file
-        self._written = ""  # the control sequence that is being acted on, as it stands in the text
         self._environments: dict[str, tuple[Macro, str]] = {}
         self._styles: set[str] = set()
-        self._actions: Mapping[str, Action] = self._all_actions()
-        self._known: dict[str, Macro | Action] = dict(self._actions)
+        self._actions = self._all_actions()
+        self._known = dict(self._actions)
 
     def expand(self, text: str, file: str = "") -> str:
         """The text of `file`, the main one, up to the end of its document.
@@ -110,43 +85,25 @@ class Expander(Reader):
             partial(self._newenvironment, is_new=False): "renewenvironment",
             self._begin: "begin",
             self._end: "end",
-            self._newif: "newif",
-            partial(self._condition, True): "iftrue",
-            partial(self._condition, False): "iffalse",
-            self._if: "if",
             self._input: "input include subfile subfileinclude @input @@input",
             self._input_if: "InputIfFileExists",
-            self._if_next: "@ifnextchar kernel@ifnextchar",
-            self._if_star: "@ifstar",
-            partial(self._new_switch, "if"): "newboolean provideboolean newbool providebool",
-            partial(self._new_switch, "toggle "): "newtoggle providetoggle",
-            partial(self._set_switch, "if"): "setboolean setbool",
-            partial(self._set_switch, "toggle "): "settoggle",
-            partial(self._set_switch, "if", "true"): "booltrue",
-            partial(self._set_switch, "if", "false"): "boolfalse",
-            partial(self._set_switch, "toggle ", "true"): "toggletrue",
-            partial(self._set_switch, "toggle ", "false"): "togglefalse",
-            partial(self._if_switch, "if"): "ifbool",
-            partial(self._if_switch, "if", False): "notbool",
-            partial(self._if_switch, "toggle "): "iftoggle",
-            partial(self._if_switch, "toggle ", False): "nottoggle",
-            self._if_then_else: "ifthenelse",
             self._import: "import subimport inputfrom subinputfrom includefrom subincludefrom",
             self._usepackage: "usepackage RequirePackage",
             self._endinput: "endinput",
             self.end_line: "makeatletter makeatother",
             self._xspace: "xspace",
+            **self.condition_actions(),
         }
         return {name: action for action, listed in names.items() for name in listed.split()}
 
     def step(self) -> None:
-        """Copy the top text up to the next known control sequence, and do what that says."""
+        """Copy the top text up to the next known control sequence, and carry it out."""
         frame = self.frames[-1]
         known, text, at = self._known, frame.text, frame.at
         for match in CONTROL.finditer(text, at):
             name, at = match[1], match.end()
             if name not in known:
-                # Outside of styles `@` is no letter: `\half@` is `\half` and a sign.
+                # Outside of styles `@` is not a letter: `\half@` is `\half` followed by `@`.
                 name = name.partition("@")[0]
                 if not name or name not in known:
                     continue
@@ -187,7 +144,7 @@ class Expander(Reader):
             delimiters = delimiters[1:]
         for delimiter in delimiters:
             argument = self.until(delimiter) if delimiter else self.argument()
-            if argument is None:  # used otherwise than defined
+            if argument is None:  # the use does not match the definition
                 self.emit(written)
                 return
             arguments.append(argument)
@@ -219,7 +176,7 @@ class Expander(Reader):
             self.emit(self._written)
 
     def _environment(self) -> str:
-        """The name in `\\begin{name}`; what is not so written is a command like others."""
+        """The name in `\\begin{name}`, or nothing where no name in braces follows."""
         frame = self.top()
         match = _ENVIRONMENT.match(frame.text, frame.at) if frame else None
         if not frame or not match:
@@ -249,7 +206,7 @@ class Expander(Reader):
             self.end_line()
 
     def _parameters(self) -> tuple[int, str | None]:
-        """`[3][default]`: how many there are, and what the first is where it is not given."""
+        """`[3][default]`: the number of parameters, and the default of an optional first one."""
         number = (self.optional() or "").strip()
         count = int(number) if number in tuple("123456789") else 0
         return count, self.optional() if count else None
@@ -268,7 +225,7 @@ class Expander(Reader):
         self._define(name, Macro(body, tuple(delimiters), prefix if delimiters else prefix.rstrip()))
 
     def _prefix(self) -> None:
-        """`\\long\\def`, `\\global\\let`: nothing of its own before a definition, else left as it is."""
+        """`\\long\\def`, `\\global\\let`: removed before a definition, else unchanged."""
         frame = self.top()
         match = CONTROL.match(frame.text, frame.at) if frame else None
         if not match or match[1] not in self._actions:
@@ -279,7 +236,7 @@ class Expander(Reader):
         if not (frame := self.top()):
             return
         frame.at = end_of(_EQUALS, frame.text, frame.at)
-        if frame.text.startswith(("{", "}"), frame.at):  # another name for a brace: nobody's macro
+        if frame.text.startswith(("{", "}"), frame.at):  # another name for a brace, which is not a macro
             frame.at += 1
             return
         meant = self.argument()
@@ -288,7 +245,7 @@ class Expander(Reader):
         if isinstance(held, Macro):
             self._define(name, held)
         elif name != target:
-            # An action's other name is read again, to act; a command of LaTeX's own is what it was here.
+            # An alias of an action is read again and carried out; an alias of a LaTeX command is final.
             self._define(name, Macro(meant, final=held is None))
 
     def _operator(self) -> None:
@@ -303,7 +260,7 @@ class Expander(Reader):
         self.end_line()
 
     def _call_paired(self, name: str, left: str, right: str) -> None:
-        """`\\abs{x}`, `\\abs*{x}` with delimiters that grow, `\\abs[\\big]{x}` with ones of that size."""
+        """`\\abs{x}`, `\\abs*{x}` with growing delimiters, `\\abs[\\big]{x}` with delimiters of that size."""
         before = after = ""
         if self.accept("*"):
             before, after = "\\left", "\\right"
@@ -321,128 +278,6 @@ class Expander(Reader):
         if is_new and name and self._expands(name):
             self._environments[name] = Macro(begin, ("",) * count, default=default), end
         self.end_line()
-
-    # ---- conditions -------------------------------------------------------------------------------
-
-    def _newif(self) -> None:
-        name = self.name()
-        if name.startswith("if") and len(name) > 2 and name not in self._actions:
-            self._known[f"{name[2:]}true"] = partial(self._set_condition, name, True)
-            self._known[f"{name[2:]}false"] = partial(self._set_condition, name, False)
-            self._set_condition(name, False)
-        else:
-            self.end_line()
-
-    def _set_condition(self, name: str, value: bool) -> None:
-        self._known[name] = partial(self._condition, value)
-        self.end_line()
-
-    def _if(self) -> None:
-        """`\\if` of two characters, as in `\\if0 ... \\fi`; any other comparison is left as it is."""
-        frame = self.top()
-        if frame and (match := _IF_CHARACTERS.match(frame.text, frame.at)):
-            frame.at = match.end()
-            self._condition(match[1] == match[2])
-        else:
-            self.emit(self._written)
-
-    def _condition(self, value: bool) -> None:
-        """Read on in the branch that holds. Without its `\\fi` the condition alone goes."""
-        if not (frame := self.top()):
-            return
-        start, text = frame.at, frame.text
-        bounds, depth = [start], 0
-        for match in CONTROL.finditer(text, start):
-            name = match[1]
-            if name == "fi":
-                if depth == 0:
-                    bounds.append(match.start())
-                    frame.at = after_word(text, match.end())
-                    break
-                depth -= 1
-            elif name == "else" and depth == 0:
-                bounds += match.start(), after_word(text, match.end())
-            elif self._is_conditional(name):
-                depth += 1
-        else:
-            self.spend(len(text) - start, "if")
-            return
-        self.spend(frame.at - start, "if")
-        chosen = bounds[0:2] if value else bounds[2:4]
-        if chosen:
-            self.push(text[chosen[0] : chosen[1]], "if", frame.file)
-
-    def _is_conditional(self, name: str) -> bool:
-        if not name.startswith("if"):
-            return False
-        meaning = self._known.get(name)
-        own = isinstance(meaning, partial) and meaning.func == self._condition
-        return own or bool(_CONDITIONAL.fullmatch(name))
-
-    # Toggles (etoolbox) and booleans (ifthen) are kept as conditions: a boolean `x` is TeX's own `\\ifx`.
-
-    def _new_switch(self, kind: str) -> None:
-        name = self.argument().strip()
-        if self._switch(kind, name) is None:
-            self._set_condition(kind + name, False)
-        else:
-            self.end_line()
-
-    def _set_switch(self, kind: str, value: str = "") -> None:
-        name, given = self.argument().strip(), value or self.argument().strip()
-        if given in ("true", "false"):
-            self._set_condition(kind + name, given == "true")
-
-    def _switch(self, kind: str, name: str) -> bool | None:
-        """The value of a switch that the source set, or None."""
-        meaning = self._known.get(kind + name)
-        if not isinstance(meaning, partial) or meaning.func != self._condition:
-            return None
-        return bool(meaning.args[0])
-
-    def _if_switch(self, kind: str, wanted: bool = True) -> None:
-        written = self._written
-        name = self.argument()
-        value = self._switch(kind, name.strip())
-        if value is None:  # not of this source
-            self.emit(f"{written}{{{name}}}")
-            return
-        self._choose(value == wanted)
-
-    def _choose(self, value: bool) -> None:
-        """Read on in the first or the second of two arguments."""
-        frame = self.top()
-        yes, no = self.argument(), self.argument()
-        self.push(yes if value else no, "if", frame.file if frame else "")
-
-    def _if_then_else(self) -> None:
-        written = self._written
-        test = self.argument()
-        value = self._test(test)
-        if value is None:
-            self.emit(f"{written}{{{test}}}")
-            return
-        self._choose(value)
-
-    def _test(self, test: str) -> bool | None:
-        """The value of a test of ifthen's, or None where it is not the source that decides it."""
-        decided = _BOOLEAN.sub(lambda match: _named(self._switch("if", match[1].strip())), test)
-        decided = _EQUAL.sub(lambda match: _named(match[1].strip() == match[2].strip()), decided)
-        words = _TEST_WORD.findall(decided)
-        if "".join(words) != "".join(decided.split()) or "None" in words:
-            return None
-        return _value_of_test(words)
-
-    def _if_next(self) -> None:
-        """`\\@ifnextchar x{yes}{no}`."""
-        wanted, yes, no = self.argument(), self.argument(), self.argument()
-        frame = self.skip_space()
-        following = frame.text[frame.at] if frame else ""
-        self.push(yes if following == {"\\bgroup": "{"}.get(wanted, wanted) else no, "@ifnextchar")
-
-    def _if_star(self) -> None:
-        yes, no = self.argument(), self.argument()
-        self.push(yes if self.accept("*") else no, "@ifstar")
 
     # ---- files ------------------------------------------------------------------------------------
 
@@ -469,7 +304,7 @@ class Expander(Reader):
         self._inline(self.argument(), folder)
 
     def _inline(self, name: str, folder: str) -> bool:
-        """Read on in a file. One that is missing, or is being read already, is left out."""
+        """Continue reading in a file; a file that is missing, or is being read already, is skipped."""
         name = name.strip().strip('"')
         here = next((frame.file for frame in reversed(self.frames) if frame.file), "")
         folders = (folder, f"{here.rpartition('/')[0]}/{folder}")
@@ -479,7 +314,7 @@ class Expander(Reader):
         return found is not None
 
     def _usepackage(self) -> None:
-        """Take the definitions of a style that the author wrote for this paper, and of no published one."""
+        """Read the definitions of a style, if it is in the paper's archive and is not a published one."""
         self.optional()
         for name in self.argument().split(","):
             found = self._find_file(f"{name.strip()}.sty", "")
@@ -493,45 +328,8 @@ class Expander(Reader):
             frame.at = len(frame.text)
 
 
-def _named(value: bool | None) -> str:
-    return f" {value} "
-
-
-def _value_of_test(words: list[str]) -> bool | None:
-    """`\\not`, then `\\and` and `\\or` from left to right, as ifthen has it; None when malformed."""
-    values: list[bool] = []
-    operator, negated = "", False
-    words = list(words)
-    while words:
-        word = words.pop(0).lower()
-        if word == "\\not":
-            negated = not negated
-        elif word in ("\\and", "\\or"):
-            operator = word
-        elif word == "\\)":
-            return None
-        else:
-            if word == "\\(":
-                if "\\)" not in words:
-                    return None
-                close = (
-                    len(words) - 1 - words[::-1].index("\\)") if words.count("\\(") else words.index("\\)")
-                )
-                value, words = _value_of_test(words[:close]), words[close + 1 :]
-                if value is None:
-                    return None
-            else:
-                value = word == "true"
-            value = value != negated
-            negated = False
-            if values:
-                value = (values[-1] and value) if operator == "\\and" else (values[-1] or value)
-            values.append(value)
-    return values[-1] if values else None
-
-
 def _substitute(body: str, arguments: list[str]) -> str:
-    """The body with its arguments in it. `\\alpha#1` stays two tokens, whatever the argument begins with."""
+    """The body with its arguments. `\\alpha#1` stays two tokens, whatever the argument begins with."""
     if "#" not in body:
         return body
     parts: list[str] = []

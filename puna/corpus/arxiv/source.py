@@ -1,15 +1,15 @@
 """ArXiv: LaTeX sources -> documents (paper section 2.1).
 
 In:  arXiv's monthly tars of per-paper files, one paper's archive, a folder of papers, a `.tex` file.
-Out: one Document a paper: from the first section on, its files in one, comments and bibliography gone,
+Out: one Document per paper: from the first section on, its files joined, comments and bibliography removed,
      the author's macros expanded.
 
     2003/2003.01234.gz ─┐
-    2003/2003.01235.gz ─┼─> Paper ─> comments go ─> files and macros expand ─> cut ─> Document
-    2003/2003.01236.pdf ┘                                                       └──> Drop("only a PDF")
+    2003/2003.01235.gz ─┼─> Paper ─> lift comments ─> inline files, expand macros ─> cut ─> Document
+    2003/2003.01236.pdf ┘                                                            └──> Drop("only a PDF")
 
-In a folder, every folder that holds a main file is a paper; a `.tex` file named by an arXiv number is one
-by itself. Nothing is unpacked to disk, and a paper's text in memory is bounded.
+Every folder with a main file is a paper; a `.tex` file named by an arXiv number is a paper by itself. Nothing
+is unpacked to disk, and a paper's text in memory is bounded.
 """
 
 import gzip
@@ -23,18 +23,19 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
-from puna.corpus.arxiv import latex
+from puna.corpus.arxiv import latex, paper_body
 from puna.corpus.arxiv.macros import Expander, FindFile
+from puna.corpus.arxiv.main_file import is_document, is_withdrawn, main_file
 from puna.corpus.arxiv.tex_reader import MacroLimits, MacroLoop, UnbalancedBraces
 from puna.corpus.document import DamagedRecord, Document, Drop
 
 PATTERNS: tuple[str, ...] = ("*.tar", "*.tar.gz", "*.tgz", "*.gz", "*.tex", "*.ltx")
 
 MIN_CHARACTERS = 50
-MAX_FILE_BYTES = 8 << 20  # of one TeX file: the longest are books and tables of a few MB
-MAX_PAPER_BYTES = 32 << 20  # of all TeX files of a paper
-MAX_PACKED_BYTES = 256 << 20  # of one paper in a monthly tar
-MAX_UNPACKED_BYTES = 2 << 30  # of a paper with its figures; more is a bomb
+MAX_FILE_BYTES = 8 << 20  # limit for one TeX file; the longest are books and tables of a few MB
+MAX_PAPER_BYTES = 32 << 20  # limit for all TeX files of a paper
+MAX_PACKED_BYTES = 256 << 20  # limit for one paper in a monthly tar
+MAX_UNPACKED_BYTES = 2 << 30  # limit for a paper with its figures; more is a decompression bomb
 
 _TEX = frozenset({".tex", ".ltx", ".latex", ".sty", ".tikz", ".pgf", ".inc", ".def"})
 _OTHER = (
@@ -57,7 +58,7 @@ class Options:
     """Maximum growth of a paper by macro expansion, as a multiple of its size."""
 
     def validate(self) -> None:
-        """Raise ValueError naming the option that cannot be."""
+        """Raise ValueError for an invalid option, by name."""
         for name in ("max_depth", "max_growth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name.replace('_', '-')} is {getattr(self, name)}; it must be 1 or more")
@@ -65,7 +66,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Paper:
-    """One paper's TeX files by their path in it. `kind` says what it is instead, where there is none."""
+    """One paper's TeX files by path. `kind` is the kind of the paper's file where it has no TeX."""
 
     id: str
     files: dict[str, str] = field(default_factory=dict)
@@ -77,7 +78,7 @@ class Paper:
 
 
 def find(folder: Path) -> list[Path]:
-    """A folder's archives, and the main file of every paper that lies unpacked in it; sorted."""
+    """A folder's archives, and the main file of every unpacked paper in it; sorted."""
     found: list[Path] = []
     folders: dict[Path, list[Path]] = {}
     for path in sorted((path for path in folder.rglob("*") if path.suffix in (".tex", ".ltx")), key=str):
@@ -92,11 +93,11 @@ def find(folder: Path) -> list[Path]:
             mains[parent] = parent / main
     for parent, paths in folders.items():
         if parent not in mains and not any(above in mains for above in parent.parents):
-            # Named, so that it is counted: a paper without its main file.
+            # A paper without a main file: one of its files is returned, so that the drop is counted.
             found += [path for path in paths if not _NUMBER.fullmatch(path.stem)][:1]
     for pattern in PATTERNS[:4]:
         for path in folder.rglob(pattern):
-            # A paper's own folder holds packed figures and code; they are no papers.
+            # Archives in a paper's folder are figures and code, not papers.
             inside = any(above in mains for above in path.parents)
             if path.is_file() and (not inside or _NUMBER.fullmatch(_SUFFIX.sub("", path.name))):
                 found.append(path)
@@ -154,11 +155,11 @@ def _read_folder(path: Path) -> Paper | DamagedRecord:
 
 def _read_tar(path: Path, file: BinaryIO) -> Iterator[Paper | DamagedRecord | int]:
     """Papers of a tar, and the offset of each member before it is read."""
-    own: dict[str, str] = {}  # where the tar itself is a paper's archive
+    own: dict[str, str] = {}  # its files, if the tar is one paper's archive
     total = 0
     with tarfile.open(fileobj=file, mode="r|") as tar:
         for member in tar:
-            tar.members = []  # type: ignore[attr-defined]  # which tarfile would keep forever
+            tar.members = []  # type: ignore[attr-defined]  # else tarfile keeps all members in memory
             yield member.offset
             if not member.isfile():
                 continue
@@ -188,7 +189,7 @@ def _read_tar(path: Path, file: BinaryIO) -> Iterator[Paper | DamagedRecord | in
 
 
 def _read_packed(path: Path, name: str, data: bytes, offset: int) -> Iterator[Paper | DamagedRecord]:
-    """A paper's `.gz` in a monthly tar: one file, or a tar."""
+    """The paper in a `.gz` of a monthly tar, which holds one file or a tar."""
     where = f"{path}!{name}"
     try:
         with gzip.open(io.BytesIO(data)) as unpacked:
@@ -219,10 +220,10 @@ def _read_packed(path: Path, name: str, data: bytes, offset: int) -> Iterator[Pa
 
 
 def _single(name: str, file: BinaryIO) -> Paper:
-    """A `.gz` that is one file: TeX, or what the author sent instead."""
+    """The paper in a `.gz` that holds one file: TeX, or another kind that the author submitted."""
     data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
-        return Paper(_id(name), kind="a file larger than TeX is")
+        return Paper(_id(name), kind="a file too large for TeX")
     start = data[:1024].lstrip()
     for mark, kind in (
         (b"%PDF", "PDF"),
@@ -250,7 +251,7 @@ def _may_be_tex(name: str) -> bool:
 
 
 def _looks_like_tex(data: bytes) -> bool:
-    """Whether a file without a TeX suffix is TeX: old papers name theirs as they like."""
+    """Whether a file without a TeX suffix is TeX: old papers have files without a suffix."""
     return b"\0" not in data[:8192] and (b"\\document" in data or b"\\begin" in data or b"\\def" in data)
 
 
@@ -270,74 +271,23 @@ def decode(data: bytes) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
 
 
-# ---- the main file --------------------------------------------------------------------------------
-
-_IGNORED = re.compile(r"\s*%+[ \t]*auto-ignore\b")
-_NO_MACROS = ("", "if", "edef")  # what conditions and definitions themselves are paid for as
-_MAX_LEFT = 4  # macros that never end, before none of a paper is expanded
-_CLASS = re.compile(
-    r"^[^%\n]*?\\document(?:class|style)\s*(?:\[[^\]]{0,1000}\])?\s*\{([^{}\n]*)\}", re.MULTILINE
-)
-_BEGIN = re.compile(r"^[^%\n]*?\\begin\s*\{document\}", re.MULTILINE)
-_INPUTS = re.compile(r"^[^%\n]*?\\(?:input|include|subfile)\s*\{?([^{}\s%]+)", re.MULTILINE)
-_USUAL = re.compile(
-    r"(?:^|[^a-z])(?:ms|main|paper|article|manuscript|root|thesis)(?:$|[^a-z])", re.IGNORECASE
-)
-_NO_PAPERS = frozenset({"letter", "beamer", "standalone", "subfiles", "slides", "minimal"})
-
-
-def main_file(files: dict[str, str]) -> str | None:
-    """The file that the others are parts of: the one with `\\documentclass`.
-
-    Of several, the likeliest: a whole document, input by no other, not a letter, with an abstract or a
-    title, named as main files are, long, the first by name.
-    """
-    # The first line of a file that arXiv does not take for a paper, or of a withdrawn one.
-    files = {name: text for name, text in files.items() if not _IGNORED.match(text)} or files
-    classes = {name: match[1] for name, text in files.items() if (match := _CLASS.search(text))}
-    candidates = [name for name in classes if _base_class(classes[name]) != "subfiles"]
-    candidates = candidates or [name for name, text in files.items() if _BEGIN.search(text)]
-    if len(candidates) < 2:
-        return candidates[0] if candidates else None
-    inputs = {
-        PurePosixPath(match[1]).name.removesuffix(".tex")
-        for text in files.values()
-        for match in _INPUTS.finditer(text)
-    }
-
-    def likelihood(name: str) -> tuple[bool, bool, bool, int, bool, int, int]:
-        text = files[name]
-        return (
-            bool(_BEGIN.search(text)),
-            PurePosixPath(name).stem not in inputs,
-            _base_class(classes.get(name, "")) not in _NO_PAPERS,
-            ("\\begin{abstract}" in text or "\\abstract" in text) + ("\\title" in text),
-            bool(_USUAL.search(PurePosixPath(name).stem)),
-            -name.count("/"),
-            len(text) + sum(10_000 for _ in _INPUTS.finditer(text)),
-        )
-
-    return min(candidates, key=lambda name: (*(-value for value in likelihood(name)), name))
-
-
-def _base_class(name: str) -> str:
-    return PurePosixPath(name.strip()).name
-
-
 # ---- cleaning -------------------------------------------------------------------------------------
+
+_NO_MACROS = ("", "if", "edef")  # names under which conditions and definitions are charged to the budget
+_MAX_LEFT = 4  # macros without end; with more of them, no macro of the paper is expanded
 
 
 def clean(paper: Paper, options: Options = Options()) -> Document | Drop:
-    """The paper's body, or why there is none."""
+    """The paper's body, or the reason why it is dropped."""
     if not paper.files:
         reasons = {"PDF": "only a PDF", "withdrawn": "withdrawn"}
         return Drop(
             reasons.get(paper.kind, "no TeX source"), detail=f"{paper.id}: {paper.kind or 'no TeX file'}"
         )
     main = paper.main or main_file(paper.files)
-    if main is None or not (_CLASS.search(paper.files[main]) or _BEGIN.search(paper.files[main])):
+    if main is None or not is_document(paper.files[main]):
         return Drop("no main file", detail=paper.id)
-    if _IGNORED.match(paper.files[main]):
+    if is_withdrawn(paper.files[main]):
         return Drop("withdrawn", detail=paper.id)
     kept: list[str] = []
     comments = latex.own_comments(paper.files.values())
@@ -351,8 +301,8 @@ def clean(paper: Paper, options: Options = Options()) -> Document | Drop:
         return Drop("unbalanced braces", detail=paper.id)
     if latex.unbalanced_at(text) is not None:
         return Drop("unbalanced braces", detail=paper.id)
-    title = latex.title_of(text)
-    body = latex.tidy(latex.without_bibliography(latex.body_of(text)))
+    title = paper_body.title_of(text)
+    body = paper_body.tidy(paper_body.without_bibliography(paper_body.body_of(text)))
     body = latex.restore(body, kept)
     if len(body) < MIN_CHARACTERS:
         return Drop("too short" if body else "empty", detail=paper.id)
@@ -365,10 +315,10 @@ def clean(paper: Paper, options: Options = Options()) -> Document | Drop:
 
 
 def _expanded(text: str, main: str, find: FindFile, limits: MacroLimits) -> tuple[str, int]:
-    """The paper with its macros expanded, and how many are left because they never end.
+    """The paper with its macros expanded, and the number of those that are not because they never end.
 
-    Of a macro with an internal name, it is the one in the author's text that is left. Where many never end,
-    none is expanded, so that the paper is kept in any case.
+    If such a macro has an internal name (with `@`), the macro in the author's text that uses it is left
+    unexpanded. If too many never end, none is expanded, so that the paper is kept in any case.
     """
     unexpanded: set[str] = set()
     for _ in range(_MAX_LEFT):
@@ -382,7 +332,7 @@ def _expanded(text: str, main: str, find: FindFile, limits: MacroLimits) -> tupl
 
 
 class _Files:
-    """The paper's files as `\\input` finds them, without comments, each lifted once."""
+    """Finds the paper's files as `\\input` does, without comments; each is lifted once."""
 
     def __init__(
         self, files: dict[str, str], main: str, kept: list[str], comments: latex.OwnComments
@@ -392,8 +342,8 @@ class _Files:
         self._lifted: dict[str, str] = {}
 
     def find(self, name: str, folder: str) -> tuple[str, str] | None:
-        """The path and the lifted text of a file named as in `\\input{name}`, sought from the main file's
-        folder and then from the top."""
+        """The path and the lifted text of a file named as in `\\input{name}`, relative to the main file's
+        folder or else to the top folder."""
         for base in dict.fromkeys((self._folder, "")):
             place = posixpath.normpath(posixpath.join(base, folder.strip("/"), name))
             for path in (f"{place}.tex", place):
@@ -405,7 +355,7 @@ class _Files:
 
 
 def _part(text: str) -> str:
-    """What an inputted file gives: where it is a document of its own (`subfiles`), what stands in it."""
+    """The text of an input file; of a document of its own (`subfiles`), the text between begin and end."""
     if not (begin := re.search(r"\\begin\s*\{document\}", text)):
         return text
     end = text.find("\\end{document}", begin.end())

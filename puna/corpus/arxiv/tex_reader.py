@@ -1,4 +1,4 @@
-"""Reading LaTeX as TeX does: a stack of texts, and from the top one arguments, names and tokens.
+"""Reading LaTeX as TeX does: a stack of texts; arguments, names and tokens are read from the top one.
 
 In:  texts after `latex.lift`, pushed where TeX would read them: the paper, a file in it, an expansion.
 Out: what was emitted, in one text.
@@ -6,32 +6,33 @@ Out: what was emitted, in one text.
     text of the paper   ... \\half{x} and more        frames[0], at "and more"
     expansion of \\half  \\frac{x}{2}                  frames[1], read to its end first
 
-Every group lies within one text, since definitions and arguments are balanced; so an argument is read from
-the top text, once those that are at their end are put away. All that is read more than once is paid for from
-a budget in proportion to the paper: no text can make this run long.
+Every group is within one text, since definitions and arguments are balanced. So an argument is read from the
+top text, after finished texts are removed from the stack. Every character that is read more than once counts
+against a budget in proportion to the paper's length, so running time is bounded for any input.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from puna.corpus.arxiv.latex import CLOSING, OPENING, closing_brace, ends_in_control_word
 
 
 class MacroLoop(Exception):
-    """A macro that expands forever, or to far more than the paper: `name`; in the paper it is `origin`."""
+    """The macro `name` expands forever or to far more than the paper, which calls it through `origin`."""
 
     def __init__(self, name: str, origin: str = "") -> None:
-        super().__init__(f"\\{name} expands for ever")
+        super().__init__(f"\\{name} expands forever")
         self.name, self.origin = name, origin or name
 
 
 class UnbalancedBraces(Exception):
-    """A definition or an argument that no brace closes."""
+    """A definition or an argument without its closing brace."""
 
 
 @dataclass(frozen=True)
 class MacroLimits:
-    """`depth`: texts inside texts; `growth`: characters that all expansions may make for one of the paper."""
+    """`depth`: maximum nesting of texts; `growth`: maximum expanded characters per character of the paper."""
 
     depth: int = 200
     growth: int = 30
@@ -41,7 +42,7 @@ class MacroLimits:
 class Frame:
     """A text being read: `at` is the next character, `file` its path if it is a file's.
 
-    `origin` is the macro in a file's own text whose expansion, at last, it is.
+    `origin` is the macro in a file whose expansion led to this text.
     """
 
     text: str
@@ -49,6 +50,23 @@ class Frame:
     file: str = ""
     origin: str = ""
 
+
+@dataclass(frozen=True)
+class Macro:
+    """The meaning of a name. `delimiters` holds the text that ends each argument, empty for `{...}`.
+
+    `prefix` must follow the name. `default` is the default of an optional first argument. The body of a
+    `final` macro, which `\\let` defines, is not expanded again.
+    """
+
+    body: str
+    delimiters: tuple[str, ...] = ()
+    prefix: str = ""
+    default: str | None = None
+    final: bool = False
+
+
+Action = Callable[[], None]
 
 CONTROL = re.compile(r"\\([A-Za-z@]+|.)", re.DOTALL)
 _MIN_BUDGET = 5_000_000
@@ -63,7 +81,7 @@ _OPTIONAL_PARTS = re.compile(r"\\[\\{}\[\]]|[{}\]]")
 
 
 class Reader:
-    """The stack of texts and what was emitted."""
+    """The stack of texts, and the output."""
 
     def __init__(self, limits: MacroLimits) -> None:
         self.limits = limits
@@ -77,7 +95,7 @@ class Reader:
         self._budget = _MIN_BUDGET + self.limits.growth * len(text)
 
     def expanded(self, text: str, file: str = "") -> str:
-        """What a text expands to, read apart from what is being read now."""
+        """The expansion of a text, read separately from the current texts."""
         outer = self.frames, self.out
         self.frames, self.out = [Frame(text, file=file)], []
         self._nested += 1
@@ -91,20 +109,20 @@ class Reader:
         return expansion
 
     def step(self) -> None:
-        """Read on to the next known control sequence, and do what it says."""
+        """Read up to the next known control sequence, and carry it out."""
         raise NotImplementedError
 
     def emit(self, text: str) -> None:
-        """Write text out; a command before it does not grow together with a word."""
+        """Write text to the output, with a space between a command and a word that follows it."""
         if text:
             if self.out and text[0].isalpha() and ends_in_control_word(self.out[-1]):
                 self.out.append(" ")
             self.out.append(text)
 
     def push(self, text: str, name: str, file: str = "") -> None:
-        """Read a text before what is left of the present one. Raises MacroLoop, naming `name`."""
+        """Read a text before the rest of the current one. Raises MacroLoop, naming `name`."""
         self.spend(len(text), name)
-        if not file:  # a file that ends by reading another is still being read: so cycles are seen
+        if not file:  # a file that ends with \input stays on the stack, so that cycles are detected
             self.top()
         if len(self.frames) >= self.limits.depth:
             raise MacroLoop(name, self.origin)
@@ -112,19 +130,19 @@ class Reader:
             self.frames.append(Frame(text, file=file, origin="" if file else self.origin))
 
     def spend(self, characters: int, name: str) -> None:
-        """Pay for reading characters. Raises MacroLoop, naming `name`, when the budget is spent."""
+        """Charge characters to the budget. Raises MacroLoop, naming `name`, when it is spent."""
         self._budget -= characters + _EXPANSION_COST
         if self._budget < 0:
             raise MacroLoop(name, self.origin)
 
     def top(self) -> Frame | None:
-        """The text being read, those that are at their end put away."""
+        """The current text, after finished ones are removed from the stack."""
         while self.frames and self.frames[-1].at >= len(self.frames[-1].text):
             self.frames.pop()
         return self.frames[-1] if self.frames else None
 
     def skip_space(self) -> Frame | None:
-        """The text being read, at the next character that is no space."""
+        """The current text, at the next character that is not a space."""
         while frame := self.top():
             frame.at = end_of(_SPACE, frame.text, frame.at)
             if frame.at < len(frame.text):
@@ -132,7 +150,7 @@ class Reader:
         return frame
 
     def accept(self, character: str) -> bool:
-        """Whether a character comes next; then it is read."""
+        """Read a character if it comes next; return whether it did."""
         frame = self.skip_space()
         if frame and frame.text[frame.at] == character:
             frame.at += 1
@@ -147,7 +165,7 @@ class Reader:
         text, start = frame.text, frame.at
         if text[start] == "{":
             return self.group(frame)
-        if text[start] == "}":  # the group that holds the macro ends: an argument is missing
+        if text[start] == "}":  # the surrounding group ends: an argument is missing
             return ""
         if text[start] == OPENING:
             end = text.find(CLOSING, start) + 1
@@ -187,7 +205,7 @@ class Reader:
         return None
 
     def until(self, delimiter: str) -> str | None:
-        """The text up to a delimiter outside of braces, which is read too; None if it does not come."""
+        """The text up to a delimiter outside of braces, which is consumed; None if there is none."""
         frame = self.top()
         if not frame:
             return None
@@ -218,7 +236,7 @@ class Reader:
         return match[1] if match else ""
 
     def end_line(self) -> None:
-        """After a definition: its line goes with it, if it stood alone there."""
+        """Skip the rest of a definition's line, if nothing else is on the line."""
         frame = self.top()
         if frame and (not self.out or self.out[-1].rstrip(" \t").endswith("\n")):
             rest = _BLANK_REST.match(frame.text, frame.at)
@@ -226,12 +244,12 @@ class Reader:
 
 
 def after_word(text: str, at: int) -> int:
-    """Where reading goes on after a command of letters: it takes the spaces and one line break after it."""
+    """Where reading continues after a command of letters: past the spaces and one line break after it."""
     return end_of(_AFTER_WORD, text, at)
 
 
 def end_of(pattern: re.Pattern[str], text: str, start: int) -> int:
-    """The end of a match that cannot fail, because the pattern also matches nothing."""
+    """The end of a match that cannot fail, because the pattern matches the empty string."""
     match = pattern.match(text, start)
     assert match
     return match.end()

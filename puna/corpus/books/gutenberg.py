@@ -1,7 +1,7 @@
-"""Project Gutenberg's own words around a book: headers, footers and producers' notes, in all historic forms.
+"""Removes Project Gutenberg's text around a book: headers, footers, producers' notes, in all historic forms.
 
-In:  a book's text, lines ending in `\\n` without spaces before it.
-Out: the header, and the author's words.
+In:  a book's text; lines end in `\\n` without trailing spaces.
+Out: the header, and the author's text.
 
     1971-2001  **The Project Gutenberg Etext of …** … ***START**THE SMALL PRINT! … *END*THE SMALL PRINT! …
                book … End of the Project Gutenberg Etext of …
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 _LINES = re.MULTILINE | re.IGNORECASE
 
-# What a header ends with. Titles may run over several lines before the closing stars.
+# The mark at the end of a header. Its title may span several lines before the closing stars.
 _START = re.compile(
     r"^[ \t]*\*{3} ?START OF (?:TH(?:E|IS) )?(?:COPYRIGHTED )?PROJECT GUTENBERG"
     r"(?:[^*\n]|\n(?!\n)){0,400}(?:\*{3}|$)",
@@ -26,13 +26,13 @@ _START = re.compile(
 _END = re.compile(r"^[ \t]*\*{3} ?END OF (?:TH(?:E|IS) )?(?:COPYRIGHTED )?PROJECT GUTENBERG", _LINES)
 _SMALL_PRINT = re.compile(r"^[ \t]*\*{1,4} ?START ?\*{0,2} ?(?:OF )?THE SMALL PRINT", _LINES)
 _SMALL_PRINT_END = re.compile(r"^[ \t]*\*{0,3} ?END ?\*? ?(?:OF )?THE SMALL PRINT!.*$", _LINES)
-# Set at the head of each play of the 1993 Shakespeare.
+# At the beginning of each play of the 1993 Shakespeare.
 _ELECTRONIC_VERSION = re.compile(r"^[ \t]*<<THIS ELECTRONIC VERSION OF(?:[^>]|>(?!>)){0,2000}>>\n*", _LINES)
 
 _PARAGRAPH = re.compile(r"[^\n]+(?:\n[^\n]+)*")
 _HEADER_LINES = 1000
 
-# A paragraph of a header that ends with no mark.
+# A paragraph of a header without an end mark.
 _HEADER = re.compile(
     r"project gutenberg|projekt gutenberg-de|\be-?texts?\b|gutenberg\.(?:org|net)|promo\.net|"
     r"copyright laws are changing|the laws for your country|this header|first thing seen|"
@@ -49,9 +49,9 @@ _HEADER = re.compile(
 )
 _IS_GUTENBERGS = re.compile(r"gutenberg|\be-?text|copyright laws", re.IGNORECASE)
 _STARS = re.compile(r"\n*[ \t]*[* \t]{3,}(?=\n)")
-_UNKNOWN_PARAGRAPHS = 4  # of a header, that no pattern knows, in a row
+_UNKNOWN_PARAGRAPHS = 4  # maximum consecutive paragraphs of a header that match no pattern
 
-# A paragraph that begins a footer. Where no mark confirms it, what follows must speak of Gutenberg.
+# A paragraph that begins a footer. Without a mark, the text after it must be about Gutenberg.
 _FOOTER = re.compile(
     r"[\s*\[(]*(?:"
     r"(?:this is |here ends )?(?:the )?end (?:of )?(?:the |this )?(?:copyrighted )?"
@@ -76,7 +76,7 @@ _FOOTER = re.compile(
     re.IGNORECASE,
 )
 
-# Who made the file, before the book and after it.
+# Notes about who made the file, before or after the book.
 _MAKES = (
     r"(?:produced|prepared|created|transcribed|typed|scanned|converted|made|digiti[sz]ed|proofread|entered)"
 )
@@ -112,10 +112,10 @@ _ABOUT_THE_FILE = re.compile(
 _RULE = re.compile(r"[ \t]*(?:[+*=~#_.-][ \t]*){5,}$")
 _BOX = re.compile(r"^[ \t]*[|+*#][ \t]?|[ \t]*[|+*#]$", re.MULTILINE)
 _ITEM = re.compile(r"\s*(?:\d+[.)]|[-*•]|p(?:age|\.)\s*\d)", re.IGNORECASE)
-_NOTE_LINES = 12  # a paragraph longer than this is the book, whatever it begins with
-_NOTE_REACH = 60  # lines that a note with a heading or a box takes at most, before the book
+_NOTE_LINES = 12  # a longer paragraph is part of the book, whatever it begins with
+_NOTE_REACH = 60  # maximum lines of a note with a heading or a box, before the book
 _END_NOTE_LINES = 600  # and after it
-_BOOK_AFTER_NOTE = 1500  # characters after a wide gap that are no note any more
+_BOOK_AFTER_NOTE = 1500  # more characters than this after a wide gap are the book, not a note
 
 _ILLUSTRATION = re.compile(
     r"^[ \t]*\[(?:illustration|picture|ilustración|abbildung|illustrazione)\b[^\[\]]{0,1000}\][ \t]*$", _LINES
@@ -128,7 +128,7 @@ _OF_THE_FILE = re.compile(
 
 
 class Parts(NamedTuple):
-    """A file of Gutenberg: its header, and the book. `note` says what was unusual."""
+    """The header of a Gutenberg file, and the book. `note` describes anything unusual."""
 
     header: str
     book: str
@@ -136,10 +136,10 @@ class Parts(NamedTuple):
 
 
 def split(text: str) -> Parts:
-    """The header, and the book between header and footer. A text without marks is all book.
+    """The header, and the book between header and footer. A text without marks is returned whole.
 
-    Where a cut would leave less than half of a file, and what it cuts does not speak of Gutenberg as its
-    headers and footers do, the mark is in the wrong place: all of it is kept.
+    If a cut would leave less than half of a file, and the removed text is not about Gutenberg, as headers and
+    footers are, the mark is in the wrong place, and the whole text is kept.
     """
     text = _ELECTRONIC_VERSION.sub("\n\n", text)
     start, stop = _bounds(text)
@@ -150,7 +150,7 @@ def split(text: str) -> Parts:
 
 
 def _unlike(text: str) -> int:
-    """How many characters of a text stand where for a while nothing speaks of Gutenberg."""
+    """The number of characters in windows of a text that do not mention Gutenberg."""
     text = text.strip()
     windows = (text[place : place + _WINDOW] for place in range(0, len(text), _WINDOW))
     return sum(len(window) for window in windows if not _TELLS.search(window))
@@ -165,7 +165,7 @@ def _bounds(text: str) -> tuple[int, int]:
     start = opening.end() if opening else _header_end(text, stop)
     if not opening:
         small_print = _SMALL_PRINT_END.search(text, 0, stop)
-        # Behind the book there is nothing more; before it, all of it.
+        # After the book no text follows the small print; before it, the whole book does.
         if (
             small_print
             and small_print.end() > start
@@ -182,7 +182,7 @@ def _bounds(text: str) -> tuple[int, int]:
 
 
 def _header_end(text: str, stop: int) -> int:
-    """Where a header without a mark ends: after the last of the paragraphs that are Gutenberg's."""
+    """The end of a header without a mark: after the last paragraph of Gutenberg's text."""
     end = unknown = 0
     for number, paragraph in enumerate(_PARAGRAPH.finditer(text, 0, min(stop, 60_000))):
         known = _HEADER.search(paragraph[0]) is not None and not _SMALL_PRINT.match(paragraph[0])
@@ -198,12 +198,12 @@ def _header_end(text: str, stop: int) -> int:
 
 
 def _footer_start(text: str, start: int, stop: int, marked: bool = False) -> int:
-    """Where the footer begins: at the first of its sentences after which all speaks of Gutenberg."""
+    """The start of the footer: its first sentence after which all text is about Gutenberg."""
     first = max(start, stop - 60_000)
     for paragraph in _PARAGRAPH.finditer(text, first, stop):
         if _FOOTER.match(paragraph[0]):
             rest = text[paragraph.start() : stop]
-            # Above the mark the sentence is a line or two away; elsewhere it may end a part of an anthology.
+            # If there is a mark, the sentence is just above it; farther up it may end a part of an anthology.
             near = not marked or rest.count("\n") <= 8
             if near and not _unlike(rest):
                 return paragraph.start()
@@ -214,7 +214,7 @@ def _footer_start(text: str, start: int, stop: int, marked: bool = False) -> int
 
 
 def without_notes(book: str) -> str:
-    """The book without the notes before and after it that say who made the file, and how."""
+    """The book without notes before and after it about the making of the file."""
     while True:
         book = book.lstrip("\n")
         end = _leading_note(book)
@@ -225,12 +225,12 @@ def without_notes(book: str) -> str:
 
 
 def without_illustrations(book: str) -> str:
-    """The book without the lines that stand for its pictures, with their captions."""
+    """The book without the lines that replace pictures, including their captions."""
     return _ILLUSTRATION.sub("", book)
 
 
 def _leading_note(book: str) -> int:
-    """Where the note ends with which a book begins; 0 when it begins with none."""
+    """The end of the note at the beginning of a book; 0 if there is none."""
     paragraph = _PARAGRAPH.match(book)
     if not paragraph:
         return 0
@@ -259,7 +259,7 @@ def _leading_note(book: str) -> int:
 
 
 def _reach(book: str, closes: Callable[[str], bool]) -> int:
-    """Where the line ends that closes a note; 0 when none does within a note's length."""
+    """The end of the line that closes a note; 0 if there is none within a note's length."""
     end = 0
     for number, line in enumerate(book.split("\n", _NOTE_REACH + 1)[:_NOTE_REACH]):
         end += len(line) + 1
@@ -269,7 +269,7 @@ def _reach(book: str, closes: Callable[[str], bool]) -> int:
 
 
 def _end_of_headed(book: str, end: int) -> int:
-    """The end of a note under a heading: to the next wide gap, or while its paragraphs speak of the file."""
+    """The end of a note under a heading: the next wide gap, or the last paragraph about the file."""
     first = True
     for paragraph in _PARAGRAPH.finditer(book, end):
         gap = book.count("\n", end, paragraph.start())
@@ -282,7 +282,7 @@ def _end_of_headed(book: str, end: int) -> int:
 
 
 def _without_end_note(book: str) -> str:
-    """The book without the transcriber's notes behind it."""
+    """The book without the transcriber's notes after it."""
     tail = len(book)
     for _ in range(_END_NOTE_LINES):
         tail = book.rfind("\n", 0, tail)

@@ -1,18 +1,18 @@
-"""Books that are nearly all inside another: candidates by MinHash, then the exact share of their shingles.
+"""Books nearly contained in another: candidates by MinHash, then the exact share of their shingles.
 
 In:  texts.
-Out: of each text of which more than a share (0.9) is in a larger one that is kept: which, and how much.
+Out: each text of which more than a share (0.9) is in a larger, kept text, with that text and the share.
 
     text ─> words ─> hashed 5-grams, sorted, distinct (shingles) ─┬─> every 16th by hash  ─┐
                                                                   └─> 32 bands of MinHash ─┴─> sketch
     sketches by ranges of hashes ─> pairs of texts that share some ─> exact containment ─> overlaps ─> removed
 
-A short book inside a long anthology resembles it little (Jaccard), and LSH bands alone would miss it: what
-it shares with the anthology is found by the sample, which is the same hashes in every text. Bands find texts
-too short for a sample. Both only propose: the shingle sets of the two texts decide.
+A short book in a long anthology has a low Jaccard similarity with it, and LSH bands alone would miss it. The
+sample finds it: the same hashes are sampled in every text. Bands find texts too short for a sample. Both only
+give candidates; the shingle sets of the two texts decide.
 
-The winner does not depend on the order of work: texts are ranked by their number of shingles, the larger
-first, equal ones by a hash of their names, and each is compared with those before it that are kept.
+The result does not depend on the order of processing: texts are ranked by their number of shingles, the
+larger first, equal ones by a hash of their names, and each is compared with the kept texts before it.
 """
 
 import hashlib
@@ -27,10 +27,10 @@ Shingles = NDArray[np.uint64]  # sorted, distinct
 Ranks = NDArray[np.int64]
 
 WORDS_PER_SHINGLE = 5
-SAMPLE = 16  # one shingle of so many is in the sketch
+SAMPLE = 16  # one shingle in this many is in the sketch
 _BINS, _BANDS = 128, 32
-# Of texts that share a hash, each is compared with so many of the largest: boilerplate that thousands share
-# then costs no thousands squared, and the largest of a thousand copies is still found by each.
+# Texts that share a hash are each compared with this many of the largest among them: boilerplate in thousands
+# of texts does not cost thousands squared, and the largest of a thousand copies is still compared with each.
 _PARTNERS = 32
 _PIECE = 1 << 20
 
@@ -58,7 +58,7 @@ class Overlap:
 
 
 def shingles_of(text: str) -> Shingles:
-    """The hashes of a text's word 5-grams; of all its words where they are fewer."""
+    """The hashes of a text's word 5-grams; one hash of all its words if they are fewer."""
     words = np.concatenate([_word_hashes(piece) for piece in _pieces(text)] or [np.empty(0, np.uint64)])
     n = min(WORDS_PER_SHINGLE, len(words))
     if not n:
@@ -66,13 +66,13 @@ def shingles_of(text: str) -> Shingles:
     mixed = np.zeros(len(words) - n + 1, np.uint64)
     for place in range(n):
         mixed = mixed * _FACTOR + words[place : place + len(mixed)]
-    # By sorting: NumPy's own `unique` goes through a hash table, eight times as slow.
+    # Sorting is eight times as fast as NumPy's `unique`, which uses a hash table.
     ordered = np.sort(_mix(mixed))
     return ordered[np.append(True, ordered[1:] != ordered[:-1])]
 
 
 def _pieces(text: str) -> Iterable[str]:
-    """A text in parts that end between lines, so that a long one is never all words at once."""
+    """A text in parts that end between lines, so that the words of a long text are never all in memory."""
     start = 0
     while start < len(text):
         end = text.find("\n", start + _PIECE) + 1 or len(text)
@@ -102,10 +102,10 @@ def sample_of(shingles: Shingles) -> Shingles:
 
 
 def bands_of(shingles: Shingles) -> Shingles:
-    """32 keys, one a band of 4 MinHashes; two texts of Jaccard similarity J share one with 1 - (1 - J^4)^32.
+    """32 keys, one per band of 4 MinHashes; texts of Jaccard similarity J share one with 1 - (1 - J^4)^32.
 
-    MinHash by one permutation: the least shingle of each of 128 bins of the hash. An empty bin takes the
-    value of the next that has one. The last bits of a key are not 0, so that none is taken for a sample.
+    One-permutation MinHash: the smallest shingle of each of 128 bins of the hash. An empty bin takes the
+    value of the next non-empty one. The last bits of a key are not 0, so that keys differ from samples.
     """
     edges = np.arange(_BINS, dtype=np.uint64) << np.uint64(64 - _BINS.bit_length() + 1)
     firsts = np.searchsorted(shingles, edges)
@@ -152,7 +152,7 @@ class Ranking:
 
 
 def pairs_in(sketch: NDArray[np.void], ranking: Ranking) -> NDArray[np.void]:
-    """Pairs of texts that share hashes of one range, with how many samples and bands they share."""
+    """Pairs of texts that share hashes of one range, with the numbers of shared samples and bands."""
     keys, ranks = sketch["key"], ranking.ranks(sketch["text"])
     order = np.lexsort([ranks, keys])
     keys, ranks = keys[order], ranks[order]
@@ -184,8 +184,8 @@ def pairs_in(sketch: NDArray[np.void], ranking: Ranking) -> NDArray[np.void]:
 def candidates(pairs: NDArray[np.void], ranking: Ranking) -> list[tuple[int, int]]:
     """Pairs (small, large) worth an exact comparison, from all records of pairs of one range.
 
-    A band in common is enough; so is half of the smaller text's sample. With 0.9 of its content in the larger
-    and a sample of 60, half is missed once in 10^14.
+    One common band is enough, or half of the smaller text's sample. If 0.9 of a text is in the larger one and
+    its sample has 60 hashes, fewer than half are common once in 10^14 times.
     """
     codes = (pairs["small"].astype(np.int64) << 32) | pairs["large"]
     unique, place = np.unique(codes, return_inverse=True)
@@ -197,7 +197,7 @@ def candidates(pairs: NDArray[np.void], ranking: Ranking) -> list[tuple[int, int
 
 
 def removed(overlaps: Iterable[Overlap], most: float) -> Mapping[int, Overlap]:
-    """By rank, the texts of which more than `most` is in one that is kept, and in which."""
+    """The texts of which more than `most` is in a kept text, and that text, by rank."""
     gone: dict[int, Overlap] = {}
     for overlap in sorted(overlaps, key=lambda item: (item.small, item.large)):
         if overlap.share > most and overlap.small not in gone and overlap.large not in gone:

@@ -1,8 +1,8 @@
 """Books: Project Gutenberg plain text -> documents (paper section 2.1).
 
-In:  `*.txt`, a file a book, in any encoding that Gutenberg has used; Books3 is such files, too.
-Out: one Document a book: the author's words, without the licence before and after them, lines as they are;
-     none of which more than 90 % is in another.
+In:  `*.txt`, one book per file, in any encoding that Gutenberg has used; Books3 has the same form.
+Out: one Document per book: the author's text, its lines unchanged, without the licence before and after it;
+     a book of which more than 90 % is in another kept book is removed.
 
     Title: Moby Dick                                     header: gives the title
     *** START OF THE PROJECT GUTENBERG EBOOK ... ***
@@ -14,7 +14,7 @@ Out: one Document a book: the author's words, without the licence before and aft
     steps/books      clean ─> every book, and its sketch by ranges
     steps/pairs      books that share parts of their sketches
     steps/overlaps   how much of the smaller is in the larger, exactly
-    .                every book but those that are in another that is kept
+    .                every book that is not contained in another kept book
 """
 
 import codecs
@@ -47,7 +47,7 @@ MAX_BYTES = 64 << 20  # the longest works are about 10 MB
 
 @dataclass(frozen=True)
 class Options:
-    """What of a library becomes documents."""
+    """Which books become documents."""
 
     min_characters: int = 200
     """Minimum length of a book in characters; shorter books are dropped."""
@@ -57,7 +57,7 @@ class Options:
     """Keep the lines that replace pictures, such as [Illustration: The llama]."""
 
     def validate(self) -> None:
-        """Raise ValueError for a value that makes no sense."""
+        """Raise ValueError for an invalid option, by name."""
         if self.min_characters < 0:
             raise ValueError(f"min_characters is {self.min_characters}; give 0 or more")
         if not 0.5 <= self.max_overlap <= 1:
@@ -76,7 +76,7 @@ class Book:
 
 
 def read(path: Path, options: Options = Options()) -> Iterator[Book | DamagedRecord]:
-    """The book in a file; damaged characters are named in a DamagedRecord, and the rest is kept."""
+    """The book in a file; invalid bytes are reported as a DamagedRecord, and the rest is kept."""
     if path.stat().st_size > MAX_BYTES:
         yield DamagedRecord(str(path), 0, f"larger than {MAX_BYTES} bytes: not a book")
         return
@@ -90,7 +90,7 @@ def read(path: Path, options: Options = Options()) -> Iterator[Book | DamagedRec
 
 
 def decode(data: bytes) -> tuple[str, int | None]:
-    """The text of some bytes, and where they are first damaged: BOM, else UTF-8, else Windows-1252."""
+    """The text, and the offset of its first invalid byte: by BOM, else as UTF-8, else as Windows-1252."""
     for mark, encoding in ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):
         if data.startswith(mark):
             return _decode_as(encoding, data)
@@ -102,7 +102,7 @@ def decode(data: bytes) -> tuple[str, int | None]:
     if sound > damaged or data.startswith(codecs.BOM_UTF8):
         return text, damaged_at
     try:
-        # A superset of Latin-1 in all that a book prints: its extra codes are quotation marks and dashes.
+        # A superset of Latin-1 in printable characters; the extra codes are quotation marks and dashes.
         return data.decode("cp1252"), None
     except UnicodeDecodeError:
         return data.decode("latin-1"), None
@@ -122,13 +122,13 @@ _TITLE = re.compile(r"^(?:Book )?Title:[ \t]*(\S.*(?:\n[ \t]+\S.*)*)", _LINES)
 _AUTHOR = re.compile(r"^Author:[ \t]*(\S.*)$", _LINES)
 _LANGUAGE = re.compile(r"^Language:[ \t]*(\S.*)$", _LINES)
 
-_HEADER = 2000  # characters in which the fields stand, where no header is told from the book
+_HEADER = 2000  # characters that are searched for the fields, if no header is found
 _TRAILING_SPACE = re.compile(r"[ \t\f\v]+$", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n{4,}")
 
 
 def clean(book: Book, options: Options = Options()) -> Document | Drop:
-    """The book between its marks, or why there is none."""
+    """The book between its marks, or the reason why it is dropped."""
     text = book.text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     text = _TRAILING_SPACE.sub("", text)
     parts = split(text)
@@ -208,7 +208,7 @@ def write_pairs(books: tuple[Path, ...], n_ranges: int, shard: Shard, out: Path)
 def write_overlaps(
     books: tuple[Path, ...], pairs: tuple[Path, ...], shard: Shard, out: Path
 ) -> dict[str, Any]:
-    """For each candidate pair of this range, the exact share of the smaller book that is in the larger."""
+    """The exact share of the smaller book that is in the larger, for each candidate pair of this range."""
     ranking = _ranking(books)
     chosen = overlap.candidates(read_range(pairs, number_of(shard)), ranking)
 
@@ -231,7 +231,7 @@ def write_kept(
     shard: Shard,
     out: Path,
 ) -> dict[str, Any]:
-    """A shard's books but those that are in another that is kept."""
+    """The books of a shard that are not contained in another kept book."""
     ranking = _ranking(books)
     every = [Overlap(**item) for path in overlaps for item in read_json(path)]
     gone = overlap.removed(every, options.max_overlap)
@@ -265,7 +265,7 @@ def _ranking(books: tuple[Path, ...]) -> Ranking:
 
 
 def _row(book: Path, row: int, column: str) -> str:
-    """One value of a book, from its row group alone."""
+    """One value of a book; only its row group is read."""
     with _with_suffix(book, ".parquet").open("rb") as raw, pq.ParquetFile(raw) as file:
         for group in range(file.num_row_groups):
             n_rows = file.metadata.row_group(group).num_rows

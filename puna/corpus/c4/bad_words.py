@@ -1,7 +1,7 @@
 """Words of a list, found in many texts at once (C4's rule; Raffel et al., section 2.2).
 
-In:  a list of words, one a line: the user's own, or LDNOOBW, which C4 used.
-Out: for each text, whether it holds one of them.
+In:  a list of words, one per line: the user's own, or LDNOOBW, which C4 used.
+Out: for each text, whether it contains one of them.
 """
 
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from puna.files import fingerprint
 
-# Scripts that write no space between words: Thai, Lao, Myanmar, Khmer, kana, Han.
+# Scripts without spaces between words: Thai, Lao, Myanmar, Khmer, kana, Han.
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]"
 )
@@ -26,11 +26,11 @@ class BadWords:
         unspaced = "|".join(re.escape(word) for word in words if _UNSPACED.search(word))
         self.fingerprint = fingerprint(words)
         self._regex = re.compile(_either(rf"(?:\W|^)(?:{spaced})(?:\W|$)" if spaced else "", unspaced))
-        # Python's engine tries one word after the other, Rust's all at once, 50 times as fast; but the two do
-        # not agree on which characters beyond ASCII are of words. So Rust looks for what is certain, words
-        # between ASCII characters, and for what is possible, on which Python then decides.
+        # Python's engine tries one word after the other, Rust's all at once, 50 times as fast. But they
+        # differ on which non-ASCII characters belong to words. So Rust searches for certain matches, words
+        # between ASCII characters, and for possible matches, which Python then checks.
         rust, free = (re.sub(r"\\([^!-/:-@\[-`{-~])", r"\1", pattern) for pattern in (spaced, unspaced))
-        edge = r"[\x00-/:-@\[-^`{-\x7f]"  # ASCII, and not of a word
+        edge = r"[\x00-/:-@\[-^`{-\x7f]"  # ASCII characters that do not belong to words
         self._certain = _either(f"(?:{edge}|^)(?:{rust})(?:{edge}|$)" if spaced else "", free)
         self._possible = f"(?:[^0-9A-Za-z_]|^)(?:{rust})(?:[^0-9A-Za-z_]|$)" if spaced else ""
 
@@ -40,7 +40,7 @@ class BadWords:
 
     def in_each(self, texts: Sequence[str]) -> list[bool]:
         """The same of many texts."""
-        import polars  # here, because most processes do without
+        import polars  # imported here, because most processes do not need it
 
         lower = [text.lower() for text in texts]
         found: list[bool] = polars.Series(lower, dtype=polars.String).str.contains(self._certain).to_list()
@@ -61,14 +61,14 @@ def bad_words(path: str) -> BadWords:
     """The words of a file.
 
     Raises:
-        ValueError: when it cannot be read, or holds no word.
+        ValueError: when the file cannot be read, or contains no word.
     """
     try:
         words = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"bad-words {path} cannot be read ({error}); give a text file, a word a line"
+            f"bad-words {path} cannot be read ({error}); give a text file, one word per line"
         ) from None
     if not any(word.strip() for word in words):
-        raise ValueError(f"bad-words {path} holds no word; give a text file, a word a line")
+        raise ValueError(f"bad-words {path} holds no word; give a text file, one word per line")
     return BadWords(words)

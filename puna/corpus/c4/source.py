@@ -1,22 +1,23 @@
 """C4: web pages by the rules of the Colossal Clean Crawled Corpus (section 2.1; Raffel et al., section 2.2).
 
-In:  WARC, WET or JSON lines (pages.py says which), a list of bad words where wanted.
-Out: one Document a page: its lines that are sentences, each line of the corpus in one page only.
+In:  WARC, WET or JSON lines (see web/pages.py); optionally a list of bad words.
+Out: one Document per page: its lines that are sentences, each line of the corpus in one page only.
 
     steps/pages      line and page rules ─> language ─> bad words             ─> pages, URLs by range
     steps/urls       pages of one URL: all but one                            ─> places of the pages to remove
-    steps/lines      lines (or spans of three sentences) of the pages left    ─> their hashes by range
+    steps/lines      lines (or spans of three sentences) of the other pages   ─> their hashes by range
     steps/repeated   one line in many pages: all but one                      ─> places of the lines to remove
-    documents        pages without them, if enough sentences are left
+    documents        pages without these lines, if enough sentences are left
 
-The code that made C4 and the paper differ (`compat`): 5 words a line and 3 sentences a page in the code, 3
-and 5 in the paper; the code removes repeated lines, the paper repeated spans of three sentences. Of several
-pages that share one, the page with the smallest hash of its URL and text keeps it: whatever the order of the
-inputs. All rules on a page alone come first, so that no page that one drops keeps a line from others.
+The code that made C4 and the paper differ (`compat`): a line needs 5 words and a page 3 sentences in the
+code, 3 and 5 in the paper; the code removes repeated lines, the paper repeated spans of three sentences. Of
+several pages that share one, the page with the smallest hash of its URL and text keeps it, whatever the order
+of the inputs. Rules for single pages come first, so that no dropped page keeps a line from others.
 
-C4 asked langdetect for 0.99, whose probabilities are 0 or 1 but for texts of two languages. lid.176's are
-not: of 30 real English pages it gives none 0.99, where langdetect gives all. On pages into which text of
-14 other languages was mixed, 0.5 of lid.176 decides as 0.99 of langdetect does, at 90 times its speed.
+C4 required a probability of 0.99 from langdetect, whose probabilities are 0 or 1 except for texts in two
+languages. Those of lid.176 are lower: it gives 0.99 to none of 30 real English pages, langdetect to all. On
+pages mixed with text in 14 other languages, a threshold of 0.5 with lid.176 decides like 0.99 with
+langdetect, at 90 times its speed.
 """
 
 import re
@@ -49,7 +50,7 @@ LONGEST_WORD = 1_000
 
 _ENDS = (".", "?", "!", '"')
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
-# What a full stop ends but no sentence does: C4 counted with punkt, which knows titles and initials.
+# A full stop after these does not end a sentence. C4 used punkt, which recognises titles and initials.
 _TITLED = "Dr Mr Mrs Ms Prof St Jr Sr Rev Hon Gov Sen Rep Gen Col Capt Lt Sgt Maj Messrs Mt No vs Fig cf"
 _ABBREVIATIONS = "".join(rf"(?<!\b{title}\.)" for title in [*_TITLED.split(), "e.g", "i.e", "[A-HJ-Z]"])
 _SENTENCE_END = re.compile(rf"(?<=[.?!]){_ABBREVIATIONS}\s+(?![a-z])|(?<=[.?!][\"')\]])\s+")
@@ -61,13 +62,13 @@ _POLICIES = (
     "use of cookies",
     "use cookies",
 )
-# What any of the phrases above and below holds, so that most pages are looked through once.
+# Each phrase above and below contains one of these, so that most pages are searched only once.
 _SPECIAL = ("{", "cookie", "javascript", "lorem ipsum", "privacy policy", "terms of use")
 
 
 @dataclass(frozen=True)
 class Options:
-    """Where the code that made C4 and the paper differ, and what is left to the user."""
+    """Differences between the code that made C4 and the paper, and parameters."""
 
     compat: Literal["code", "paper"] = "code"
     """Thresholds and deduplication unit: those of the code that made C4, or those of its paper."""
@@ -82,16 +83,16 @@ class Options:
 
     @property
     def min_words(self) -> int:
-        """Words that a line needs."""
+        """Minimum words of a line."""
         return 5 if self.compat == "code" else 3
 
     @property
     def min_sentences(self) -> int:
-        """Sentences that a page needs."""
+        """Minimum sentences of a page."""
         return 3 if self.compat == "code" else 5
 
     def validate(self) -> None:
-        """Raise ValueError naming the option that cannot be."""
+        """Raise ValueError for an invalid option, by name."""
         if self.compat not in ("code", "paper"):
             raise ValueError(f"compat is {self.compat!r}; choose code or paper")
         if not 0 <= self.language_threshold <= 1:
@@ -109,12 +110,12 @@ def read(path: Path, options: Options = Options()) -> Iterator[Page | DamagedRec
 
 
 def clean(page: Page, options: Options = Options()) -> Document | Drop:
-    """One page by every rule that needs no other page."""
+    """One page by all rules for single pages."""
     return clean_batch([page], options)[0]
 
 
 def clean_batch(batch: Sequence[Page], options: Options) -> list[Document | Drop]:
-    """The same of many pages, which is faster: bad words are looked for in all at once."""
+    """Many pages by the rules for single pages; faster, because bad words are searched in all at once."""
     texts: list[str | Drop] = []
     for page in batch:
         text = page_text(page)
@@ -132,7 +133,7 @@ def clean_batch(batch: Sequence[Page], options: Options) -> list[Document | Drop
 
 
 def _in_language(page: Page, text: str, options: Options) -> Document | Drop:
-    # The last of the rules on a page, because it takes the longest.
+    # The last rule for single pages, because it takes the longest.
     language, score = language_of(text)
     if options.languages and language not in options.languages:
         return Drop("another language", language)
@@ -143,11 +144,12 @@ def _in_language(page: Page, text: str, options: Options) -> Document | Drop:
 
 
 def clean_lines(text: str, options: Options) -> str | Drop:
-    """The lines of a page that are sentences, or why it is dropped. The rules, in their order:
+    """The lines of a page that are sentences, or the reason why it is dropped. The rules, in their order:
 
-    a page over 190,000 characters; a line with a word over 1,000; `[12]`, `[edit]`, `[citation needed]` are
-    removed; a line must end like a sentence, with 5 words or more; `lorem ipsum` drops the page, `javascript`
-    the line, `{` the page, a phrase of policies the line; a page needs 3 sentences.
+    drop pages over 190,000 characters; remove lines with a word over 1,000 characters; remove `[12]`,
+    `[edit]`, `[citation needed]`; a line must end like a sentence and have 5 words or more; `lorem ipsum`
+    drops the page, `javascript` the line, `{` the page, a phrase of policies the line; a page needs 3
+    sentences.
     """
     if len(text) > LONGEST_PAGE:
         return Drop(f"more than {LONGEST_PAGE:,} characters")
@@ -163,7 +165,7 @@ def clean_lines(text: str, options: Options) -> str | Drop:
             continue
         if len(line.split(None, min_words)) >= min_words:
             lines.append(line)
-    # Few pages hold any of these. The others need no look at each line.
+    # Few pages contain any of these; the lines of other pages need no check.
     whole = "\n".join(lines).lower()
     if any(special in whole for special in _SPECIAL):
         ordinary = []
@@ -178,7 +180,7 @@ def clean_lines(text: str, options: Options) -> str | Drop:
             if not any(policy in lower for policy in _POLICIES):
                 ordinary.append(line)
         lines = ordinary
-    # A line that is kept is one sentence at least.
+    # Each kept line is at least one sentence.
     if len(lines) < min_sentences and sum(map(n_sentences, lines)) < min_sentences:
         return Drop(f"fewer than {min_sentences} sentences")
     return "\n".join(lines).strip()
@@ -198,13 +200,13 @@ def n_sentences(line: str) -> int:
 
 
 def normal_url(url: str) -> str:
-    """A URL without what tells no pages apart: scheme, `www.`, tracking parameters, a slash at its end."""
+    """A URL without scheme, `www.`, tracking parameters and final slash, which do not distinguish pages."""
     url = re.sub(r"^https?://(www\.)?", "", url)
     return re.sub(r"\?(utm_|ref|feed).*", "", url).rstrip("/")
 
 
 def units(text: str, compat: str) -> list[str]:
-    """What deduplication compares: the lines of a page, or its spans of three sentences, in lower case."""
+    """The units of deduplication: the lines of a page, or its spans of three sentences, in lower case."""
     if compat == "code":
         return [line.strip().lower() for line in text.split("\n")]
     parts = [sentence.strip().lower() for line in text.split("\n") for sentence in sentences(line)]

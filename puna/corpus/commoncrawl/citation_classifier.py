@@ -1,12 +1,12 @@
-"""Crawled pages -> which of them read like those that Wikipedia cites (paper section 2.1).
+"""A classifier of crawled pages: would Wikipedia cite them? (paper section 2.1)
 
-In:  documents of cited pages and of others; or documents of a crawl and the list of cited URLs.
-Out: weights.safetensors, manifest.json with the accuracy and the AUC on pages held out.
+In:  documents of cited pages and of other pages; or documents of a crawl and the list of cited URLs.
+Out: weights.safetensors, manifest.json with accuracy and AUC on held-out pages.
 
-    pages ─> 1,000 characters or more, each text once, as many of both ─> train ─> P(cited) ─> drop below 0.5
+    pages ─> 1,000 characters or more, no duplicates, equal classes ─> train ─> P(cited) ─> drop below 0.5
 
-The model is a logistic regression over which words and pairs of words a text has, hashed into 2^20 buckets.
-Hashing is arithmetic on the bytes of a whole text at once, so that a page costs microseconds.
+The model is a logistic regression. Its features are the words and pairs of words of a text, hashed into 2^20
+buckets. Hashing is vectorised over the bytes of a whole text, so a page takes microseconds.
 """
 
 import hashlib
@@ -31,13 +31,13 @@ from puna.progress import Bar
 
 WEIGHTS = "weights.safetensors"
 MIN_CHARACTERS = 1000
-MAX_EACH = 50_000  # pages of each kind that are held, as features: about 400 MB
+MAX_EACH = 50_000  # maximum pages of each class in memory, as features: about 400 MB
 
 _STAGE = "reference-classifier"
 _COMMAND = "puna corpus classifier --positives DOCS --negatives DOCS --out DIR"
 _BUCKET_BITS = 20
-_TEXT_BYTES = 1 << 16  # of a page that is looked at
-_HELD_OUT = 10  # one page of so many is not trained on
+_TEXT_BYTES = 1 << 16  # characters of a page that are used
+_HELD_OUT = 10  # one page in this many is held out
 _EPOCHS, _BATCH, _RATE = 8, 64, 0.3
 
 Features = NDArray[np.uint32]
@@ -46,7 +46,7 @@ Features = NDArray[np.uint32]
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xD6E8FEB86659FD93)
-# ASCII letters and digits, and every byte of a character beyond ASCII.
+# Bytes of words: ASCII letters and digits, and all bytes of non-ASCII characters.
 _IN_WORD = np.array([chr(byte).isalnum() or byte >= 0x80 for byte in range(256)])
 
 
@@ -60,11 +60,11 @@ def _powers() -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
 
 
 def features(text: str) -> Features:
-    """The buckets of a text's words and pairs of neighbouring words, sorted, each once."""
+    """The buckets of a text's words and pairs of neighbouring words, sorted, without duplicates."""
     data = np.frombuffer(text[:_TEXT_BYTES].lower().encode("utf-8", "replace")[:_TEXT_BYTES], np.uint8)
     edges = np.flatnonzero(np.diff(_IN_WORD[data], prepend=False, append=False))
     starts, ends = edges[::2], edges[1::2]
-    # A word's hash is the polynomial of its bytes: a difference of running sums, moved to power 0.
+    # The hash of a word is a polynomial of its bytes: a difference of prefix sums, shifted to power 0.
     powers, inverses = _powers()
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum((data + np.uint64(1)) * powers[: len(data)])])
     words = (sums[ends] - sums[starts]) * inverses[starts]
@@ -75,7 +75,7 @@ def features(text: str) -> Features:
 
 
 def _margins(weights: NDArray[np.float32], bias: float, pages: Sequence[Features]) -> NDArray[np.float64]:
-    """The log-odds of each page; its features have length 1 together, so that long pages weigh no more."""
+    """The log-odds of each page. Feature vectors have norm 1, so that long pages weigh no more."""
     sizes = np.array([len(page) for page in pages])
     if not sizes.sum():
         return np.full(len(pages), bias)
@@ -102,11 +102,12 @@ def train_classifier(
 ) -> Manifest:
     """Train on documents of cited pages and of others, write the classifier into `out`, return the manifest.
 
-    Either `positives` and `negatives`, or `pages`, documents whose meta has a `url`, and `references`, a list
-    of the cited URLs. Which pages are taken depends on their texts and `seed`, not on the documents' order.
+    Either `positives` and `negatives` are given, or `pages`, documents whose meta has a `url`, and
+    `references`, a list of the cited URLs. The sample of pages depends on their texts and `seed`, not on the
+    order of the documents.
 
     Raises:
-        ValueError: neither or both of the ways, too few pages, `out` of another run.
+        ValueError: none or both of these are given, too few pages, `out` of another run.
     """
     started = time.monotonic()
     if bool(positives and negatives) == bool(pages and references):
@@ -150,7 +151,7 @@ def train_classifier(
 def _labelled(
     found: Sequence[Sequence[Finished]], references: Path | None
 ) -> Iterator[tuple[bool, Document]]:
-    """Documents, and whether Wikipedia cites them."""
+    """Documents, each with whether Wikipedia cites it."""
     if references is None:
         for is_cited, items in zip((True, False), found, strict=True):
             for item in items:
@@ -164,7 +165,7 @@ def _labelled(
 
 
 class Cited:
-    """The pages of a list of URLs, as 8 bytes each: 40 million are 320 MB."""
+    """A set of pages from a list of URLs, 8 bytes per page: 40 million take 320 MB."""
 
     def __init__(self, urls: Iterable[str]) -> None:
         self._keys = np.unique(np.fromiter(map(self._key, urls), np.uint64))
@@ -181,7 +182,7 @@ class Cited:
 
 @dataclass
 class _Lowest:
-    """Of the texts seen, the `size` with the lowest hashes, each once: a sample that no order changes."""
+    """The `size` texts with the lowest hashes, without duplicates: a sample independent of the order."""
 
     size: int
     pages: dict[int, Features] = field(default_factory=dict)
@@ -202,7 +203,7 @@ Sample = tuple[list[Features], NDArray[np.bool_]]
 def _choose(
     documents: Iterable[tuple[bool, Document]], max_each: int, seed: int, out: Path
 ) -> tuple[Sample, Sample]:
-    """Pages to train on and pages to hold out, as many cited as others, in an order of their hashes."""
+    """Training and held-out pages, both classes equal in number, ordered by their hashes."""
     kinds = {True: _Lowest(max_each), False: _Lowest(max_each)}
     with Bar("read pages", 0, "bytes", out / "progress.jsonl") as bar:
         for is_cited, document in documents:
@@ -224,7 +225,7 @@ def _choose(
         for is_cited, pages in ((True, kinds[True].pages), (False, others))
         for key in sorted(pages)[:count]
     )
-    # By rank within each kind, so that both parts hold as many of one as of the other.
+    # By rank within each class, so that both parts have equal classes.
     held: list[tuple[int, bool]] = []
     trained: list[tuple[int, bool]] = []
     seen = {True: 0, False: 0}
@@ -241,8 +242,8 @@ def _choose(
 def _fit(
     pages: Sequence[Features], labels: NDArray[np.bool_], seed: int, out: Path
 ) -> tuple[NDArray[np.float32], float]:
-    """Logistic regression by Adagrad (Duchi et al. 2011), a step for each batch of pages."""
-    weights = np.zeros((1 << _BUCKET_BITS) + 1, np.float32)  # the bias is the last
+    """Logistic regression by Adagrad (Duchi et al. 2011), one step per batch of pages."""
+    weights = np.zeros((1 << _BUCKET_BITS) + 1, np.float32)  # the last weight is the bias
     squares = np.full_like(weights, 1e-6)
     rng = np.random.default_rng(seed)
     with Bar("train classifier", _EPOCHS * len(pages), "steps", out / "progress.jsonl") as bar:
@@ -267,7 +268,7 @@ def _fit(
 def _measure(
     weights: NDArray[np.float32], bias: float, pages: Sequence[Features], labels: NDArray[np.bool_]
 ) -> dict[str, float]:
-    """Accuracy at 0.5, and the AUC: how often a cited page is above another (ties count half)."""
+    """Accuracy at 0.5, and AUC: how often a cited page scores above another page (ties count half)."""
     margins = _margins(weights, bias, pages)
     _, place, counts = np.unique(margins, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
@@ -282,7 +283,7 @@ def _measure(
 
 @dataclass(frozen=True)
 class Classifier:
-    """Tells how likely Wikipedia would cite a page; load_classifier makes one."""
+    """Computes the probability that Wikipedia would cite a page; created by load_classifier."""
 
     weights: NDArray[np.float32]
     bias: float
@@ -294,7 +295,7 @@ class Classifier:
 
 
 def load_classifier(directory: Path) -> Classifier:
-    """Read what train_classifier wrote.
+    """Read the classifier that train_classifier wrote.
 
     Raises:
         ValueError: no finished classifier, or a file that is damaged.

@@ -1,14 +1,14 @@
-"""Documents -> a language model; texts -> how much they read like those (CCNet; paper section 2.1).
+"""A language model from documents, and the perplexity of other texts (CCNet; paper section 2.1).
 
-In:  directories of finished documents, Wikipedia's for the paper: of each the opening text.
+In:  directories of finished documents, in the paper Wikipedia's; the opening text of each is used.
 Out: sentencepiece.model, model.arpa (read by `kenlm`), manifest.json.
 
     documents ─> opening texts ─> normal lines ─> SentencePiece unigram ─> pieces ─> 5-gram Kneser-Ney
     a text    ─> normal lines ─> pieces ─> log10 probabilities ─> perplexity ─> head, middle or tail
 
 A text is scored line by line, each line as a sentence of its own: perplexity = 10^(-sum of log10 p / tokens),
-where the end of each line counts as a token, as it does in CCNet. Lines that are empty count for nothing.
-No piece crosses a space, so each word is cut into pieces by itself, and a word seen before is looked up.
+where the end of each line counts as a token, as in CCNet. Empty lines are ignored. No piece crosses a space,
+so each word is cut into pieces by itself, and the pieces of a word are cached.
 """
 
 import io
@@ -45,16 +45,16 @@ from puna.retry import one_line
 PIECES, ARPA = "sentencepiece.model", "model.arpa"
 VOCAB_SIZE = 65_536
 MAX_DOCUMENTS = 1_000_000
-HEAD, MIDDLE = 0.30, 0.60  # shares of a corpus below the first bound and below the second
+HEAD, MIDDLE = 0.30, 0.60  # the shares of a corpus below the first and the second bound
 
 Bucket = Literal["head", "middle", "tail"]
 
 _STAGE = "language-model"
 _COMMAND = "puna corpus language-model DOCUMENTS… --out DIR"
 _COVERAGE = 0.9995
-_PIECE_CHARACTERS = 200_000_000  # of text that the pieces are learned from; SentencePiece holds it all
+_PIECE_CHARACTERS = 200_000_000  # of text to learn the pieces from; SentencePiece keeps all of it in memory
 _PIECE_LINE = 4000  # characters per line: SentencePiece silently skips longer lines
-_REMEMBERED = 500_000  # words: some 150 MB
+_REMEMBERED = 500_000  # words, about 150 MB
 _HEADING_CHARACTERS = 100
 
 
@@ -75,14 +75,14 @@ def _plain(character: str) -> str:
 
 
 def normal_lines(text: str) -> list[str]:
-    """The lines of a text as the model sees them: lower case, no accents, digits 0; none that is empty."""
+    """The normalised lines of a text: lower case, no accents, digits as 0, no empty lines."""
     text = _BEYOND_ASCII.sub(lambda found: _plain(found[0]), text.lower())
     text = text.encode("utf-8", "replace").translate(_DIGITS).decode()
     return [line for line in map(str.strip, text.splitlines()) if line]
 
 
 def opening_text(text: str) -> str:
-    """An article up to its first heading: a short line of its own, with no stop, after a paragraph."""
+    """An article up to its first heading: a short line without a full stop after a paragraph."""
     blocks = text.split("\n\n")
     for place, block in enumerate(blocks[1:], 1):
         block = block.strip()
@@ -107,9 +107,9 @@ def train_language_model(
 ) -> Manifest:
     """Train a language model on the documents' opening texts, write it into `out`, return the manifest.
 
-    The first `max_documents` are taken, in the order of the directories and their files. A text that cannot
-    fill `vocab_size` pieces gives a smaller vocabulary; the manifest counts it. `whole` takes whole texts.
-    For `prune`, `discount_fallback` and `memory` see train_kneser_ney.
+    The first `max_documents` are used, in the order of the directories and their files. A text that is too
+    small for `vocab_size` pieces gives a smaller vocabulary, whose size is in the manifest. `whole` uses
+    whole texts. For `prune`, `discount_fallback` and `memory` see train_kneser_ney.
 
     Raises:
         ValueError: no documents, no text, too little of it, options out of range, `out` of another run.
@@ -196,7 +196,7 @@ def _train_pieces(lines: Path, vocab_size: int, counts: dict[str, int], out: Pat
     share = min(1.0, _PIECE_CHARACTERS / counts["characters"])
 
     def sample() -> Iterator[str]:
-        """Lines evenly from all of the text."""
+        """A sample of lines, evenly spaced over the text."""
         due = 1.0
         for line in _lines(lines):
             due += share
@@ -218,7 +218,7 @@ def _train_pieces(lines: Path, vocab_size: int, counts: dict[str, int], out: Pat
             bos_id=1,
             eos_id=2,
             pad_id=-1,
-            # A constant, not the machine's: the sums, and so the model's bytes, depend on it.
+            # A constant, not the number of cores: the sums, and so the bytes of the model, depend on it.
             num_threads=16,
             minloglevel=2,
         )
@@ -238,7 +238,7 @@ def _ids(pieces: "WordPieces", lines: Path, bar: Bar) -> Iterator[list[int]]:
 
 
 class _Remembered(dict[str, Any]):
-    """What a function gives for a word, asked once a word."""
+    """A cache of a function of words, which is called once per word."""
 
     def __init__(self, ask: Callable[[str], Any]) -> None:
         super().__init__()
@@ -252,7 +252,7 @@ class _Remembered(dict[str, Any]):
 
 
 class WordPieces:
-    """Lines to SentencePiece's pieces, word by word; a word is cut once, then remembered."""
+    """Cuts lines into SentencePiece's pieces word by word, with a cache of words."""
 
     def __init__(self, path: Path) -> None:
         processor = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
@@ -267,7 +267,7 @@ class WordPieces:
         return list(chain.from_iterable(map(self._ids.__getitem__, line.split())))
 
     def spell(self, line: str) -> str:
-        """A line's pieces, with spaces between them."""
+        """The pieces of a line, separated by spaces."""
         return " ".join(map(self._spelled.__getitem__, line.split()))
 
 
@@ -275,7 +275,7 @@ class WordPieces:
 
 
 class LanguageModel:
-    """Tells how much a text reads like those that it was trained on; load_language_model makes one."""
+    """Computes the perplexity of texts; created by load_language_model."""
 
     def __init__(self, pieces: Path, arpa: Path, fingerprint: str) -> None:
         require("kenlm")  # compiled when it is installed, so it has an extra of its own; training needs none
@@ -294,10 +294,10 @@ class LanguageModel:
             ) from error
 
     def score(self, text: str) -> tuple[float, int]:
-        """log10 of the probability of a text's lines, and how many tokens they are, their ends included."""
+        """log10 of the probability of a text's lines, and their number of tokens, line ends included."""
         lines = [self._pieces.spell(line) for line in normal_lines(text)]
         log10 = math.fsum(self._model.score(line) for line in lines)
-        # Pieces are one more than the spaces between them, and </s> makes one more.
+        # A line has one more piece than spaces, and </s>.
         return log10, sum(line.count(" ") + (2 if line else 1) for line in lines)
 
     def perplexity(self, text: str) -> float:
@@ -307,7 +307,7 @@ class LanguageModel:
 
 
 def load_language_model(directory: Path) -> LanguageModel:
-    """Read what train_language_model wrote; of ARPA, 100 MB are 5 CPU-seconds and 160 MB of memory.
+    """Read a language model; 100 MB of ARPA take 5 CPU-seconds and 160 MB of memory.
 
     Raises:
         ValueError: no finished language model, or a file that cannot be read.
@@ -324,14 +324,14 @@ def load_language_model(directory: Path) -> LanguageModel:
 def bucket_bounds(perplexities: ArrayLike) -> tuple[float, float]:
     """The perplexities that end the head and the middle of a corpus: its 30th and 60th percentiles.
 
-    Each is a perplexity that occurs, so that no rounding depends on the order or the number of parts.
+    Each is the perplexity of a document, so that rounding cannot depend on the order or number of shards.
 
     Raises:
         ValueError: no perplexities.
     """
     values = np.asarray(perplexities, np.float64)
     if not values.size:
-        raise ValueError("no perplexities to take percentiles of; no document came this far")
+        raise ValueError("no perplexities to compute percentiles of: all documents were dropped before")
     head, middle = np.quantile(values, [HEAD, MIDDLE], method="inverted_cdf")
     return float(head), float(middle)
 

@@ -1,15 +1,15 @@
-"""CommonCrawl: web pages as CCNet cleans them, and a classifier of what Wikipedia would cite (section 2.1).
+"""CommonCrawl: web pages cleaned as in CCNet, and a classifier of pages Wikipedia would cite (section 2.1).
 
-In:  WARC or WET files (pages.py says which), a language model and a classifier where wanted.
-Out: one Document a page: its lines that are nowhere else in the corpus, in the languages asked for.
+In:  WARC or WET files (see web/pages.py); optionally a language model and a classifier.
+Out: one Document per page in the selected languages: its lines that occur nowhere else in the corpus.
 
     steps/pages       read, lines stripped, short pages dropped        ─> pages, line hashes by range
-    steps/duplicates  a range of hashes at a time (lines.py)           ─> places of the lines to remove
-    steps/scored      lines removed ─> language ─> perplexity ─> P(reference)    the last step where there
-    documents         percentiles of the corpus itself ─> head, middle, tail     is no language model
+    steps/duplicates  one range of hashes per task (dedup/lines.py)    ─> places of the lines to remove
+    steps/scored      lines removed ─> language ─> perplexity ─> P(reference)    the last step without
+    documents         percentiles of the corpus itself ─> head, middle, tail     a language model
 
-Every step runs in any number of workers and ends with the same bytes. Without `deduplicate` the first two
-fall away.
+Every step writes the same bytes with any number of workers. Without `deduplicate` the first two steps are
+omitted.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ BUCKETS = ("head", "middle", "tail")
 
 @dataclass(frozen=True)
 class Options:
-    """What CCNet and the paper leave open, with their values."""
+    """Parameters of CCNet and the paper; the defaults are their values."""
 
     languages: tuple[str, ...] = ("en",)
     """ISO codes of the languages to keep; an empty list keeps all 176."""
@@ -60,7 +60,7 @@ class Options:
     """Minimum P(cited by Wikipedia) of a page; used with a classifier."""
 
     def validate(self) -> None:
-        """Raise ValueError naming the option that cannot be."""
+        """Raise ValueError for an invalid option, by name."""
         for name in ("language_threshold", "reference_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name.replace('_', '-')} is {getattr(self, name):g}; it is a probability")
@@ -69,7 +69,7 @@ class Options:
         if unknown := set(self.buckets) - set(BUCKETS):
             raise ValueError(f"buckets has {', '.join(sorted(unknown))}; choose among {', '.join(BUCKETS)}")
         if self.language_model and len(self.languages) != 1:
-            raise ValueError("a language model is of one language; give one with --languages")
+            raise ValueError("a language model needs exactly one language; give it with --languages")
 
 
 def read(path: Path, options: Options = Options()) -> Iterator[Page | DamagedRecord]:
@@ -78,7 +78,7 @@ def read(path: Path, options: Options = Options()) -> Iterator[Page | DamagedRec
 
 
 def clean(page: Page, options: Options = Options()) -> Document | Drop:
-    """What can be said of a page alone: its stripped lines, or that it is none or too short."""
+    """The rules for a single page: its stripped lines, or the reason to drop it."""
     text = page_text(page)
     if isinstance(text, Drop):
         return text
@@ -90,7 +90,7 @@ def clean(page: Page, options: Options = Options()) -> Document | Drop:
 
 
 def judge(documents: Sequence[Document], options: Options) -> list[Document | Drop]:
-    """Language, perplexity and P(reference) of each document, or the first of them that drops it."""
+    """The documents with language, perplexity and P(reference), or the first reason to drop each."""
     results: list[Document | Drop] = []
     for document in documents:
         language, score = language_of(document.text)
@@ -155,7 +155,7 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Exec
 
 
 def _in_words(options: Options) -> dict[str, Any]:
-    """The options as JSON, models by what they hold instead of where they lie."""
+    """The options as JSON, models by their fingerprint instead of their path."""
     models: dict[str, str] = {}
     if options.language_model:
         models["language_model"] = _language_model(options.language_model).fingerprint
@@ -185,7 +185,7 @@ def write_pages(
 
 
 def write_duplicates(files: tuple[Path, ...], keep_first: bool, shard: Shard, out: Path) -> dict[str, Any]:
-    """Step 2: of one range of hashes, the places of lines to remove."""
+    """Step 2: the places of the lines to remove, for one range of hashes."""
     path = out / f"{shard.name}.npy"
     seen, repeated = lines.write_repeated(files, number_of(shard), keep_first, path)
     return {"outputs": [path], "counts": {"lines": seen, "lines removed": repeated}, "bad": 0}
@@ -194,7 +194,7 @@ def write_duplicates(files: tuple[Path, ...], keep_first: bool, shard: Shard, ou
 def write_scored(
     options: Options, places: tuple[Path, ...], keep_dropped: bool, shard: Shard, out: Path
 ) -> dict[str, Any]:
-    """Step 3: pages without their repeated lines, and what the models say of them."""
+    """Step 3: pages without their repeated lines, with the scores of the models."""
     perplexities: list[float] = []
     with ShardWriter(out, shard.name, "commoncrawl", keep_dropped) as writer:
         stream = _without_repeated(shard, places, writer) if places else _cleaned(shard, options, writer)
@@ -215,7 +215,7 @@ def write_scored(
 def write_buckets(
     buckets: tuple[str, ...], bounds: tuple[float, float], keep_dropped: bool, shard: Shard, out: Path
 ) -> dict[str, Any]:
-    """Step 4: the documents of the buckets asked for."""
+    """Step 4: the documents in the selected buckets."""
     from puna.corpus.commoncrawl.perplexity import bucket
 
     with ShardWriter(out, shard.name, "commoncrawl", keep_dropped) as writer:

@@ -1,12 +1,12 @@
-"""Global steps without a global memory: fixed-size records, written and read by ranges of their keys.
+"""Global steps in bounded memory: fixed-size records, written and read by ranges of their keys.
 
     map task    00000.ranges  ┌ run: records of range 0 | range 1 | ... ┐ run ... ┐ index │
     map task    00001.ranges  └ ...                                                       │
     reduce task      range 7  <── the slices of range 7, from every file ──────────────────┘
 
-A range is the top bits of an unsigned 64-bit key, and keys are hashes, so that ranges are of equal size. A
-map task buffers records and writes them in runs, sorted; a reduce task holds one range. Neither grows with
-the data: more data, more ranges.
+A range is given by the top bits of an unsigned 64-bit key. Keys are hashes, so ranges have equal sizes. A map
+task buffers records and writes them in sorted runs; a reduce task holds one range in memory. Neither grows
+with the data, because more data is divided into more ranges.
 """
 
 import io
@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from puna.files import atomic_file
 
 SUFFIX = ".ranges"
-_RUN_BYTES = 32 << 20  # held by a map task before it writes a run
-_TAIL = 8  # bytes at a file's end that say how long its index is
+_RUN_BYTES = 32 << 20  # buffered by a map task before it writes a run
+_TAIL = 8  # bytes at the end of a file with the length of its index
 
 Records = NDArray[Any]
 Fields = list[tuple[str, str]]
@@ -42,14 +42,14 @@ def _bits(n_ranges: int) -> int:
 
 
 class RangeWriter:
-    """Writes one map task's records; a context manager. The first field must be `key`, an unsigned 64-bit."""
+    """Writes one map task's records; a context manager. The first field must be `key`, of type <u8."""
 
     def __init__(self, path: Path, dtype: Fields, n_ranges: int = 64, run_bytes: int = _RUN_BYTES) -> None:
         self._path, self._dtype, self._n_ranges, self._run_bytes = path, np.dtype(dtype), n_ranges, run_bytes
         assert self._dtype.names and self._dtype.names[0] == "key" and self._dtype["key"] == np.dtype("<u8")
         self._held: list[Records] = []
         self._size = 0
-        self._runs: list[list[int]] = []  # of a run, where each range begins and the last ends, in records
+        self._runs: list[list[int]] = []  # per run: the starts of its ranges and its end, in records
 
     def __enter__(self) -> Self:
         self._atomic = atomic_file(self._path)
@@ -92,7 +92,7 @@ def read_range(paths: Iterable[Path], number: int) -> Records:
     """The records of one range from every file, sorted by all their fields in order.
 
     Raises:
-        ValueError: naming a file that is not one of these, or is cut.
+        ValueError: when a file is not a range file or is truncated; the message names it.
     """
     parts: list[Records] = []
     for path in paths:
@@ -112,7 +112,7 @@ def read_range(paths: Iterable[Path], number: int) -> Records:
 
 
 def _sorted(records: Records) -> Records:
-    """By all fields in order. By columns, because NumPy compares structured records ten times as slowly."""
+    """Sorted by all fields in order. NumPy compares structured records ten times as slowly as columns."""
     assert records.dtype.names
     return records[np.lexsort([records[name] for name in reversed(records.dtype.names)])]
 
@@ -128,6 +128,6 @@ def _read_index(path: Path, file: BinaryIO) -> dict[str, Any]:
             raise ValueError("its size is not what its index says")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is not a whole range file ({error}); delete it and run its stage again"
+            f"{path} is not a complete range file ({error}); delete it and run its stage again"
         ) from error
     return index

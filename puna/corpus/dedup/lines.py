@@ -1,15 +1,16 @@
-"""Lines that occur more than once in a corpus: found exactly, on disk, and taken out.
+"""Exact deduplication of lines over a whole corpus, on disk.
 
-In:  texts, whose lines are counted through a shard; out: for each shard, the places of lines to remove.
+In:  texts; their lines are numbered per shard.
+Out: for each shard, the numbers of the lines to remove.
 
     shard 0  line hashes ─┐ by ranges of the hash   ┌ range 0: sort, find repetitions ─┐ by shard
     shard 1  line hashes ─┴─> (hash, shard, line) ──┼ range 1                          ├─> lines to remove
     ...                                             └ ...                              ┘   of shard 0, 1, …
 
-CCNet (section 3.1 of its paper) removes every line whose hash occurs again, within groups of shards; this
-does it over the whole corpus, with the memory of one range. What is written per shard are places, not hashes,
-so that removing needs no look-up at all. "First", where the first occurrence is kept, is in the order of the
-inputs, whatever worker took which.
+CCNet (section 3.1 of its paper) removes every line whose hash occurs again within a group of shards; here
+the whole corpus is one group, and memory holds one range. Line numbers, not hashes, are written per shard, so
+that no look-up is needed for the removal. If the first occurrence is kept, it is the first in the order of
+the inputs, whichever worker read them.
 """
 
 import hashlib
@@ -38,10 +39,10 @@ _ASCII = bytes(ord(chr(byte).lower()) if byte < 128 else byte for byte in range(
 
 
 def _replaced(character: str) -> str:
-    """What is left of a character: 0 of digits, nothing of controls and of punctuation beyond ASCII.
+    """The normal form of a character: 0 for digits, empty for controls and non-ASCII punctuation.
 
-    Controls are 0-31 and 127-159. Punctuation is what Unicode calls so, and a few symbols that CCNet counts
-    as such. ASCII punctuation and accents stay.
+    Controls are 0-31 and 127-159. Punctuation is defined by Unicode, with a few symbols that CCNet adds.
+    ASCII punctuation and accents are kept.
     """
     kind, point = unicodedata.category(character), ord(character)
     if kind == "Nd":
@@ -51,7 +52,7 @@ def _replaced(character: str) -> str:
 
 
 def _class(points: Sequence[int]) -> str:
-    """A regular expression's class of these code points, as ranges."""
+    """The character class of these code points in a regular expression, as ranges."""
     ordered = sorted(points)
     ranges: list[list[int]] = []
     for point in ordered:
@@ -62,8 +63,8 @@ def _class(points: Sequence[int]) -> str:
     return "[" + "".join(f"{re.escape(chr(a))}-{re.escape(chr(b))}" for a, b in ranges) + "]"
 
 
-# Beyond ASCII, what is not left as it is, and every character of more than two bytes: with only some of those
-# in it, a class is searched 20 times as slowly.
+# Characters beyond ASCII that change, and every character beyond U+FFFF: a class with only some of the latter
+# is searched 20 times as slowly.
 _SPECIAL = re.compile(
     _class([point for point in range(128, 1 << 16) if _replaced(chr(point)) != chr(point)])[:-1]
     + "\U00010000-\U0010ffff]"
@@ -74,12 +75,12 @@ _replacement = cache(_replaced)
 
 
 def normalise(line: str) -> str:
-    """A line as it is compared: lower case, digits as 0, without punctuation beyond ASCII and controls."""
+    """The normal form of a line: lower case, digits as 0, no controls, no punctuation beyond ASCII."""
     return _normal_bytes(line.strip()).decode("utf-8", "surrogatepass")
 
 
 def _normal_bytes(lines: str) -> bytes:
-    """Stripped lines as they are compared. Their ends stay, and tell `lower` where a word ends."""
+    """The normal form of stripped lines. Line ends are kept, so that `lower` finds the ends of words."""
     text = _SPECIAL.sub(lambda found: _replacement(found[0]), lines.lower())
     return text.encode("utf-8", "surrogatepass").translate(_ASCII, _CONTROLS)
 
@@ -102,7 +103,7 @@ def line_hashes(texts: Iterable[str]) -> Hashes:
 
 
 def hashes_of(values: Sequence[bytes]) -> Hashes:
-    """The first 8 bytes of the SHA-1 of each value, as unsigned numbers, the first byte the highest."""
+    """The first 8 bytes of the SHA-1 of each value, as big-endian unsigned integers."""
     sha1 = hashlib.sha1
     digests = b"".join([sha1(value).digest() for value in values])
     return np.frombuffer(digests, np.dtype([("key", ">u8"), ("rest", "V12")]))["key"].astype(np.uint64)
@@ -112,14 +113,14 @@ def hashes_of(values: Sequence[bytes]) -> Hashes:
 
 
 def orders(shard: int, first: int, count: int) -> NDArray[np.uint64]:
-    """The places of consecutive lines of a shard, the first of them number `first`, as sortable numbers."""
+    """Sortable numbers for consecutive lines of a shard, the first of which has the number `first`."""
     assert shard < 1 << _SHARD_BITS and first + count < 1 << _LINE_BITS
     begin = (shard << _LINE_BITS) + first
     return np.arange(begin, begin + count, dtype=np.uint64)
 
 
 def line_records(hashes: Hashes, shard: int, first: int) -> NDArray[Any]:
-    """What a map task hands to its RangeWriter: hashes of consecutive lines, the first number `first`."""
+    """A map task's records for RangeWriter: hashes of consecutive lines, numbered from `first`."""
     records = np.empty(len(hashes), LINE_FIELDS)
     records["key"] = hashes
     records["order"] = orders(shard, first, len(hashes))
@@ -127,9 +128,9 @@ def line_records(hashes: Hashes, shard: int, first: int) -> NDArray[Any]:
 
 
 def repeated(records: NDArray[Any], keep_first: bool) -> NDArray[np.uint64]:
-    """The orders, sorted, of the lines to remove among the sorted records of one range.
+    """The sorted `order` values of the lines to remove, from the sorted records of one range.
 
-    Kept as the first is the record that sorts first: fields between `key` and `order` come before the order.
+    The first record of each key is kept; fields between `key` and `order` sort before the order.
     """
     keys = records["key"]
     again = np.zeros(len(keys), bool)
@@ -140,7 +141,7 @@ def repeated(records: NDArray[Any], keep_first: bool) -> NDArray[np.uint64]:
 
 
 def write_repeated(paths: Sequence[Path], number: int, keep_first: bool, path: Path) -> tuple[int, int]:
-    """The reduce task of range `number`: (lines, lines to remove). `path` becomes a .npy of their orders."""
+    """The reduce task of range `number`: writes the orders to remove to `path`; (lines, lines to remove)."""
     records = read_range(paths, number)
     orders = repeated(records, keep_first)
     with atomic_file(path) as temporary, temporary.open("wb") as file:
@@ -149,7 +150,7 @@ def write_repeated(paths: Sequence[Path], number: int, keep_first: bool, path: P
 
 
 def repeated_in(paths: Iterable[Path], shard: int) -> NDArray[np.int64]:
-    """The numbers, sorted, of a shard's lines to remove: its slice of every range's file."""
+    """The sorted numbers of the lines to remove from a shard: its slice of every range's file."""
     low = np.uint64(shard) << np.uint64(_LINE_BITS)
     parts = []
     for path in paths:
@@ -159,7 +160,7 @@ def repeated_in(paths: Iterable[Path], shard: int) -> NDArray[np.int64]:
 
 
 def _slice(file: Any, low: np.uint64) -> NDArray[np.int64]:
-    """The orders from `low` up to the next shard's, found by bisection: the file is not read whole."""
+    """The orders of one shard, which begin at `low`, found by bisection without reading the whole file."""
     version = np.lib.format.read_magic(file)
     assert version == (1, 0)
     (count,), _, dtype = np.lib.format.read_array_header_1_0(file)

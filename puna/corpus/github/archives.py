@@ -1,7 +1,7 @@
 """The members of source archives, streamed: zip and wheels, tar in any compression.
 
-In:  an opened archive, and which members are wanted.
-Out: a Member for each regular file, in the archive's order; its bytes only where they are wanted.
+In:  an open archive, and a function that selects members.
+Out: a Member for each regular file, in the archive's order; its bytes only if it is selected.
 
 Nothing is unpacked to disk, links are not followed, and no member is read beyond a limit, whatever size its
 header claims. A damaged tar gives its intact members before the damage is raised; a zip without its central
@@ -38,7 +38,7 @@ Wanted = Callable[[str, int], bool]
 
 @dataclass(frozen=True)
 class Member:
-    """One regular file. `offset` is where it begins in the archive (of a tar: unpacked)."""
+    """One regular file. `offset` is its start in the archive (in a tar: after decompression)."""
 
     path: str
     size: int
@@ -48,7 +48,7 @@ class Member:
 
 
 def members(name: str, raw: BinaryIO, is_wanted: Wanted, most: int) -> Iterator[Member]:
-    """The regular files of the archive of this name; of a wanted one `most` + 1 bytes at most are read.
+    """The regular files of an archive; at most `most` + 1 bytes of each selected one are read.
 
     Raises:
         DAMAGE: after the intact members, when the archive is damaged or truncated.
@@ -70,7 +70,7 @@ def _zip_members(archive: zipfile.ZipFile, is_wanted: Wanted, most: int) -> Iter
             yield Member(name, size, offset)
             continue
         try:
-            with archive.open(info) as file:  # bounded: a header may lie about the size
+            with archive.open(info) as file:  # bounded: the size in a header may be wrong
                 yield Member(name, size, offset, file.read(most + 1))
         except DAMAGE as error:
             yield Member(name, size, offset, damage=f"member is damaged ({error})")
@@ -79,15 +79,15 @@ def _zip_members(archive: zipfile.ZipFile, is_wanted: Wanted, most: int) -> Iter
 def _tar_members(raw: BinaryIO, is_wanted: Wanted, most: int) -> Iterator[Member]:
     with tarfile.open(fileobj=raw) as archive:
         for info in archive:
-            # Else the headers of all members stay in memory.
+            # Otherwise tarfile keeps the headers of all members in memory.
             archive.members = []  # type: ignore[attr-defined]
             if not info.isreg():
                 continue
             name = _posix(info.name)
             file = archive.extractfile(info) if is_wanted(name, info.size) else None
             yield Member(name, info.size, info.offset, file.read(most + 1) if file else b"")
-        # A damaged header ends the loop as an end mark does, so look at what ended it,
-        # and read on to the end, where the checksum is.
+        # A damaged header ends the loop as an end mark does, so check what ended it, and read to the end of
+        # the file, where the checksum is.
         stream = archive.fileobj
         assert stream is not None
         stream.seek(archive.offset)

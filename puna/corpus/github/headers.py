@@ -1,13 +1,13 @@
 """Source files: their language by extension, whether they are generated, their licence headers removed.
 
 In:  the text of one file.
-Out: the same text without the leading comments that speak of copyright or licence; every other comment stays.
+Out: the same text without leading comments about copyright or licence; all other comments are kept.
 
-    #!/usr/bin/env python3          stays: a shebang
-    # Copyright 2020 The Authors    goes, with the comment block that it is part of
+    #!/usr/bin/env python3          kept: a shebang
+    # Copyright 2020 The Authors    removed, with the rest of its comment block
     # SPDX-License-Identifier: MIT
 
-    # Breadth-first search ...      stays: it speaks of the code
+    # Breadth-first search ...      kept: it is about the code
 """
 
 import re
@@ -102,7 +102,7 @@ _STAYS_FIRST = re.compile(rf"#!|<\?(?:php|xml)|<!doctype|{_MODE_LINE}", re.IGNOR
 _DOC = re.compile(r"\s*(?:/\*[*!](?![*/])|//[/!](?!/)|#'|--\s*\||\{-\s*\|)")
 
 _COMMENT_LINE = re.compile(r"\s*(?:#|//|/?\*|--|;|%|<!--|\.\.)")
-# That a program wrote this file: not what the file itself generates, nor what is not to be edited elsewhere.
+# Phrases that mark this file as generated, as opposed to phrases about what the file itself generates.
 _THIS = r"this (?:file|code|source|class|module|header|document)"
 _BY_ITSELF = r"(?:auto-?|automatically[ -]|machine[ -])"
 _GENERATED = re.compile(
@@ -128,15 +128,15 @@ _HEAD_LINES = 10
 
 
 def is_generated(text: str, language: str = "") -> bool:
-    """Whether a comment among the first lines says that a program wrote this file."""
+    """Whether a comment in the first lines marks the file as generated."""
     head = text.split("\n", _HEAD_LINES)[:_HEAD_LINES]
-    # In prose `#` is a title.
+    # In prose `#` begins a title.
     comment = _PROSE_COMMENT if language in _PROSE else _COMMENT_LINE
     return any(comment.match(line) and _GENERATED.search(line) for line in head)
 
 
 def without_licence_header(text: str, language: str) -> str:
-    """The file without its leading comment blocks, as long as they speak of copyright or licence."""
+    """The file without its leading comment blocks about copyright or licence."""
     style = _STYLES.get(language, _SLASH)
     lines = text.splitlines(keepends=True)
     first = 0
@@ -162,11 +162,11 @@ _LICENCE_TEXT = re.compile(
     r"this (?:program|software|library|file) is free software|SPDX-License-Identifier",
     re.IGNORECASE,
 )
-_NEAR = 300  # characters within which a docstring that is a licence says so
+_NEAR = 300  # characters of a docstring in which a licence is recognised
 
 
 def _docstring_end(lines: list[str]) -> int:
-    """How many of the first lines are a Python string that is a licence and nothing else."""
+    """The number of first lines that are a Python string with a licence and nothing else."""
     opening = lines[0].strip().lstrip("rRuUbB") if lines else ""
     quotes = next((quotes for quotes in _QUOTES if opening.startswith(quotes)), None)
     if quotes is None:
@@ -182,19 +182,19 @@ def _docstring_end(lines: list[str]) -> int:
 
 def _is_licence(block: list[str]) -> bool:
     if _DOC.match(block[0]):
-        # A doc comment may well speak of licences; it is a header only if it opens as one.
+        # Documentation may mention licences; it is a header only if it begins like one.
         return _OPENS.match(next(filter(_WORD.search, block), "")) is not None
     return _SPEAKS.search("".join(block)) is not None
 
 
 def _comment_end(lines: list[str], style: _Comments) -> int:
-    """How many of the first lines are one comment; none when the first is not one, or it does not end."""
+    """The number of first lines that are one comment; 0 if there is none, or if it has no end."""
     opening = lines[0].lstrip() if lines else ""
     for mark, close in style.block:
         if opening.startswith(mark):
             for end, line in enumerate([opening[len(mark) :], *lines[1:]]):
                 if close in line:
-                    # Code behind the comment on its last line would go with it.
+                    # Code after the comment on its last line would be removed with it.
                     return 0 if line.partition(close)[2].strip() else end + 1
             return 0
     end = 0

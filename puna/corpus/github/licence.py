@@ -3,7 +3,7 @@
 In:  packaging metadata (METADATA, PKG-INFO), or else the text of LICENSE and COPYING files.
 Out: an SPDX expression such as `MIT OR Apache-2.0`, and `is_permitted(expression)`.
 
-Where a project says several things, all of them must be permitted; what is not understood is not.
+If a project states several licences, all must be permitted. An unknown licence is not permitted.
 """
 
 import re
@@ -25,7 +25,7 @@ PERMITTED = frozenset(
         "BSD-3-Clause",
         "BSD-3-Clause-Clear",
         "BSD-4-Clause",
-        "BSD",  # as metadata before SPDX says it, without the number of clauses
+        "BSD",  # as in metadata older than SPDX, without the number of clauses
     }
 )
 _PERMITTED = {name.lower() for name in PERMITTED}
@@ -69,7 +69,7 @@ def _one(tokens: list[str]) -> tuple[bool, list[str]]:
         return (allowed, tokens[1:]) if tokens and tokens[0] == ")" else (False, tokens)
     allowed = tokens[0].removesuffix("+").lower() in _PERMITTED
     if len(tokens) > 2 and tokens[1].upper() == "WITH":
-        # SPDX's exceptions add a permission to the licence before them; anything else may take one away.
+        # SPDX's exceptions extend the licence before them; any other addition may restrict it.
         return allowed and "exception" in tokens[2].lower(), tokens[3:]
     return allowed, tokens[1:]
 
@@ -116,7 +116,7 @@ def licence_of_metadata(metadata: str) -> str | None:
     ]
     field = str(headers.get("License", "")).strip()
     if field.lower() not in _UNSTATED:
-        # Some put the whole text here, which says more than the classifier.
+        # Some projects put the whole text here, which is more specific than the classifier.
         stated.append(field if "\n" not in field else licence_of_text(field) or "unrecognised")
     return all_stated(_name(words) for words in stated)
 
@@ -143,9 +143,9 @@ def _name(words: str) -> str:
 
 
 def all_stated(names: Iterable[str]) -> str | None:
-    """The expression of a project that says each of these."""
+    """The expression of a project that states all of these."""
     unique = list(dict.fromkeys(names))
-    # `BSD` beside `BSD-3-Clause` is the same statement made twice.
+    # `BSD` beside `BSD-3-Clause` states the same licence twice.
     if any(name.startswith("BSD-") for name in unique):
         unique = [name for name in unique if name != "BSD"]
     if len(unique) == 1:
@@ -161,10 +161,10 @@ _APACHE_NOTICE = "licensed under the apache license version 2 0"
 _APACHE_BODY = (
     "grant of copyright license subject to the terms and conditions of this license each contributor"
 )
-_RUN = 5  # words of a text that must stand so in a licence to be its own
+_RUN = 5  # length of a run of words that must occur in a licence to be part of it
 _MOST_OTHERS = 60  # words that may be the project's own: its name, its authors
 
-# Lines that are the project's own, and titles of licences.
+# Lines of the project itself, and titles of licences.
 _COPYRIGHT = re.compile(
     r"^[^\w\n]*(?:copyright\b|\(c\)|©|copr\.|all rights reserved|(?:portions|parts) copyright).*$"
     r"(?:\n[ \t]+(?:and |by )?[\w.@<>, -]{0,80}$(?=\n\s*\n))?",
@@ -179,7 +179,7 @@ _TITLE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _ADDRESS = re.compile(r"<?(?:https?://|www\.)\S+|\S+@\S+\.\w+")
-# What a project puts into a licence's own sentences.
+# Sentences of licences into which a project inserts its names.
 _FILLED = (
     (re.compile(r"neither the names? of .{1,200}? nor the names? of (?:its|their|any|the|other)\b"),
      "neither the name of the copyright holder nor the names of its"),
@@ -201,7 +201,7 @@ _FILLED = (
         r"(?: \d clause)? licen[sc]e"
         r"(?: version 2 0)?(?: (?:given|reproduced|included|see) below)?"), ""),
 )  # fmt: skip
-# Words that no name holds, and every restriction or other licence does.
+# Words that occur in restrictions and other licences, but not in names.
 _TELLING_WORDS = """
     not no never must shall only except unless may without prohibited forbidden restrict restricted
     restriction commercial noncommercial sell sold selling fee royalty good evil proprietary confidential
@@ -220,8 +220,8 @@ def licence_of_texts(texts: Iterable[str]) -> str | None:
 def licence_of_text(text: str) -> str | None:
     """The SPDX name of a licence, from its words; None when it is none of the permitted ones.
 
-    What no permitted licence says must be next to nothing: a name, a list of authors. A restriction, another
-    licence or a grant beside a permitted one is more than that.
+    Text that is in no permitted licence must be short, such as a name or a list of authors. A restriction,
+    another licence or a further grant is too much.
     """
     plain = _words(_COPYRIGHT.sub("\n", _ADDRESS.sub(" ", text.replace("\f", "\n"))))
     bare = _words(_TITLE.sub("\n", _COPYRIGHT.sub("\n", _ADDRESS.sub(" ", text))))
@@ -242,7 +242,7 @@ def licence_of_text(text: str) -> str | None:
 
 
 def _words(text: str) -> str:
-    """The words of a text in lower case, what a project fills in as SPDX has it."""
+    """The words of a text in lower case, with the names that a project inserts replaced by SPDX's."""
     words = " ".join(re.findall(r"[a-z0-9]+", text.lower()))
     for pattern, standard in _FILLED:
         words = pattern.sub(standard, words)
@@ -250,7 +250,7 @@ def _words(text: str) -> str:
 
 
 def _not_of_a_licence(words: str) -> list[str]:
-    """The words of a text that do not stand, with those around them, in a permitted licence."""
+    """The words of a text that do not occur, with their neighbours, in a permitted licence."""
     sequence = [word for word in words.split() if not _NUMBERING.fullmatch(word)]
     runs = _runs()
     covered = bytearray(len(sequence))

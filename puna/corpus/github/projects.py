@@ -1,11 +1,11 @@
-"""Projects as they come: archives, BigQuery exports, unpacked folders -> their files, each with its licence.
+"""Projects in archives, BigQuery exports or unpacked folders -> their files, each with its licence.
 
 In:  one archive, one export, or one file of an unpacked project.
-Out: a SourceFile for each file, with its bytes where licence, path and size permit it.
+Out: a SourceFile for each file, with its bytes if licence, path and size permit it.
 
     {"repo_name": "a/b", "path": "x.py", "license": "mit", "content": "…"}   a line of an export
 
-A folder with a licence of its own that is not permitted gives nothing, whatever its project's licence.
+A folder whose own licence is not permitted gives no documents, whatever its project's licence.
 """
 
 import re
@@ -45,7 +45,7 @@ _PROJECT_LICENCE = re.compile(
 )
 _PAGES = frozenset({".md", ".markdown", ".rst", ".html", ".htm", ".tex"})
 _CODE = frozenset(LANGUAGES) - _PAGES
-# Folders of other people's code: those of GitHub's linguist, and Python's usual ones.
+# Folders of third-party code: those of GitHub's linguist, and those usual in Python.
 _VENDORED_NAMES = """
     vendor vendors _vendor vendored _vendored third_party third-party thirdparty 3rdparty 3rd-party 3rd_party
     node_modules bower_components extern external externals deps _deps godeps pods carthage cordova-js
@@ -57,7 +57,7 @@ _MINIFIED = re.compile(r"[.-]min\.\w+$")
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a project. `data` is empty where the path, the size or the licence already decides."""
+    """One file of a project. `data` is empty if path, size or licence alone exclude the file."""
 
     project: str
     licence: str | None
@@ -96,7 +96,7 @@ def read_archive(path: Path) -> Iterator[SourceFile | DamagedRecord]:
 def _survey(path: Path, raw: BinaryIO) -> tuple[str, dict[str, str]]:
     """The folder that all members share (`flask-3.1.3/` in an sdist), and each folder's own licence.
 
-    That of the project is the one of the folder "".
+    The project's licence is that of the folder "".
     """
     found: dict[str, str] = {}
     tops: set[str] = set()
@@ -115,7 +115,7 @@ def _survey(path: Path, raw: BinaryIO) -> tuple[str, dict[str, str]]:
             if member.data:
                 found[member.path] = member.data.decode("utf-8", "replace")
     except DAMAGE:
-        pass  # named when the files are read; what was whole until there counts
+        pass  # reported when the files are read; intact members before the damage count
     top = tops.pop() if len(tops) == 1 and path.suffix != ".whl" else ""
     return top, _licences({name.removeprefix(top): text for name, text in found.items()})
 
@@ -127,14 +127,14 @@ def _licences(texts: Mapping[str, str]) -> dict[str, str]:
     stated = (licence_of_metadata(text) for name, text in sorted(texts.items()) if _METADATA.fullmatch(name))
     licence = next(filter(None, stated), None)
     if licence is None:
-        # Both must be permitted where both say something.
+        # If both state a licence, both must be permitted.
         said = (licence_of_pyproject(texts.get(_SETTINGS, "")), licence_of_texts(ours.values()))
         licence = all_stated(filter(None, said))
     if licence:
         licences[""] = licence
     for name, text in sorted(texts.items()):
         folder = name.rpartition("/")[0]
-        # A page of the manual about the licence is no licence of the manual.
+        # A page of the manual about the licence is not a licence of the manual.
         is_page = PurePosixPath(name).suffix.lower() in _PAGES
         if not (
             name in ours
@@ -165,7 +165,7 @@ def _is_licence_file(name: str) -> bool:
 # ---- BigQuery exports
 
 
-# What each field is called in the tables (files, contents, licenses, sample_*) and in joins of them.
+# The names of each field in the tables (files, contents, licenses, sample_*) and in joins of them.
 _NAMES = {
     "repo_name": ("repo_name", "sample_repo_name", "repo", "repository", "max_stars_repo_name"),
     "path": ("path", "sample_path", "file_path", "max_stars_repo_path"),
@@ -180,7 +180,7 @@ def read_export(path: Path) -> Iterator[SourceFile | DamagedRecord]:
     """The records of an export; the offset of a DamagedRecord is where its line begins.
 
     Raises:
-        ValueError: naming the fields, when they are not those of the tables.
+        ValueError: when the fields are not those of the tables; the message names them.
     """
     for line in read_json_lines(path):
         yield line if isinstance(line, DamagedRecord) else _parse_record(path, line)
@@ -205,7 +205,7 @@ def _parse_record(path: Path, line: Line) -> SourceFile | DamagedRecord:
         licence = " AND ".join(map(str, licence)) or None
     content = values["content"]
     try:
-        # Without content: BigQuery has none of binary files, which a NUL says here too.
+        # BigQuery has no content of binary files; a NUL marks them as binary here too.
         data = b"\0" if content is None or record.get("binary") in (True, "true") else str(content).encode()
     except UnicodeEncodeError:
         return DamagedRecord(str(path), offset, "content with half a surrogate pair")
@@ -222,7 +222,7 @@ def _parse_record(path: Path, line: Line) -> SourceFile | DamagedRecord:
 def read_loose(path: Path) -> SourceFile:
     """A file of an unpacked project.
 
-    The project is the nearest folder above with `.git`, else the highest with a licence.
+    The project is the nearest parent folder with `.git`, else the topmost one with a licence.
     """
     above = list(path.parents)
     repository = next((place for place, folder in enumerate(above) if (folder / ".git").exists()), None)
@@ -243,7 +243,7 @@ def read_loose(path: Path) -> SourceFile:
 
 @lru_cache(maxsize=4096)
 def own_licence(folder: Path) -> tuple[str | None, bool]:
-    """(the licence that a folder states by itself, whether anything marks it as a project)."""
+    """(the licence that the folder itself states, whether the folder is marked as a project)."""
     texts = {}
     for path in sorted(folder.iterdir(), key=str):
         if (_is_licence_file(path.name) or path.name in ("PKG-INFO", _SETTINGS)) and path.is_file():
@@ -253,7 +253,7 @@ def own_licence(folder: Path) -> tuple[str | None, bool]:
 
 
 def refusal(path: str, size: int) -> Drop | None:
-    """What path and size alone decide, so that the bytes need not be read."""
+    """The reason to drop a file by path and size alone, so that its bytes need not be read."""
     where = PurePosixPath(path)
     if not _VENDORED.isdisjoint(part.lower() for part in where.parts[:-1]):
         return Drop("vendored", detail=path)

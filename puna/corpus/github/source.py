@@ -2,19 +2,19 @@
 
 In:  archives (`*.whl`, `*.zip`, `*.tar.gz`, `*.tgz`, `*.tar.bz2`, `*.tar.xz`), exports of BigQuery's
      github_repos as JSON lines (`*.json`, `*.jsonl`, `*.json.gz`), or folders of unpacked projects.
-Out: one Document a file of source code or prose, its licence boilerplate gone, each content once.
+Out: one Document per file of source code or prose, without licence boilerplate, each content once.
 
     flask-3.1.3.whl ─┬─> METADATA: BSD-3-Clause ─────────────────┐
                      ├─> flask/app.py ─> SourceFile(licence) ────┴─> Document("flask-3.1.3/flask/app.py")
                      └─> flask/logo.png ─> SourceFile ─────────────> Drop("not source code or prose")
 
     steps/digests      the digest of every file's original content, by ranges
-    steps/duplicates   one content in many files: all but the first
-    .                  the others, filtered and cleaned
+    steps/duplicates   files with the same content: all but the first
+    .                  the other files, filtered and cleaned
 
-Which of several files of one content is first is decided by a hash of (project, path), whatever the order of
-the inputs. A project without a permitted licence gives nothing. Members are read in memory, bounded in size;
-nothing is unpacked to disk and nothing is run.
+Of several files with the same content, the one with the smallest hash of (project, path) is the first,
+whatever the order of the inputs. A project without a permitted licence gives no documents. Members are read
+in memory, bounded in size; nothing is unpacked to disk and no code is run.
 """
 
 import codecs
@@ -68,7 +68,7 @@ class Options:
     """Keep one file of each content over all inputs."""
 
     def validate(self) -> None:
-        """Raise ValueError for a value that makes no sense."""
+        """Raise ValueError for an invalid option, by name."""
         if self.max_line < 1 or self.max_mean_line <= 0:
             raise ValueError("max_line and max_mean_line must be more than 0")
         if not 0 <= self.min_alphanumeric <= 1:
@@ -81,7 +81,7 @@ class Options:
 def find(folder: Path) -> list[Path]:
     """A folder's archives, exports and files of unpacked projects (with their licences); sorted.
 
-    A project is a folder with a licence, packaging metadata or `.git`: what is packed in it is part of it.
+    A project is a folder with a licence, packaging metadata or `.git`; archives in it are part of it.
     """
     found = []
     for path in folder.rglob("*"):
@@ -100,7 +100,7 @@ def find(folder: Path) -> list[Path]:
 def read(path: Path, options: Options = Options()) -> Iterator[SourceFile | DamagedRecord]:
     """Stream the files of an archive, the records of an export, or the one file of an unpacked project.
 
-    The offset of a DamagedRecord is where its member or its line begins.
+    The offset of a DamagedRecord is the start of its member or line.
     """
     if EXPORT.fullmatch(path.name):
         yield from read_export(path)
@@ -114,7 +114,7 @@ def read(path: Path, options: Options = Options()) -> Iterator[SourceFile | Dama
 
 
 def clean(file: SourceFile, options: Options = Options()) -> Document | Drop:
-    """A source file under a permitted licence, or why it is left out."""
+    """A source file under a permitted licence, or the reason why it is dropped."""
     if file.licence is None or not is_permitted(file.licence):
         return Drop("licence not permitted", detail=f"{file.project}: {file.licence or 'none stated'}")
     if refused := refusal(file.path, file.size):
@@ -149,13 +149,13 @@ _UTF_16_OR_32 = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# What Python, Ruby, Emacs and Vim take for the name of a file's encoding, on its first two lines.
+# The encoding declarations of Python, Ruby, Emacs and Vim, in the first two lines of a file.
 _COOKIE = re.compile(rb"^[^\n]{0,200}?(?:coding|fileencoding|\bfenc)[:=][ \t]*['\"]?([-\w.]+)", re.IGNORECASE)
 _XML_ENCODING = re.compile(rb"\s*<\?xml\s[^>]{0,200}?encoding\s*=\s*['\"]([-\w.]+)|@charset \"([-\w.]+)\"")
 
 
 def _decode(data: bytes) -> str | None:
-    """The text of a file by its byte order mark, else as UTF-8, else by the encoding that it names."""
+    """The text of a file, decoded by its byte order mark, else as UTF-8, else by the encoding it declares."""
     text = _decoded(data)
     if text is None or "\0" in text:
         return None
@@ -174,7 +174,7 @@ def _decoded(data: bytes) -> str | None:
     cookies = (_COOKIE.match(line) for line in data.split(b"\n", 2)[:2])
     named = next(filter(None, cookies), None) or _XML_ENCODING.match(data)
     name = next(filter(None, named.groups()), b"").decode("ascii") if named else ""
-    # Emacs appends how lines end.
+    # Emacs appends the kind of line ends.
     name = re.sub(r"-(?:unix|dos|mac)$", "", name, flags=re.IGNORECASE)
     return _decoded_as(name, data) if name else None
 
@@ -182,7 +182,7 @@ def _decoded(data: bytes) -> str | None:
 def _decoded_as(encoding: str, data: bytes) -> str | None:
     try:
         text = data.decode(encoding)
-    except (UnicodeError, LookupError):  # unknown, or none of text
+    except (UnicodeError, LookupError):  # unknown, or not an encoding of text
         return None
     return text.removeprefix("\ufeff")
 
@@ -198,7 +198,7 @@ def _count_alphanumeric(text: str) -> int:
 
 # ---- the steps ------------------------------------------------------------------------------------
 
-# A content's digest; a hash of project and path, by which the first is chosen; the place in its shard.
+# The digest of the content; a hash of project and path, which decides the first; the place in its shard.
 _FIELDS = [("key", "<u8"), ("first", "<u8"), ("order", "<u8")]
 _BATCH = 4096
 
@@ -254,7 +254,7 @@ def _digest(data: bytes) -> int:
 
 
 def write_duplicates(files: tuple[Path, ...], shard: Shard, out: Path) -> dict[str, Any]:
-    """Of one range of digests, the places of all files but the first of each content."""
+    """The places of duplicate files in one range of digests: all but the first of each content."""
     path = out / f"{shard.name}.npy"
     write_repeated(files, number_of(shard), True, path)
     return {"outputs": [path], "counts": {}, "bad": 0}
@@ -263,7 +263,7 @@ def write_duplicates(files: tuple[Path, ...], shard: Shard, out: Path) -> dict[s
 def write_cleaned(
     options: Options, repeated: tuple[Path, ...], keep_dropped: bool, shard: Shard, out: Path
 ) -> dict[str, Any]:
-    """A shard's files, but those whose content is another's, cleaned."""
+    """The files of a shard, cleaned, without duplicates."""
     gone = set(repeated_in(repeated, number_of(shard)).tolist())
     seen = 0
     with ShardWriter(out, shard.name, "github", keep_dropped) as writer:

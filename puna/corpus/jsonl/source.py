@@ -1,14 +1,14 @@
 """Documents that exist already: JSON lines or Parquet with a text field -> documents.
 
-In:  `*.jsonl`, plain or in gzip, bzip2 or Zstandard, or `*.parquet`; fields are named by options.
-Out: one Document per record whose source is named by an option, so that it is a stream of a mixture.
+In:  `*.jsonl`, `*.json`, `*.ndjson`, plain, gzip, bzip2 or Zstandard; `*.parquet`. Options name the fields.
+Out: one Document per record. An option names the source, which is a stream of the training mixture.
 
     {"text": "Llamas hum.", "id": "a7"} ─> Document("a7", "notes", "Llamas hum.")
     {"text": null}                      ─> DamagedRecord("notes.jsonl", 31, "line 2: …")
     {"text": "  "}                      ─> Drop("empty")
 
-Ids are made from the file and the line (`notes.jsonl:1`) unless a field is named. Ids of a field are compared
-over the whole corpus: a record whose id another record has already, or that has none, gets such an id too.
+Without an id field, ids are made from file and line (`notes.jsonl:1`). Ids from a field are compared over the
+whole corpus: a record without an id, or with the id of an earlier record, gets an id from file and line too.
 
     steps/ids        with an id field: the hashes of the ids by range
     steps/repeated   records of one id: all but the first
@@ -173,7 +173,7 @@ def write_ids(options: Options, n_ranges: int, shard: Shard, out: Path) -> dict[
 
 
 def write_losers(ids: tuple[Path, ...], shard: Shard, out: Path) -> dict[str, Any]:
-    """Of one range of ids, the places of all records but the first with each id."""
+    """The places of records with repeated ids in one range: all but the first of each id."""
     path = out / f"{shard.name}.npy"
     _, lost = write_repeated(ids, number_of(shard), True, path)
     return {"outputs": [path], "counts": {"ids seen again": lost}, "bad": 0}

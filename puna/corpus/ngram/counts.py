@@ -1,17 +1,18 @@
-"""Token ids -> n-grams of every order with their counts, sorted, in files: what Kneser-Ney smoothing needs.
+"""Token ids -> sorted files of n-grams of every order with counts, the input of Kneser-Ney smoothing.
 
 In:  lines of word ids; 0, 1, 2 are <unk>, <s>, </s>.
 Out: a file of n-grams for each order, each sorted by its last word first.
 
     lines ─> tokens ─> 5-grams, counted ─> 4-grams ─> 3-grams ─> 2-grams ─> words
 
-Every list is a file, and is worked on by pieces: what is held is bounded by `memory`, whatever the corpus. An
-n-gram is a 64-bit key, its last word in the highest 16 bits, then the one before ..., and of five words the
-first beside it: so an n-gram's shorter endings are prefixes of its key, and lie together.
+Every list is a file and is processed in pieces, so memory is bounded by `memory` for any corpus. An n-gram is
+a 64-bit key with its last word in the highest 16 bits, then the word before it, and so on; the first of five
+words is a separate field. So the endings of an n-gram are prefixes of its key, and n-grams with the same
+ending are adjacent.
 
-The highest order counts occurrences; a lower order counts the words that were seen before the n-gram, except
-where it begins with <s>, before which there is nothing. An <unk> in the lines stands for many words: it is
-not counted, and what follows it is counted without what was before.
+The highest order counts occurrences. A lower order counts the distinct words before the n-gram, or
+occurrences if it begins with <s>, which nothing precedes. An <unk> in the lines stands for many words:
+n-grams that end with it are not counted, and contexts do not extend beyond it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,18 +28,18 @@ UNK, BOS, EOS = 0, 1, 2
 SPECIALS = ("<unk>", "<s>", "</s>")
 MAX_ORDER = 5
 MAX_WORDS = 1 << 16
-WORKING = 6  # times its records that sorting a piece needs
+WORKING = 6  # memory for sorting a piece, as a multiple of its size
 
-# `count` is what is discounted, `seen` how often the n-gram occurred.
+# `count` is the count that is discounted, `seen` the number of occurrences.
 GRAM = np.dtype([("key", "<u8"), ("first", "<u2"), ("count", "<u4"), ("seen", "<u4")])
-_LEAD = MAX_ORDER - 1  # tokens that come before an n-gram's last
+_LEAD = MAX_ORDER - 1  # tokens before the last of an n-gram
 _HELD_TOKENS = 1 << 20
 
 Grams = NDArray[Any]
 
 
 def write_tokens(lines: Iterable[Sequence[int]], n_words: int, path: Path) -> int:
-    """All ids in one file, </s> after each line; how many."""
+    """Write all ids to one file, </s> after each line; return their number."""
     held: list[int] = []
     n_lines = n_tokens = 0
 
@@ -46,9 +47,9 @@ def write_tokens(lines: Iterable[Sequence[int]], n_words: int, path: Path) -> in
         nonlocal n_lines, n_tokens
         ids = np.array(held, np.int64)
         if len(ids) and (ids.min() < 0 or ids.max() >= n_words):
-            raise ValueError(f"a line holds an id that is none of the {n_words} words")
+            raise ValueError(f"a line has an id outside of the {n_words} words")
         if (ids == BOS).any() or (ids == EOS).sum() != n_lines:
-            raise ValueError("a line holds <s> or </s>, which mark its ends; take them out")
+            raise ValueError("a line has <s> or </s>, which mark its ends; remove them")
         append(path, ids.astype("<u2"))
         n_tokens += len(ids)
         held.clear()
@@ -62,12 +63,12 @@ def write_tokens(lines: Iterable[Sequence[int]], n_words: int, path: Path) -> in
             write()
     write()
     if n_tokens >= 1 << 32:
-        raise ValueError(f"{n_tokens} tokens; counts hold {(1 << 32) - 1} at most, train on fewer documents")
+        raise ValueError(f"{n_tokens} tokens are more than {(1 << 32) - 1}; train on fewer documents")
     return n_tokens
 
 
 def _ngrams(tokens: NDArray[np.uint16], order: int) -> Grams:
-    """The n-gram that ends at each token but the first four, which only come before; <s> before a line."""
+    """The n-gram that ends at each token after the first four, which are context; <s> pads line starts."""
     length = len(tokens) - _LEAD
     grams = np.zeros(length, GRAM)
     key = tokens[_LEAD:].astype(np.uint64) << np.uint64(48)
@@ -77,7 +78,7 @@ def _ngrams(tokens: NDArray[np.uint16], order: int) -> Grams:
         before = tokens[_LEAD - back : len(tokens) - back]
         inside &= before != EOS
         word = np.where(inside, before, BOS)
-        word[last == UNK] = UNK  # what is before an unknown word is forgotten
+        word[last == UNK] = UNK  # the context before an unknown word is dropped
         last = word
         if back < 4:
             key |= word.astype(np.uint64) << np.uint64(48 - 16 * back)
@@ -89,14 +90,14 @@ def _ngrams(tokens: NDArray[np.uint16], order: int) -> Grams:
 
 
 def _read_tokens(path: Path, start: int, stop: int) -> NDArray[np.uint16]:
-    """Tokens `start` to `stop`, and the four before them."""
+    """Tokens `start` to `stop`, with the four tokens before them."""
     first = max(start - _LEAD, 0)
     tokens = np.fromfile(path, "<u2", stop - first, offset=2 * first)
     return np.concatenate([np.full(_LEAD - (start - first), EOS, "<u2"), tokens])
 
 
 def _combined(grams: Grams) -> Grams:
-    """Sorted, each n-gram once, its occurrences added up."""
+    """Sorted n-grams without duplicates, their occurrences added up."""
     if not len(grams):
         return grams
     grams = grams[np.lexsort((grams["first"], grams["key"]))]
@@ -108,7 +109,7 @@ def _combined(grams: Grams) -> Grams:
 
 
 def count_ngrams(folder: Path, n_tokens: int, order: int, memory: int) -> Path:
-    """The n-grams of the highest order, each with how often it occurred."""
+    """The n-grams of the highest order, with their numbers of occurrences."""
     tokens, path = folder / "tokens", folder / f"{order}-grams"
     places = np.linspace(0, n_tokens, 257).astype(np.int64)[:-1]
     sampled = [_ngrams(_read_tokens(tokens, at, min(at + 1024, n_tokens)), order)["key"] for at in places]
@@ -125,7 +126,7 @@ def count_ngrams(folder: Path, n_tokens: int, order: int, memory: int) -> Path:
 
 
 def shorten(longer: Path, order: int, folder: Path, memory: int) -> Path:
-    """The n-grams of an order from those one word longer, of which all with the same ending lie together."""
+    """The n-grams of an order, from those one word longer; n-grams with the same ending are adjacent."""
     path = folder / f"{order}-grams"
     held = np.zeros(0, GRAM)
     for _, grams in pieces(longer, GRAM, memory // WORKING):
@@ -141,7 +142,7 @@ def shorten(longer: Path, order: int, folder: Path, memory: int) -> Path:
         else:
             append(path, _adjusted(held, order))
         append(path, _adjusted(part[:-1], order))
-        held = part[-1:]  # the next piece may go on with it
+        held = part[-1:]  # the next piece may begin with the same n-gram
     held = _adjusted(held, order)
     if order > 1:
         append(path, held)
@@ -155,25 +156,25 @@ def shorten(longer: Path, order: int, folder: Path, memory: int) -> Path:
 
 
 def _adjusted(grams: Grams, order: int) -> Grams:
-    """Nothing comes before <s>: what begins with it keeps its occurrences."""
+    """The n-grams with `count` set to occurrences if they begin with <s>, which nothing precedes."""
     grams["count"] = np.where(word_at(grams, order - 1) == BOS, grams["seen"], grams["count"])
     return grams
 
 
 def ending_mask(order: int) -> np.uint64:
-    """Of a key, the bits of the last `order` words."""
+    """The mask of the last `order` words in a key."""
     return np.uint64(((1 << 16 * min(order, 4)) - 1) << 16 * (4 - min(order, 4)))
 
 
 def word_at(grams: Grams, place: int) -> NDArray[np.uint64]:
-    """A word of each n-gram, counted from the last, which is 0."""
+    """The word of each n-gram at `place`, counted from the last, which is 0."""
     if place == 4:
         return grams["first"].astype(np.uint64)
     return (grams["key"] >> np.uint64(48 - 16 * place)) & np.uint64(0xFFFF)
 
 
 def is_real(grams: Grams, order: int) -> NDArray[np.bool_]:
-    """Which are n-grams: a second <s> only fills the space before a line, <unk> is what was forgotten."""
+    """Which records are n-grams of this order: not those padded with a second <s> or a dropped context."""
     if order == 1:
         return np.ones(len(grams), bool)
     return (word_at(grams, order - 2) != BOS) & (word_at(grams, order - 1) != UNK)

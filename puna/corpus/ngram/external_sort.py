@@ -1,10 +1,10 @@
-"""Sorting more than memory holds: records are dealt to files by ranges of keys, then taken file by file.
+"""External sorting: records are distributed to files by ranges of keys, then read file by file.
 
     records ─add─> bucket 0   keys below splits[0]           ─take(0)─> as many as fit in memory
             └────> bucket 1   from splits[0] to splits[1]    ─take(1)─> …
 
-Unlike dedup/hash_ranges.py, whose keys are hashes, keys may be distributed in any way, and buckets follow
-each other in their order: the splits come from a sample of the keys.
+Unlike in dedup/hash_ranges.py, whose keys are hashes, keys may have any distribution: the splits come from a
+sample of the keys. Buckets are in key order.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 
 class Buckets:
-    """Files of records by ranges of an unsigned 64-bit key; `splits` are where the second to last begin."""
+    """Files of records by ranges of an unsigned 64-bit key; `splits` are the starts of all but the first."""
 
     def __init__(self, folder: Path, dtype: np.dtype[Any], splits: NDArray[np.uint64]) -> None:
         self._folder, self._dtype, self._splits = folder, dtype, splits
@@ -24,7 +24,7 @@ class Buckets:
         folder.mkdir(parents=True)
 
     def add(self, records: NDArray[Any], keys: NDArray[np.uint64]) -> None:
-        """Deal records to their files, by their keys."""
+        """Distribute records to the files by their keys."""
         numbers = np.searchsorted(self._splits, keys, side="right")
         if (numbers[1:] < numbers[:-1]).any():
             order = np.argsort(numbers, kind="stable")
@@ -44,7 +44,7 @@ class Buckets:
 
 
 def split_keys(sample: NDArray[np.uint64], size: int, memory: int) -> NDArray[np.uint64]:
-    """Where to split keys like the sample's so that `size` bytes fall into parts of about `memory`."""
+    """The keys that split `size` bytes into parts of about `memory` bytes, estimated from a sample."""
     parts = -(-size // memory)
     sample = np.sort(sample)
     return np.unique(sample[np.arange(1, parts) * len(sample) // parts])
@@ -65,7 +65,7 @@ def pieces(path: Path, dtype: np.dtype[Any], size: int) -> Iterator[tuple[int, N
 
 
 def begins_of(*columns: NDArray[Any]) -> NDArray[np.intp]:
-    """Of sorted columns, not empty, the rows at which a new value begins."""
+    """The rows at which a new value begins in sorted, non-empty columns."""
     changes = np.zeros(len(columns[0]), bool)
     changes[0] = True
     for column in columns:

@@ -6,9 +6,10 @@ Out: one ARPA file: log10 probabilities and back-off weights.
     lines ─> n-grams of every order (puna.corpus.ngram.counts) ─> by context: discounted(w | h), weight(h) ─┐
     ARPA  <─ p(w | h) = discounted(w | h) + weight(h) * p(w | h without its first word)  <────────────┘
 
-Chen and Goodman (1998), section 3: three discounts an order, from how many n-grams have count 1, 2, 3 and 4
-(their equation 26); what they take is the weight of the shorter n-grams. Single words are interpolated with
-the uniform distribution over the vocabulary and <unk>, which is all that an unseen word gets.
+Chen and Goodman (1998), section 3: three discounts per order, from the numbers of n-grams with count 1, 2, 3
+and 4 (their equation 26); the discounted mass is the weight of the shorter n-grams. Single words are
+interpolated with the uniform distribution over the vocabulary and <unk>, which is the whole probability of
+unseen words.
 """
 
 import shutil
@@ -42,17 +43,17 @@ from puna.corpus.ngram.counts import (
 from puna.corpus.ngram.external_sort import Buckets, append, begins_of, pieces, split_keys
 from puna.files import atomic_file
 
-FALLBACK = (0.5, 1.0, 1.5)  # what lmplz falls back to
+FALLBACK = (0.5, 1.0, 1.5)  # the fallback of lmplz
 
 _IN_CONTEXT = np.dtype([("key", "<u8"), ("row", "<u4"), ("count", "<u4"), ("kept", "?")])
 _WEIGHED = np.dtype([("row", "<u4"), ("prob", "<f4"), ("weight", "<f4")])
 _MIN_MEMORY = 1 << 20
-_LINES = 1 << 20  # lines of ARPA that are put together at once
+_LINES = 1 << 20  # lines of ARPA that are formatted at once
 
 
 @dataclass(frozen=True)
 class Level:
-    """The n-grams of one order: their file, how many, how many are kept, and the discounts of 0, 1, 2, 3+."""
+    """The n-grams of one order: file, number, number kept, and the discounts of counts 0, 1, 2, 3+."""
 
     order: int
     path: Path
@@ -73,17 +74,17 @@ def train_kneser_ney(
 ) -> dict[str, Any]:
     """Write the model of the lines as ARPA to `out`; returns its tokens, n-grams and discounts.
 
-    `prune` gives an order's n-grams that occurred that often or less no line of their own, order by order,
-    the last for all longer ones: (0, 0, 1) prunes n-grams of three words or more seen once. `fallback`
-    are the discounts of counts 1, 2 and 3+ for an order whose own cannot be estimated. `memory` is about how
-    many bytes are held; it changes no byte of the result.
+    `prune` holds a threshold per order, the last for all longer n-grams: n-grams that occur that often or
+    less are omitted, so (0, 0, 1) prunes n-grams of three words or more that occur once. `fallback` holds the
+    discounts of counts 1, 2 and 3+ for orders whose discounts cannot be estimated. `memory` is the
+    approximate number of bytes in memory; it does not affect the result.
 
     Raises:
-        ValueError: options out of range, ids that are no words, a corpus too small to estimate discounts.
+        ValueError: options out of range, invalid ids, a corpus too small to estimate discounts.
     """
     thresholds = _thresholds(order, prune)
     if not len(SPECIALS) < len(words) <= MAX_WORDS or tuple(words[: len(SPECIALS)]) != SPECIALS:
-        raise ValueError(f"words must begin with {' '.join(SPECIALS)} and be {MAX_WORDS} at most")
+        raise ValueError(f"words must begin with {' '.join(SPECIALS)} and number at most {MAX_WORDS}")
     if memory < _MIN_MEMORY:
         raise ValueError(f"memory is {memory} bytes; give at least {_MIN_MEMORY}")
     folder = out.with_name(f".{out.name}.grams.partial")  # a name that remove_partials knows
@@ -144,7 +145,7 @@ def _level(
 def _discounts(
     order: int, having: list[int], fallback: tuple[float, float, float] | None
 ) -> tuple[float, float, float]:
-    """D1, D2, D3+ from how many n-grams have each count (Chen and Goodman, equation 26)."""
+    """D1, D2, D3+ from the numbers of n-grams with each count (Chen and Goodman, equation 26)."""
     _, one, two, three, four, _ = having
     if one and two and three:
         y = one / (one + 2 * two)
@@ -171,14 +172,14 @@ def _contexts(grams: Grams) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class Weighed:
-    """What an order's contexts say: by its rows, probabilities and weights; by the rows below, back-offs."""
+    """Probabilities and weights by the rows of an order; back-offs by the rows of the order below."""
 
     rows: Buckets
     backoffs: Path
 
 
 def _weigh(level: Level, below: Level, memory: int) -> Weighed:
-    """For each n-gram its discounted probability, and the weight that its context leaves to shorter ones."""
+    """The discounted probability of each n-gram, and the weight that its context leaves to shorter ones."""
     folder, n = level.path.parent, level.order
     sample = np.memmap(level.path, GRAM, "r")[:: max(level.rows // (1 << 18), 1)]
     splits = split_keys(_contexts(sample), level.rows * _IN_CONTEXT.itemsize * WORKING, memory)
@@ -208,7 +209,7 @@ def _weigh(level: Level, below: Level, memory: int) -> Weighed:
             result, weights = _discounted(records, begins, level.discounts)
             weighed.rows.add(result, result["row"].astype(np.uint64))
             places = np.searchsorted(keys, records["key"][begins])
-            assert (keys[places] == records["key"][begins]).all(), "a context that is no n-gram"
+            assert (keys[places] == records["key"][begins]).all(), "a context that is not an n-gram"
             backoffs[places] = _log10(weights)
         append(weighed.backoffs, backoffs)
     return weighed
@@ -217,10 +218,10 @@ def _weigh(level: Level, below: Level, memory: int) -> Weighed:
 def _discounted(
     records: Grams, begins: NDArray[np.intp], discounts: NDArray[np.float64]
 ) -> tuple[Grams, NDArray[np.float64]]:
-    """Of records in order of their contexts: those kept, weighed, and each context's weight."""
+    """(the kept records with probabilities, the weight of each context); records are sorted by context."""
     count = records["count"].astype(np.float64)
     total = np.add.reduceat(count, begins)
-    # What is pruned gives all that it has to the shorter ones.
+    # A pruned n-gram gives its whole mass to the shorter ones.
     taken = np.where(records["kept"], discounts[np.minimum(records["count"], 3)], count)
     weights = np.add.reduceat(taken, begins) / total
     group = np.repeat(np.arange(len(begins)), np.diff(begins, append=len(records)))
@@ -245,7 +246,7 @@ def _keys(path: Path, start: int, stop: int) -> NDArray[np.uint64]:
 
 
 def _log10(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Between -99, which ARPA has for nothing, and 0."""
+    """log10, limited to the range from -99, which is ARPA's zero probability, to 0."""
     return np.minimum(np.log10(np.maximum(values, 1e-99)), 0)
 
 
@@ -280,12 +281,12 @@ def _write_arpa(
 
 
 def _single_words(level: Level) -> Iterator[tuple[int, Grams, NDArray[np.float64]]]:
-    """Probabilities of words after nothing, interpolated with the uniform distribution; 1 for <s>."""
+    """Probabilities of single words, interpolated with the uniform distribution; 1 for <s>."""
     grams = np.fromfile(level.path, GRAM)
     count = grams["count"].astype(np.float64)
     taken = level.discounts[np.minimum(grams["count"], 3)]
     probs = (count - taken + taken.sum() / (len(grams) - 1)) / count.sum()  # <s> is never predicted
-    probs[word_at(grams, 0) == BOS] = 1  # so that it may be scored as a part of a sentence, as lmplz has it
+    probs[word_at(grams, 0) == BOS] = 1  # so that it may be scored as part of a sentence, as in lmplz
     yield 0, grams, probs
 
 
@@ -308,7 +309,7 @@ def _interpolated(
 
 
 def _lines(grams: Grams, order: int, words: pa.Array, columns: Sequence[NDArray[Any]]) -> bytes:
-    """`probability <tab> words [<tab> back-off]`, a line each."""
+    """One line per n-gram: `probability <tab> words [<tab> back-off]`."""
     if not len(grams):
         return b""
     spelled = [words.take(pa.array(word_at(grams, place))) for place in range(order - 1, -1, -1)]

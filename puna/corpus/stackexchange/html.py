@@ -1,7 +1,7 @@
-"""HTML to text, for posts: what a reader sees, line by line, without the tags.
+"""HTML -> text for posts: the visible text line by line, without tags.
 
 In:  HTML as people and Markdown write it: damaged, unclosed, nested.
-Out: plain text. Paragraphs are a blank line apart, list items a line, code as it stands.
+Out: plain text. Paragraphs are separated by a blank line, list items are lines, code is unchanged.
 
     <p>Grind <b>first</b>:</p><ol><li>beans</li></ol><pre><code>grind(  beans)</code></pre>
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
-# How many line breaks stand before and after an element, at least.
+# The minimum number of line breaks before and after an element.
 _BREAKS = {
     **dict.fromkeys(["p", "h1", "h2", "h3", "h4", "h5", "h6", "blockquote", "pre", "hr", "table", "dl"], 2),
     **dict.fromkeys(["ul", "ol"], 2),
@@ -27,19 +27,19 @@ _BLOCKS = frozenset({*_BREAKS, "br", "td", "th"})
 _HIDDEN = frozenset(
     {"script", "style", "template", "noscript", "iframe", "object", "head", "title", "textarea"}
 )
-# Where white space is more than one space; to look for every space would take longer than parsing.
+# White space other than a single space; matching every space would take longer than parsing.
 _ROUGH = re.compile(r"(?:[\t\n\r\f]| (?=[ \t\n\r\f]))[ \t\n\r\f]*")
 
 
 def text_of(html: str) -> str:
     """The text of an HTML fragment."""
-    # Without a mark there is nothing to parse.
+    # Without markup there is nothing to parse.
     if "<" not in html and "&" not in html:
         return _ROUGH.sub(" ", html).strip()
     root = LexborHTMLParser(html).body
     writer = _Writer()
     node = root.child if root is not None else None
-    # By hand rather than by recursion: a post may nest deeper than Python calls.
+    # Not recursive: a post may be nested deeper than Python's call stack.
     above: list[tuple[LexborNode, str]] = []
     while node is not None:
         tag = node.tag or ""
@@ -64,12 +64,12 @@ def text_of(html: str) -> str:
 
 @dataclass
 class _List:
-    number: int | None  # of the next item, where they are numbered
+    number: int | None  # the number of the next item in an ordered list
     is_empty: bool = True
 
 
 class _Writer:
-    """What has been written, and what stands before the next word: line breaks, then an item's mark."""
+    """The text so far, and what precedes the next word: line breaks, then an item's mark."""
 
     def __init__(self) -> None:
         self.parts: list[str] = []
@@ -77,7 +77,7 @@ class _Writer:
         self._mark = ""
         self._lists: list[_List] = []
         self._in_pre = 0
-        self._after_space = True  # whether another space would be one too many
+        self._after_space = True  # whether the text ends in white space, so that no space is added
 
     def start(self, tag: str, node: LexborNode) -> None:
         """An element of _BLOCKS begins."""
@@ -115,7 +115,7 @@ class _Writer:
     def text(self, text: str) -> None:
         """Words between tags: in code as they are, elsewhere with single spaces."""
         if not self._in_pre:
-            if text.isspace():  # as half of all texts are, between paragraphs
+            if text.isspace():  # half of all texts, between paragraphs, are empty
                 if self._after_space or self._breaks:
                     return
                 text = " "
@@ -139,7 +139,7 @@ class _Writer:
 
     def _start_item(self) -> None:
         kind = self._lists[-1] if self._lists else _List(None)
-        # Items stand close together, also those that are paragraphs; the first as far off as its list.
+        # No blank lines between items, even if they are paragraphs; before the first one, those of its list.
         self._breaks = max(self._breaks, 1) if kind.is_empty else 1
         kind.is_empty = False
         self._mark = "  " * (len(self._lists) - 1) + ("- " if kind.number is None else f"{kind.number}. ")

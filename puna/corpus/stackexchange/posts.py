@@ -1,11 +1,11 @@
 """The rows of a StackExchange `Posts.xml`, plain or in a .7z, one at a time.
 
-In:  <row Id="7" PostTypeId="2" ParentId="5" Score="11" Body="&lt;p&gt;Tamping is ..." />, a row a post.
+In:  <row Id="7" PostTypeId="2" ParentId="5" Score="11" Body="&lt;p&gt;Tamping is ..." />, one per post.
 Out: Post(id=7, kind="2", parent=5, score=11, body="<p>Tamping is ...").
 
-Rows are cut at `<row` and each is parsed alone: a damaged row costs that row and not the 100 GB after it, and
-a dump can neither define entities nor refer to other files. An archive is unpacked while it is read, never to
-memory or disk as a whole.
+Rows are cut at `<row` and each is parsed alone: only the damaged row is lost, not the 100 GB after it, and a
+dump can neither define entities nor refer to other files. An archive is decompressed while it is read, never
+as a whole to memory or disk.
 """
 
 import re
@@ -25,7 +25,7 @@ from py7zr.exceptions import ArchiveError
 from puna.corpus.document import DamagedRecord
 
 QUESTION, ANSWER = "1", "2"
-MAX_ROW_BYTES = 4 << 20  # a post is at most 30,000 characters; its HTML some times that
+MAX_ROW_BYTES = 4 << 20  # a post has at most 30,000 characters; its HTML a few times that
 _READ_BYTES = 1 << 20
 _DAMAGE = (
     ArchiveError,
@@ -57,7 +57,7 @@ class Post:
 def read_posts(path: Path) -> Iterator[Post | DamagedRecord]:
     """Stream the posts of a dump. The offset of a DamagedRecord counts bytes of XML, after decompression."""
     held = b""
-    offset = 0  # of the first byte held
+    offset = 0  # offset of the first buffered byte
     begun = False
     trouble = ""
     tail = b""
@@ -65,14 +65,14 @@ def read_posts(path: Path) -> Iterator[Post | DamagedRecord]:
         while True:
             try:
                 block = next(blocks, b"")
-            except _DAMAGE as error:  # what was unpacked before it has been read already
+            except _DAMAGE as error:  # the data before it has been read already
                 block, trouble = b"", f"compressed data is damaged or cut ({error})"
             tail = (tail + block)[-64:]
             held += block
             pieces = held.split(b"<row ")
             if not begun:
                 begun = len(pieces) > 1 or b"<posts" in pieces[0]
-            # Before the first row, and between rows; the last may go on in the next block.
+            # The first piece comes before any row; the last may continue in the next block.
             last = pieces.pop()
             for piece in pieces:
                 if item := _post(piece, path, offset):
@@ -85,7 +85,7 @@ def read_posts(path: Path) -> Iterator[Post | DamagedRecord]:
                 yield DamagedRecord(
                     str(path), offset, f"more than {MAX_ROW_BYTES} bytes without a row; skipped"
                 )
-                # Keep what may be the beginning of a mark.
+                # Keep bytes that may be the beginning of `<row `.
                 offset, held = offset + len(held) - 8, held[-8:]
     if held and (item := _post(held, path, offset)):
         yield item
@@ -101,7 +101,7 @@ _REFERENCE = re.compile(rb"&#(?:x([0-9A-Fa-f]{1,6})|([0-9]{1,7}));")
 
 
 def _post(piece: bytes, path: Path, offset: int) -> Post | DamagedRecord | None:
-    """The post in what stands between two `<row`; None before the first."""
+    """The post in the text between two `<row`; None before the first."""
     if offset == 0:
         return None
     offset -= len(b"<row ")
@@ -165,7 +165,7 @@ def _blocks(path: Path) -> Iterator[Iterator[bytes]]:
                     if not names:
                         raise ValueError("no Posts.xml in the archive")
                     archive.extract(targets=names[:1], factory=pipe)
-            except BaseException as error:  # the thread that reads is to raise it
+            except BaseException as error:  # the reading thread raises it
                 pipe.error = error
             pipe.ended.set()
 
@@ -179,7 +179,7 @@ def _blocks(path: Path) -> Iterator[Iterator[bytes]]:
 
 
 class _Pipe(Py7zIO, WriterFactory):
-    """What the unpacking thread writes, and the reading one reads: py7zr pushes, and rows are pulled."""
+    """Connects the decompressing thread, into which py7zr pushes data, with the thread that reads rows."""
 
     def __init__(self) -> None:
         self._queue: Queue[bytes] = Queue(maxsize=4)
@@ -203,7 +203,7 @@ class _Pipe(Py7zIO, WriterFactory):
 
     def blocks(self) -> Iterator[bytes]:
         while True:
-            ended = self.ended.is_set()  # asked first: what is written before the end is in the queue
+            ended = self.ended.is_set()  # checked first, so that data written before the end is in the queue
             try:
                 yield self._queue.get(timeout=0.1)
             except Empty:

@@ -1,15 +1,15 @@
-"""StackExchange: dumps of posts -> documents, a question and its answers each (paper section 2.1).
+"""StackExchange: dumps of posts -> documents, each a question with its answers (paper section 2.1).
 
 In:  `Posts.xml` in a folder named by its site, or the site's archive, as the dumps are published.
-Out: one Document a question: title, body, then the answers by score, highest first.
+Out: one Document per question: title, body, then the answers by score, highest first.
 
     coffee.stackexchange.com.7z  ─> posts ─┬─> range 0: questions 0-49,999 and their answers ─> documents
     stackoverflow.com-Posts.7z   ─> posts ─┼─> range 0 ─> documents
                                            └─> range 1: questions 50,000-99,999 ─> documents
 
-Answers stand anywhere behind their question, in stackoverflow 100 GB behind. So a first step, a task a dump,
-writes the posts by range of their question's number; a second, a task a range, joins what belongs together.
-Both hold a few tens of MB, however large the site. Of more sites than `sites`, the largest are kept.
+An answer may be anywhere after its question, in stackoverflow 100 GB later. So a first step, one task per
+dump, writes the posts by range of their question's number; a second, one task per range, joins questions and
+answers. Both need a few tens of MB of memory for any site. Of more sites than `sites`, the largest are kept.
 """
 
 import json
@@ -36,8 +36,8 @@ from puna.stages.stage import Executor, Shard
 PATTERNS: tuple[str, ...] = ("Posts.xml", "*.7z")
 
 IDS_PER_RANGE = 50_000  # about 75 MB of posts
-SPILL_CHARACTERS = 16 << 20  # held by a task of the first step before it writes
-MAX_TAGS = 20_000  # in a post's HTML: the time of parsing grows with the square of their depth
+SPILL_CHARACTERS = 16 << 20  # buffered by a task of the first step before it writes
+MAX_TAGS = 20_000  # maximum nesting in a post's HTML: parsing time grows with its square
 
 _OTHER_TABLES = re.compile(r"-(?:Badges|Comments|PostHistory|PostLinks|Tags|Users|Votes)\.7z$")
 _ARCHIVE = re.compile(r"(?:-Posts)?\.7z$")
@@ -65,7 +65,7 @@ class Options:
     """Minimum number of answers; questions with fewer are dropped."""
 
     def validate(self) -> None:
-        """Raise ValueError naming the option that cannot be."""
+        """Raise ValueError for an invalid option, by name."""
         if self.sites < 1:
             raise ValueError(f"sites is {self.sites}; it must be 1 or more")
         if self.min_answers < 0:
@@ -90,7 +90,7 @@ def read(path: Path, options: Options = Options()) -> Iterator[Post | DamagedRec
 
 
 def clean(thread: Thread, options: Options = Options()) -> Document | Drop:
-    """`Q: title, body`, then `A: answer` by score, the highest first and the older of equals."""
+    """`Q: title, body`, then `A: answer` by score, the highest first, of equal scores the older first."""
     name = f"{thread.site}/{thread.question.id}"
     answers = sorted(thread.answers, key=lambda answer: (-answer.score, answer.id))
     if any(post.body.count("<") > MAX_TAGS for post in (thread.question, *answers)):
@@ -156,7 +156,7 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Exec
 
 
 def _sites(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the first step found, by site: its posts, the ranges that its questions lie in, the files."""
+    """The results of the first step by site: number of posts, ranges of questions, files."""
     sites: dict[str, dict[str, Any]] = {}
     for record in records:
         site = sites.setdefault(record["site"], {"posts": 0, "ranges": [], "files": []})
@@ -167,7 +167,7 @@ def _sites(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _finish(spilled: Manifest, left_out: list[str], records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Refuse a corpus without documents, and add what the first step dropped and found damaged."""
+    """Raise for a corpus without documents, and add the drops and damage of the first step."""
     require_documents("stackexchange", records)
     posts = {site: found["posts"] for site, found in spilled.details["sites"].items()}
     counts = sum((Counter(record["counts"]) for record in records), Counter())
@@ -184,7 +184,7 @@ def _finish(spilled: Manifest, left_out: list[str], records: list[dict[str, Any]
 def spill_posts(shard: Shard, out: Path) -> dict[str, Any]:
     """The first step: one dump's questions and answers as `NAME.arrow`, by range of the question.
 
-    The file is a sequence of Arrow record batches, each of one range, and `NAME.index.json` says of which.
+    The file is a sequence of Arrow record batches, each of one range; `NAME.index.json` lists the ranges.
     """
     (path,) = shard.inputs
     counts: Counter[str] = Counter()

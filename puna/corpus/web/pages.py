@@ -1,4 +1,4 @@
-"""Web pages, however they are stored.
+"""Web pages from WARC, WET or JSON lines.
 
 In:  WARC (`response` records), WET (`conversion` records), or JSON lines with `url` and `text` (C4, CCNet).
 Out: Page(id, url, date, text or html, …) or DamagedRecord.
@@ -6,7 +6,7 @@ Out: Page(id, url, date, text or html, …) or DamagedRecord.
     response   ─> HTTP: chunks joined, unzipped ─> Page(html=bytes, charset)    text is made by page_text
     conversion ─> UTF-8 ─> Page(text=…)
     JSON line  ─> Page(text=…)
-    warcinfo, request, metadata (WAT too), revisit, resource: no documents, passed over
+    warcinfo, request, metadata (WAT too), revisit, resource: skipped
 """
 
 import hashlib
@@ -35,14 +35,14 @@ _HTML = ("text/html", "application/xhtml+xml")
 class Page:
     """A page as a crawler stored it: `content` is text, or the bytes that the server sent."""
 
-    id: str  # the file's name and the record's place in it: archives repeat their record ids
+    id: str  # file name and place of the record: record ids in archives are not unique
     url: str
-    date: str  # ISO 8601, or empty where it is not known
+    date: str  # ISO 8601, or empty if unknown
     content: str | bytes
     media: str = "text/plain"
     charset: str = ""
     status: int = 200
-    digest: str = ""  # as the archive gives it; of the text where it gives none
+    digest: str = ""  # from the archive, or else of the text
 
 
 def read_pages(path: Path) -> Iterator[Page | DamagedRecord]:
@@ -69,7 +69,7 @@ def read_pages(path: Path) -> Iterator[Page | DamagedRecord]:
 
 
 def page_text(page: Page) -> str | Drop:
-    """The text of a page, a line for a block of it, tabs as spaces; or why it has none."""
+    """The text of a page, one line per block, tabs as spaces; or the reason why it is dropped."""
     text = _decoded(page)
     return _TABS.sub(" ", text) if isinstance(text, str) and "\t" in text else text
 
@@ -99,9 +99,9 @@ def text_digest(text: str) -> str:
 def _target(record: WarcRecord) -> str:
     url = record.headers.get("warc-target-uri", "")
     if url.startswith("<") and url.endswith(">"):
-        url = url[1:-1]  # as some versions of wget write it
+        url = url[1:-1]  # some versions of wget write angle brackets
     if not url.startswith(("http://", "https://")) or any(character <= " " for character in url):
-        raise ValueError(f"the record's WARC-Target-URI {url[:80]!r} is no address of a page")
+        raise ValueError(f"the record's WARC-Target-URI {url[:80]!r} is not the URL of a page")
     return url
 
 
@@ -150,7 +150,7 @@ def _from_json(path: Path, line: Line) -> Page | DamagedRecord:
 
 @dataclass(frozen=True)
 class HttpResponse:
-    """A response as its server meant it: chunks joined, compression undone. Header names in lower case."""
+    """A decoded response: chunks joined, decompressed. Header names are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -160,11 +160,11 @@ class HttpResponse:
 def http_response(block: bytes) -> HttpResponse:
     """Parse the block of a `response` record.
 
-    Crawlers often store the payload decoded and leave the headers that say it is encoded: what does not
-    begin like a chunk, or like gzip, is taken as it is.
+    Crawlers often store the payload decoded and keep the headers of its encoding: a payload that does not
+    begin like a chunk, or like gzip, is used unchanged.
 
     Raises:
-        ValueError: when there is no HTTP header, or the payload breaks off.
+        ValueError: when there is no HTTP header, or the payload is truncated.
     """
     blank = b"\r\n\r\n" if b"\r\n\r\n" in block[: 64 << 10] else b"\n\n"
     head, found, payload = block.partition(blank)
@@ -193,23 +193,23 @@ def _joined_chunks(payload: bytes) -> bytes:
         whole = length > 0 and payload[end + 2 + length : end + 4 + length] == b"\r\n"
         if not whole:
             if not parts and length < 0:
-                return payload  # stored without its chunks
+                return payload  # stored without chunks
             raise ValueError(f"the chunked body breaks off after {sum(map(len, parts))} bytes")
         parts.append(payload[end + 2 : end + 2 + length])
         place = end + 4 + length
 
 
-# Said of a page that is not compressed at all: names of encodings and of nothing.
+# Content codings of pages that are not compressed: charset names and `none`.
 _NO_CODING = re.compile(
     r"|identity|none|null|binary|[78]bit|chunked|utf-?8|utf-?16|us-ascii|iso-8859-\d+|windows-\d+|text/[a-z]+"
 )
 
 
 def _decompressed(payload: bytes, encoding: str) -> bytes:
-    """The payload without its codings, of which the last was applied last.
+    """The decoded payload; the last coding in the header was applied last.
 
     Raises:
-        ValueError: when a coding is not known, or its data are damaged. What is compressed is never text.
+        ValueError: when a coding is not known, or its data is damaged.
     """
     for coding in reversed(encoding.split(",")):
         coding = coding.strip().strip("\"'").removeprefix("x-")
@@ -219,7 +219,7 @@ def _decompressed(payload: bytes, encoding: str) -> bytes:
             raise ValueError(f"the content coding {coding!r} is not known")
         try:
             payload = _CODINGS[coding](payload)
-        except Exception as error:  # brotli's own error class is no ValueError
+        except Exception as error:  # brotli's error class is not a ValueError
             raise ValueError(f"the {coding} body is damaged or breaks off ({error})") from None
     return payload
 

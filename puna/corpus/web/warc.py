@@ -1,15 +1,15 @@
-"""WARC and WET files: the records that are whole, and what is wrong with the others.
+"""WARC and WET files: their complete records, and the reason for each damaged one.
 
-In:  .warc, .warc.gz, .wet.gz, .warc.wet.txt (plain or gzip, told by the first bytes, not by the name).
+In:  .warc, .warc.gz, .wet.gz, .warc.wet.txt (plain or gzip, detected by the first bytes, not by the name).
 Out: WarcRecord(offset, headers, body) in the order of the file; a DamagedRecord instead of each damaged one.
 
     pieces (a gzip member, or 1 MB) ──> Splitter ──> WarcRecord
-      └─ cut or corrupt member: named,    └─ Content-Length that does not end where the record ends,
-         reading goes on at the next         garbage between records: named, goes on at the next header
+      └─ truncated or corrupt member:     └─ wrong Content-Length, garbage between records:
+         reported; the next one is read      reported; reading continues at the next header
 
-Ours, and not a library's, because fastwarc and warcio hand out a short last record without a word, stop at
-the first damaged byte, and believe a wrong Content-Length even where it swallows the next gzip member.
-An `offset` is in bytes of the file as it lies on disk; in a compressed file it is that of the gzip member.
+puna has a reader of its own because fastwarc and warcio return a truncated last record silently, stop at the
+first damaged byte, and use a wrong Content-Length even where it includes the next gzip member.
+An `offset` counts bytes of the file on disk; in a compressed file it is the start of the gzip member.
 """
 
 import re
@@ -23,14 +23,14 @@ from puna.corpus.document import DamagedRecord
 LARGEST_RECORD = 256 << 20
 _LONGEST_HEADER = 64 << 10
 _PIECE_BYTES = 1 << 20
-_BLOCK_BYTES = 16 << 10  # small: what is left of a block after a member's end is copied
+_BLOCK_BYTES = 16 << 10  # small: the rest of a block after a member's end is copied
 _GZIP = b"\x1f\x8b\x08"
 _RECORD = b"WARC/1."
 _PLAIN = re.compile(rb"WARC/1\.\d\r?\n[\w-]+:")  # the start of a file that is not compressed
 
 
 class WarcRecord(NamedTuple):
-    """One whole record. Header names are in lower case."""
+    """One complete record. Header names are in lower case."""
 
     offset: int
     headers: dict[str, str]
@@ -59,7 +59,7 @@ def read_records(path: Path) -> Iterator[WarcRecord | DamagedRecord]:
 
 
 def _only_record(piece: "_Piece") -> WarcRecord | None:
-    """The record that is all a gzip member holds, as nearly every one does; else None, for a closer look."""
+    """The record of a gzip member with exactly one record, as nearly all have; else None, for Splitter."""
     data = piece.data
     end = data.find(b"\r\n\r\n", 0, _LONGEST_HEADER)
     headers = parse_headers(data[:end]) if end >= 0 else {}
@@ -73,14 +73,14 @@ def _only_record(piece: "_Piece") -> WarcRecord | None:
 
 
 class _Piece(NamedTuple):
-    """Some bytes: whether they begin, and end, a gzip member; or what is wrong at `offset`."""
+    """Some bytes, and whether they begin or end a gzip member; or the damage at `offset`."""
 
     offset: int
     data: bytes = b""
     begins: bool = False
     ends: bool = False
     damage: str = ""
-    corrupt: bool = False  # what came before it of the member is not to be trusted either
+    corrupt: bool = False  # the earlier bytes of the member may be wrong too
 
 
 def _plain(file: BinaryIO) -> Iterator[_Piece]:
@@ -91,18 +91,18 @@ def _plain(file: BinaryIO) -> Iterator[_Piece]:
 
 
 def _unzipped(file: BinaryIO) -> Iterator[_Piece]:
-    """The gzip members one by one. After a damaged one, reading goes on at the next that holds a record."""
-    start = 0  # of the member
+    """The gzip members one by one. After a damaged one, reading continues at the next with a record."""
+    start = 0  # offset of the member
     block = file.read(_BLOCK_BYTES)
     while block:
         if not block.startswith(_GZIP):
             if block.strip(b"\0"):  # zeros pad the files of tapes and block stores
-                yield _Piece(start, damage="bytes that are no gzip member")
+                yield _Piece(start, damage="bytes that are not a gzip member")
             start = _next_member(file, start)
             block = _read_at(file, start)
             continue
         member = zlib.decompressobj(31)
-        used = 0  # compressed bytes handed to it before `block`
+        used = 0  # compressed bytes of the member before `block`
         begins, ends, damage, corrupt = True, False, "", False
         while not (ends or damage):
             parts, size = [], 0
@@ -140,7 +140,7 @@ def _read_at(file: BinaryIO, offset: int) -> bytes:
 
 
 def _next_member(file: BinaryIO, start: int) -> int:
-    """Where, from `start` on, the next gzip member that begins with a record lies; or the file's end."""
+    """The offset, from `start` on, of the next gzip member that begins with a record; or the file's end."""
     file.seek(start)
     block = b""
     while data := file.read(_PIECE_BYTES):
@@ -168,7 +168,7 @@ def _begins_record(file: BinaryIO, offset: int) -> bool:
 
 
 class Splitter:
-    """Cuts the pieces into records by their headers, and holds what waits for its end."""
+    """Cuts pieces into records by their headers, and buffers incomplete ones."""
 
     def __init__(self, name: str, zipped: bool) -> None:
         self._name = name
@@ -176,12 +176,12 @@ class Splitter:
         self._parts: list[bytes] = []
         self._size = 0
         self._need = 1  # bytes that the next step needs
-        self._offset = 0  # of the first byte that is held
-        self._lost = False  # no record is known to begin here: the next header is being looked for
+        self._offset = 0  # offset of the first buffered byte
+        self._lost = False  # the buffer does not begin with a record: the next header is searched for
 
     @property
     def pending(self) -> bool:
-        """Whether bytes are held, or a record is being looked for."""
+        """Whether bytes are buffered, or the next header is searched for."""
         return self._size > 0 or self._lost
 
     def push(self, piece: _Piece) -> Iterator[WarcRecord | DamagedRecord]:
@@ -193,7 +193,7 @@ class Splitter:
             yield from self._cut(piece.ends, last=False, why=piece)
 
     def close(self, why: _Piece) -> Iterator[WarcRecord | DamagedRecord]:
-        """Nothing follows what is held: it is a record, or cut off. `why` says why, where that is known."""
+        """The buffered bytes are a complete record or truncated. `why` holds the reason, if it is known."""
         if self._size:
             yield from self._cut(ended=True, last=True, why=why)
         elif why.damage and not self._lost:
@@ -219,12 +219,12 @@ class Splitter:
     def _step(
         self, data: bytes, place: int, ended: bool, last: bool, why: _Piece
     ) -> tuple[WarcRecord | DamagedRecord | None, int, int | None]:
-        """One record at `place`: (it or what is wrong, where it begins, where to go on or None for more)."""
+        """One record at `place`: (record or damage, its start, the next start or None for more bytes)."""
 
         def bad(reason: str) -> DamagedRecord:
             return DamagedRecord(self._name, self._offset + (0 if self._zipped else place), reason)
 
-        while data[place : place + 1] in (b"\r", b"\n"):  # what separates records
+        while data[place : place + 1] in (b"\r", b"\n"):  # the separators of records
             place += 1
         if place == len(data):
             return None, place, None
@@ -237,7 +237,7 @@ class Splitter:
             trouble = None if self._lost else bad(why.damage or "no WARC record begins here")
             self._lost = True
             following = _next_header(data, place)
-            if following < 0:  # of what is held, only the beginning of a header is of use
+            if following < 0:  # only the beginning of a header is kept in the buffer
                 kept = len(data) if last else max(place, len(data) - len(_RECORD) - 1)
                 return trouble, kept, None
             self._lost = False
@@ -256,7 +256,7 @@ class Splitter:
         size = headers.get("content-length", "")
         if not size.isdecimal() or int(size) > LARGEST_RECORD:
             self._lost = True
-            said = f"is {size[:20]!r}, no size up to {LARGEST_RECORD}" if size else "is missing"
+            said = f"is {size[:20]!r}; expected a size up to {LARGEST_RECORD}" if size else "is missing"
             return bad(f"the record's Content-Length {said}"), place, begin
         length = int(size)
         offset = self._offset + (0 if self._zipped else place)
@@ -290,10 +290,10 @@ class Splitter:
         ended: bool,
         damage: str,
     ) -> tuple[WarcRecord | DamagedRecord | None, int, int | None]:
-        """A record of a file that went through a text conversion: its lines end with LF alone.
+        """A record of a file after a text conversion: its lines end with LF alone.
 
-        Its Content-Length counted other bytes, so the next header ends the record. It is cut off if it is
-        too short even with a byte more for each line.
+        Its Content-Length counts the bytes before the conversion, so the record ends at the next header. It
+        is truncated if it is too short even with one more byte for each line.
         """
         offset = self._offset + (0 if self._zipped else place)
         stop = _next_header(data, begin - 1)
@@ -309,7 +309,7 @@ class Splitter:
 
 
 def _next_header(data: bytes, begin: int) -> int:
-    """Where the next line that begins a record begins, or -1."""
+    """The place of the next line that begins a record, or -1."""
     found = data.find(b"\n" + _RECORD, begin)
     return found + 1 if found >= 0 else -1
 

@@ -1,14 +1,14 @@
 """Wikipedia dumps -> the URLs that their references cite (paper section 2.1).
 
 In:  MediaWiki XML dumps, as puna.corpus.wikipedia.source reads them.
-Out: a text file, one URL a line, sorted, each once; and beside it a manifest.
+Out: a text file, one URL per line, sorted, without duplicates, and a manifest beside it.
 
     <ref>{{cite web|url=http://A|archive-url=https://web.archive.org/web/2007/http://A}}</ref> ─> http://a/
     <ref name="x">[HTTP://B.org:80/p#top Title], ''Paper''</ref>  <ref name="x" />             ─> http://b.org/p
     {{#tag:ref|See http://c.org/q.}}                                                           ─> http://c.org/q
 
-A copy in a web archive stands for the page it is of. The list is sorted in pieces on disk, so memory
-is bounded.
+A copy in a web archive counts as the original page. The list is sorted in pieces on disk, so memory is
+bounded.
 """
 
 import heapq
@@ -31,9 +31,9 @@ _SORTED_AT_ONCE = 500_000  # URLs, some 100 MB
 
 # ---- one page -------------------------------------------------------------------------------------
 
-# What shows no reference: comments and escaped markup.
+# Comments and escaped markup, which show no references.
 _HIDDEN = re.compile(r"<!--.*?(?:-->|\Z)|<(nowiki|pre)\b[^<>]*(?<!/)>.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
-# A reference's text: to its end, or, where that is missing, to the next one. `<ref name=x />` has none.
+# A reference's text: to its end, or to the next one if the end is missing. `<ref name=x />` has no text.
 _REF = re.compile(
     r"<ref(?:\s(?:\"[^\"]*\"|'[^']*'|[^<>\"'])*?)?(?<!/)>(.*?)(?=</ref\s*>|<ref[\s>/]|\Z)"
     r"|\{\{\s*#tag:\s*ref\s*\|(.*?)(?=<ref[\s>/]|\{\{\s*#tag:|\n\n|\Z)",
@@ -42,7 +42,7 @@ _REF = re.compile(
 _URL = re.compile(r"(?:https?:)?//[^\s\[\]<>\"|{}\x00-\x20]+", re.IGNORECASE)
 # `&amp;`, but not the `&copy` of `?a=1&copy=2`.
 _ENTITY = re.compile(r"&(?:#\d+|#x[0-9a-f]+|[a-z]+\d*);", re.IGNORECASE)
-# A link's place, where `//host` is one: after a bracket, or as a template's value.
+# Where `//host` is a link: after a bracket, or as a template's value.
 _LINK_START = re.compile(r"[\[=]\s*$")
 _QUOTES = re.compile(r"'{2,}.*")
 _ARCHIVE = re.compile(
@@ -56,7 +56,7 @@ _HOST = re.compile(r"(?:[\w-]+\.)+[^\W\d_][\w-]*|\d+(?:\.\d+){3}")
 
 
 def reference_urls(wikitext: str) -> Iterator[str]:
-    """The URLs in the references of a page, normal, each as often as it is there."""
+    """The URLs in the references of a page, normalised, with repetitions."""
     for reference in _REF.finditer(_HIDDEN.sub("", wikitext)):
         text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), reference[1] or reference[2] or "")
         text = text.replace("{{!}}", "|").replace("{{=}}", "=")
@@ -73,26 +73,26 @@ def reference_urls(wikitext: str) -> Iterator[str]:
 
 
 def _without_stops(url: str) -> str:
-    """A bare URL in a sentence ends before its punctuation, as MediaWiki has it."""
+    """A bare URL in a sentence ends before the punctuation, as in MediaWiki."""
     stops = ",;\\.:!?" if "(" in url else ",;\\.:!?)"
     return url.rstrip(stops)
 
 
 def _original(url: str) -> str:
-    """The page that an archive's copy is of; nothing where the copy's address does not tell."""
+    """The original URL of an archived copy; empty if the copy's URL does not contain it."""
     if not (archive := _ARCHIVE.match(url)):
         return url
     if not (original := _ORIGINAL.search(url, archive.end())):
-        # web.archive.org/web/2007*/example.org: only copies have dates; other pages of archive.org are pages.
+        # web.archive.org/web/2007*/example.org is a copy; other pages of archive.org are originals.
         return "" if "/web/" in url or "archive.org" not in archive[0].lower() else url
     found = original[0]
-    if "%3a" in found[:8].lower():  # it is the value of a field
+    if "%3a" in found[:8].lower():  # it is the value of a query field
         found = unquote(found.partition("&")[0])
     return re.sub(r"^(https?:)/+", r"\1//", found, flags=re.IGNORECASE)
 
 
 def normal_url(url: str) -> str:
-    """A URL as it is compared: scheme and host in lower case, no default port or fragment; "" if none."""
+    """The normalised URL: scheme and host in lower case, no default port or fragment; "" if invalid."""
     parts = _PARTS.match(url.strip())
     if not parts:
         return ""
@@ -104,7 +104,7 @@ def normal_url(url: str) -> str:
 
 
 def page_key(url: str) -> str:
-    """What two addresses of one page share: no scheme, no `www.`, no `/` at the end; "" if it is no URL."""
+    """The URL without scheme, `www.` and final `/`, to compare pages; "" if it is invalid."""
     return normal_url(url).partition("://")[2].removeprefix("www.").rstrip("/")
 
 
@@ -114,7 +114,7 @@ def page_key(url: str) -> str:
 def write_references(dumps: Sequence[Path], out: Path, max_bad: float = 0.1) -> Manifest:
     """Write the URLs of all references of the dumps into the file `out`; returns the manifest, `out`.json.
 
-    Articles alone are read: namespace 0, no redirects.
+    Only articles are read: namespace 0, no redirects.
 
     Raises:
         ValueError: no dumps, no reference in them, a larger share of damaged pages than `max_bad`.
@@ -169,7 +169,7 @@ def write_references(dumps: Sequence[Path], out: Path, max_bad: float = 0.1) -> 
 
 
 def write_sorted(lines: Iterable[str], path: Path, at_once: int = _SORTED_AT_ONCE) -> int:
-    """Write each line once, sorted by its bytes, holding `at_once` of them; how many."""
+    """Write the lines without duplicates, sorted by bytes, with `at_once` in memory; return their number."""
     folder = path.with_name(f".{path.name.strip('.')}.sorting.partial")  # a name that remove_partials knows
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -200,20 +200,20 @@ def write_sorted(lines: Iterable[str], path: Path, at_once: int = _SORTED_AT_ONC
 
 
 def read_references(path: Path) -> Iterator[str]:
-    """The URLs of a list, one a line.
+    """The URLs of a list, one per line.
 
     Raises:
-        ValueError: the file is not there.
+        ValueError: the file does not exist.
     """
     if not path.is_file():
-        raise ValueError(f"{path} is no list of URLs; make it with: puna corpus references DUMP… --out FILE")
+        raise ValueError(f"{path} does not exist; make it with: puna corpus references DUMP… --out FILE")
     with path.open("rb") as file:
         for line in file:
             yield line.decode("utf-8", "replace").strip()
 
 
 def summary(manifest: Manifest) -> str:
-    """One line for a person."""
+    """A summary in one line."""
     counts = manifest.counts
     return (
         f"{counts['urls']:,} URLs, {counts['references']:,} times in the references of {counts['pages']:,} "

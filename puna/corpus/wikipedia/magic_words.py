@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-REMOVED = "\ue002"  # where something was that shows no text, or none that is kept
+REMOVED = "\ue002"  # marks where markup without text, or text that is not kept, was removed
 
-# Words between double underscores that change how a page looks and show nothing. Any other, such as
-# __FILE__ or __init__, is the author's.
+# Words between double underscores that change the layout of a page and show nothing. Any other, such as
+# __FILE__ or __init__, is text.
 _SWITCHES = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8")
 SWITCHES = frozenset(f"__{word}__" for word in _SWITCHES.split())
 # __index__ is Python's, where __INDEX__ is MediaWiki's.
@@ -27,7 +27,7 @@ def without_switches(text: str, mark: str) -> str:
 
 # ---- functions ------------------------------------------------------------------------------------
 
-# Templates of one meaning in every wiki: a mark that wikitext would take for its own, or a dash.
+# Templates with the same meaning in every wiki: a character that wikitext would read as markup, or a dash.
 CHARACTERS = {
     **{"!": "|", "=": "=", "(": "{", ")": "}", "((": "{{", "))": "}}", "'": "'", '"': '"', "pipe": "|"},
     **dict.fromkeys(("ndash", "en dash", "endash", "–"), "–"),
@@ -61,14 +61,14 @@ _NAMES = {
 }
 _FUNCTIONS = {name: function for function, names in _NAMES.items() for name in names.split()}
 _CALL = re.compile(r"\s*(?:(?:safe)?subst:\s*)?([^:|{}\[\]]{1,40}?)\s*(?:(:)|\Z)", re.IGNORECASE)
-# What is left of a call that the tokenizer refused, because it holds a link.
+# The rest of a call that the tokenizer does not recognise because it contains a link.
 STRAY_CALL = re.compile(
     r"\{\{\s*(?:" + "|".join(re.escape(name) for name in _FUNCTIONS if name[0] != "#") + r"):", re.IGNORECASE
 )
 
 
 def function_of(start: str) -> tuple[str, str] | None:
-    """(the function, the text after its colon) of what follows `{{`, or None for a template."""
+    """(the function, the text after its colon) from the text after `{{`; None for a template."""
     if not (match := _CALL.match(start)) or not (function := _FUNCTIONS.get(match[1].lower())):
         return None
     if function == "title":
@@ -77,10 +77,10 @@ def function_of(start: str) -> tuple[str, str] | None:
 
 
 def value_of(function: str, arguments: Sequence[str], title: str) -> str | None:
-    """The text that a function shows, or None where only the wiki itself knows it.
+    """The text that a function shows, or None where only the wiki itself can compute it.
 
-    Numbers are not grouped: a dump does not say how its language does it. What decides on a template that
-    is gone is not known.
+    Numbers are not grouped: a dump does not say how its language groups digits. A condition on a removed
+    template has no known result.
     """
     if function in _DECIDED and REMOVED in arguments[0]:
         return None

@@ -1,12 +1,12 @@
-"""What the paper's 20 Wikipedias call files, media and categories, and how they mark disambiguation pages.
+"""Names of the file, media and category namespaces in the paper's 20 Wikipedias, and disambiguation marks.
 
-A dump's own siteinfo states the present names, but not the older ones and the aliases, which stand in many
-articles still. All are lower-case; `hidden_namespaces("de")` holds `datei`, `bild`, `kategorie`, `file` ...
+The siteinfo of a dump states the current names, but not older ones and aliases, which many articles still
+use. All are lower-case; `hidden_namespaces("de")` contains `datei`, `bild`, `kategorie`, `file` ...
 """
 
 import re
 
-# Media, file and category, the present name first. The English ones hold in every language.
+# Media, file and category, the current name first. The English names are valid in every language.
 _NAMES = {
     "bg": "медия файл картинка категория",
     "ca": "mèdia fitxer imatge categoria",
@@ -53,5 +53,5 @@ def hidden_namespaces(language: str) -> frozenset[str]:
 
 
 def is_disambiguation(wikitext: str) -> bool:
-    """Whether a page says of itself that it only lists the meanings of its title."""
+    """Whether a page is marked as a disambiguation page, which only lists the meanings of its title."""
     return _DISAMBIGUATION.search(wikitext) is not None

@@ -1,15 +1,15 @@
 """Wikipedia: MediaWiki XML dumps -> documents (paper section 2.1).
 
 In:  `*.xml`, plain or in bz2 (one stream or many), as `pages-articles` dumps are published.
-Out: one Document an article: its prose and its headings, without markup.
+Out: one Document per article: its prose and its headings, without markup.
 
     <siteinfo> names the language and the File and Category prefixes ─┐
     <page> ... </page> ─> last revision's wikitext ─> plain text ─────┴─> Document
     <page> ... </page> ─> ...                                         └─> Drop("redirect")
 
-The dump is cut at its page tags and each page is parsed alone, so memory is bounded by one page, and
-a damaged page costs that page and not the rest of the dump. So does a damaged bz2 stream: a multistream
-dump is read on at its next stream, a hundred pages later.
+The dump is cut at its page tags and each page is parsed alone, so memory is bounded by one page, and only the
+damaged page is lost, not the rest of the dump. After a damaged bz2 stream of a multistream dump, reading
+continues at the next stream, a hundred pages later.
 """
 
 import bz2
@@ -39,7 +39,7 @@ _MEDIA, _FILE, _CATEGORY = "-2", "6", "14"  # MediaWiki's namespace numbers, the
 
 @dataclass(frozen=True)
 class Options:
-    """What of a dump becomes documents."""
+    """Which pages become documents."""
 
     languages: tuple[str, ...] = LANGUAGES
     """Languages to keep, by the codes of the dumps' siteinfo; other pages are dropped."""
@@ -51,7 +51,7 @@ class Options:
     """Keep the label of external links; their URLs are removed in any case."""
 
     def validate(self) -> None:
-        """Raise ValueError for a value that makes no sense."""
+        """Raise ValueError for an invalid option, by name."""
         if not self.languages:
             raise ValueError("languages is empty; name at least one, such as en")
         if self.min_characters < 0:
@@ -60,7 +60,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Site:
-    """What the head of a dump says: `hidden` are the lower-case prefixes of links that show no text."""
+    """The head of a dump. `hidden` are the lower-case prefixes of links that show no text."""
 
     name: str = "wiki"
     language: str = ""
@@ -91,8 +91,8 @@ def read(path: Path, options: Options = Options()) -> Iterator[Page | DamagedRec
     """
     site: Site | None = None
     buffer = b""
-    offset = 0  # of the buffer's first byte
-    cut = False  # the end of the file, or a stream before it, is lost
+    offset = 0  # offset of the buffer's first byte
+    cut = False  # the end of the file is lost, or a stream before it
     resumed = False  # a stream is lost just before the buffer
     for block in _blocks(path):
         if isinstance(block, DamagedRecord):
@@ -100,7 +100,7 @@ def read(path: Path, options: Options = Options()) -> Iterator[Page | DamagedRec
             offset, buffer, cut, resumed = offset + len(buffer), b"", True, True
             continue
         cut = False
-        # Seven bytes before, for a tag that two blocks share.
+        # Search from seven bytes before, for a tag that is split between two blocks.
         search_from = max(0, len(buffer) - 7)
         buffer += block
         done = 0
@@ -139,19 +139,19 @@ def _blocks(path: Path) -> Iterator[bytes | DamagedRecord]:
             yield block
 
 
-# What every bz2 stream begins with: its block size, and the mark of its first block (pi) or of its end.
+# The start of every bz2 stream: its block size, and the mark of its first block (pi) or of its end.
 _STREAM = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
 _STREAM_BYTES = 10
 
 
 def _unpacked(path: Path, raw: BinaryIO) -> Iterator[bytes | DamagedRecord]:
-    """Unpack bz2 streams one after the other. One that is damaged is named, and the next begun."""
+    """Decompress bz2 streams one after the other. A damaged one is reported, and the next one is read."""
     data = raw.read(_READ_BYTES)
-    start = 0  # where the stream, and where the data that is held, begins in the file
+    start = 0  # offsets in the file of the stream and of the data in the buffer
     position = 0
     while data:
         unpacker = bz2.BZ2Decompressor()
-        held = b""  # the latest block: its checksum comes after it
+        held = b""  # the latest block, whose checksum follows it
         trouble = ""
         fed = data
         while not unpacker.eof:
@@ -185,7 +185,7 @@ def _unpacked(path: Path, raw: BinaryIO) -> Iterator[bytes | DamagedRecord]:
 
 
 def _seek_stream(raw: BinaryIO, start: int) -> int:
-    """Go to the first stream that begins at `start` or after it; to the end when there is none."""
+    """Seek to the first stream that begins at or after `start`, or to the end of the file."""
     raw.seek(start)
     tail = b""
     while block := raw.read(_READ_BYTES):
@@ -202,7 +202,7 @@ _DUMP_NAME = re.compile(r"([a-z_]+?)wiki[-_]")
 
 
 def _parse_site(path: Path, head: bytes) -> Site:
-    """What siteinfo says; where that is lost, what the names of published dumps say."""
+    """The site by its siteinfo, or by the name of the dump if the siteinfo is lost."""
     named = _DUMP_NAME.match(path.name)
     name, language = (f"{named[1]}wiki", named[1].replace("_", "-")) if named else (Site.name, "")
     hidden: set[str] = set()
@@ -245,7 +245,7 @@ _REDIRECT = re.compile(r"\s*#\w+\s*:?\s*\[\[")
 
 
 def clean(page: Page, options: Options = Options()) -> Document | Drop:
-    """An article's text, or why it has none."""
+    """An article's text, or the reason why it is dropped."""
     site = page.site
     if site.language not in options.languages:
         return Drop("another language", detail=f"{site.name}: {site.language or 'not stated'}")

@@ -6,11 +6,11 @@ Out: prose, lists and headings as lines; code and formulas (as LaTeX); no markup
     '''Llamas'''{{cn}} live in [[Peru|the Andes]].<ref>A book.</ref> [[File:Lama.jpg|thumb|A llama]]
     ─> Llamas live in the Andes.
 
-    wikitext ─> lift: nowiki, code and formulas are set aside, references go ─> tokens ─> walk ─> tidy ─> text
+    wikitext ─> lift: nowiki, code, formulas set aside, references removed ─> tokens ─> walk ─> tidy ─> text
 
-What MediaWiki calls extension tags is taken out first, as it does, because no markup holds within them.
-mwparserfromhell's tokenizer (C) finds what is markup in the rest; its tokens are walked here in one pass. Its
-own tree of Python objects costs several times as much as the tokens, and would be thrown away at once.
+As in MediaWiki, extension tags are taken out first, because there is no markup within them. The tokenizer of
+mwparserfromhell (C) finds the markup in the rest, and its tokens are walked here in one pass. Its tree of
+Python objects is several times as expensive as the tokens, and is not needed.
 """
 
 import html
@@ -46,10 +46,10 @@ from puna.corpus.wikipedia.wikitext_tidy import (
     unquoted,
 )
 
-# What the tokenizer may cost: it reads on to the end of the page for every mark that is never closed, about a
-# million characters a second. The worst of 106 real articles needs a tenth of this.
+# Limit on the tokenizer's work, in characters: for every mark that is never closed it reads to the end of the
+# page, at about a million characters per second. The worst of 106 real articles needs a tenth of this.
 MAX_WORK = 4_000_000
-# Links that show no text whatever the language, and those to sister projects, whose bare names are no text.
+# Links that show no text in any language, and links to sister projects, whose bare names are not text.
 HIDDEN = frozenset({"file", "image", "media", "category"})
 _SISTER = re.compile(
     r"[bcdmnqsvw]|mw|voy|wikt|wiktionary|commons|species|meta(?:wikipedia)?|"
@@ -92,7 +92,7 @@ _ENDS_TEXT = (
 
 
 class TangledError(ValueError):
-    """So much markup is left open that parsing it would take minutes."""
+    """So much markup is not closed that parsing it would take minutes."""
 
 
 def plain_text(
@@ -102,11 +102,11 @@ def plain_text(
     external_labels: bool = False,
     title: str = "",
 ) -> str:
-    """What is read on the page.
+    """The text of the page as a reader sees it.
 
-    `hidden` are the lower-case namespaces whose links show no text; `variants` says that `-{...}-` marks
-    one script of several, as in Serbian; `external_labels` keeps the words of links that leave the wiki;
-    `title` is what `{{PAGENAME}}` shows.
+    `hidden` are the lower-case namespaces whose links show no text; with `variants`, `-{...}-` marks one
+    script of several, as in Serbian; `external_labels` keeps the labels of external links; `title` is the
+    value of `{{PAGENAME}}`.
 
     Raises:
         TangledError: when the tokenizer would take too long.
@@ -126,15 +126,15 @@ def plain_text(
 
 _WORK_MARKS = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}|<(/?)([a-zA-Z]+)[^<>]*(>?)")
 _PAIRS = {"}}": "{{", "]]": "[[", "|}": "{|"}
-# Tags that need no end, so none is searched for.
+# Tags that need no closing tag, so none is searched for.
 _SINGLE = re.compile(r"w?br|hr|img|meta|link|li|d[dt]|t[dhr]")
 
 
 def _work(wikitext: str) -> int:
-    """About how many characters the tokenizer reads in vain: from each mark left open to the end."""
+    """About how many characters the tokenizer reads for nothing: from each unclosed mark to the end."""
     length = len(wikitext)
     if length * sum(map(wikitext.count, ("{{", "[[", "{|", "<"))) <= MAX_WORK:
-        return 0  # even if none of them were closed
+        return 0  # even if none of them is closed
     open_marks: dict[str, list[int]] = {}
     work = 0
     for mark in _WORK_MARKS.finditer(wikitext):
@@ -153,7 +153,7 @@ def _work(wikitext: str) -> int:
 
 
 class _Walk:
-    """Goes through the tokens once. What opens is closed by a later token, well nested, 100 deep at most."""
+    """One pass over the tokens. They are well nested, at most 100 deep, and each opening one is closed."""
 
     def __init__(
         self, tokens: list[t.Token], hidden: frozenset[str], external_labels: bool, title: str, kept: Kept
@@ -194,7 +194,7 @@ class _Walk:
         return "".join(parts), None
 
     def skip(self, depth: int = 1) -> None:
-        """Past the token that closes the node which the last one opened."""
+        """Skip to after the token that closes the node just opened."""
         for token in self.tokens:
             kind = type(token)
             if kind is t.Text:
@@ -207,7 +207,7 @@ class _Walk:
                     return
 
     def template(self) -> str:
-        """Nothing but the text of parser functions, which MediaWiki itself computes."""
+        """The text of a parser function, which MediaWiki itself computes; nothing for other templates."""
         token = next(self.tokens)
         kind = type(token)
         start = token["text"] if kind is t.Text else ""
@@ -243,7 +243,7 @@ class _Walk:
             words, _ = self.text()
             # `[[Llama (animal)|]]` reads as Llama.
             return words if words.strip() else _IN_BRACKETS.sub("", name or title)
-        # `[[de:Titel]]` alone stands in the margin, as the article's name in another language.
+        # `[[de:Titel]]` alone is shown in the margin, as the article's name in another language.
         if colon and (_SISTER.fullmatch(prefix) or _LANGUAGE_LINK.match(title)):
             return REMOVED
         return title.removeprefix(":")
@@ -258,7 +258,7 @@ class _Walk:
     def tag(self, opening: t.Token) -> str:
         name = next(self.tokens).get("text", "").strip().lower()
         if opening.get("wiki_markup") and name in ("li", "dd", "dt"):
-            self.skip()  # the mark at the beginning of a list line; the line itself is text beside it
+            self.skip()  # the mark at the beginning of a list line; the rest of the line is separate text
             return ITEM
         is_block = name in BLOCK
         if not is_block and name not in INLINE and name not in CODE_WORDS:
@@ -277,7 +277,7 @@ class _Walk:
                 break
             depth += (kind in _OPENERS) - (kind in _CLOSERS)
         body, _ = self.text()
-        self.skip()  # the name again, in the closing tag
+        self.skip()  # the name in the closing tag
         if attributes and _HIDING.search("".join(attributes)):
             return REMOVED
         if is_block:
@@ -306,7 +306,7 @@ _AROUND = {"sup": (SUPERSCRIPT, SHIFT_END), "sub": (SUBSCRIPT, SHIFT_END), "q": 
 
 
 def _around(name: str, body: str) -> str:
-    """Raised and lowered text, quotations, readings above characters, with what tells them from the rest."""
+    """Superscripts, subscripts, quotations and ruby text, with the marks that set them apart."""
     if not body.strip(_MARKS_AND_SPACE):
         return REMOVED
     before, after = _AROUND[name]
@@ -314,7 +314,7 @@ def _around(name: str, body: str) -> str:
 
 
 def _as_shown(code: str) -> str:
-    """Code on a line: its links and italics are markup, and nothing else of it is."""
+    """Inline code: only its links and italics are markup."""
     code = unquoted(shifted(code))
     return " ".join(code.translate(_NO_MARKS).split(" ")).strip()
 

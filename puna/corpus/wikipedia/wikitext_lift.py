@@ -1,8 +1,8 @@
-"""What MediaWiki takes out of wikitext before it reads the rest: comments, extension tags, variants.
+"""Comments, extension tags and variants, which MediaWiki takes out of wikitext before it parses the rest.
 
 In:  wikitext.
-Out: wikitext without them. What extension tags show (code, formulas, nowiki) is kept as it is, with a
-     private character in its place; references and galleries leave the mark of something removed.
+Out: wikitext without them. The content of extension tags (code, formulas, nowiki) is kept unchanged, with a
+     private character in its place; references and galleries are replaced by the mark of something removed.
 """
 
 import html
@@ -18,7 +18,7 @@ def names(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-# Extension tags: what is in them is not wikitext, or not of the page's text. Those that show their content:
+# Extension tags: their content is not wikitext, or not part of the page's text. Tags that show their content:
 CODE = names("pre syntaxhighlight source")
 FORMULAS = names("math chem ce")
 LIFTED = (
@@ -29,8 +29,8 @@ LIFTED = (
         "templatedata templatestyles indicator mapframe maplink section abschnitt dynamicpagelist includeonly"
     )
 )
-# HTML that MediaWiki lets through, and its own tags around wikitext. Anything else in pointed brackets is
-# text: `List<String>`, `<html>`.
+# HTML that MediaWiki permits, and its own tags around wikitext. Anything else in angle brackets is text:
+# `List<String>`, `<html>`.
 INLINE = names(
     "abbr b bdi bdo big cite data del dfn em font i ins mark noinclude onlyinclude q rb rbc rt rtc ruby s "
     "small span strike strong sub sup time translate tvar u phonos langconvert"
@@ -46,7 +46,7 @@ _ENTITY = re.compile(r"&(?:[a-zA-Z][a-zA-Z0-9]*|#\d+|#x[0-9a-fA-F]+);")
 _NOWIKI_TAG = re.compile(r"</?nowiki\s*/?>", re.IGNORECASE)
 _INLINE_CODE = re.compile(r"(?:^|\s)inline(?:\s|=|$)", re.IGNORECASE)
 
-# Wikis that are read in several scripts or spellings, and mark where these differ.
+# Wikis with several scripts or spellings, which mark where these differ.
 VARIANT_LANGUAGES = names("ban crh gan iu kk ku sh shi sr tg tly uz wuu zgh zh")
 _VARIANT = re.compile(r"-\{((?:(?!-\{).)*?)\}-", re.DOTALL)
 _FLAGS = re.compile(
@@ -70,8 +70,8 @@ def without_variants(wikitext: str) -> str:
 def _first_variant(match: re.Match[str]) -> str:
     """`-{Lama}-` is Lama in every script; `-{sr-ec: Лама; sr-el: Lama}-` is the first here.
 
-    Flags before a bar say what else it may be: a title (T), a rule for the rest of the page (H, A, -), which
-    show nothing, text that is never converted (R).
+    Flags before a bar mark other uses: a title (T) or a rule for the rest of the page (H, A, -), which show
+    nothing, and text that is never converted (R).
     """
     content = match[1]
     if flags := _FLAGS.match(content):
@@ -85,14 +85,14 @@ def _first_variant(match: re.Match[str]) -> str:
 
 
 def lift(wikitext: str, kept: Kept) -> str:
-    """The wikitext without comments and extension tags; what these show stands in `kept`."""
+    """The wikitext without comments and extension tags; the content that these show is in `kept`."""
     parts: list[str] = []
     done = position = 0
     never_closed: set[str] = set()
     while tag := _TAG.search(wikitext, position):
         start, position = tag.start(), tag.end()
         name = (tag[2] or "").lower()
-        if not name:  # a comment, which hides the rest of the page where it is not closed
+        if not name:  # a comment, which hides the rest of the page if it is not closed
             end = wikitext.find("-->", position)
             position = len(wikitext) if end < 0 else end + 3
             alone = start == 0 or wikitext[start - 1] == "\n"
@@ -118,7 +118,7 @@ def lift(wikitext: str, kept: Kept) -> str:
                 continue
             body = wikitext[after : close.start()]
             if name == "ref" and _OPEN_REF.search(body):
-                body = ""  # left open: what comes before the next reference is text
+                body = ""  # not closed: the text before the next reference is part of the page
             else:
                 after = close.end()
         parts += (wikitext[done:start], shown(name, wikitext[position:end], body, kept))
@@ -132,7 +132,7 @@ def _closing(name: str) -> re.Pattern[str]:
 
 
 def shown(name: str, attributes: str, body: str, kept: Kept) -> str:
-    """What an extension tag shows: code and formulas, kept as they are, or nothing."""
+    """The text that an extension tag shows: unchanged code and formulas, or nothing."""
     if name == "nowiki":
         return kept.add(_unescaped(body))
     if name in FORMULAS:

@@ -1,6 +1,6 @@
-"""What is left where markup was: cleaned up there, and nowhere else.
+"""Cleans up text where markup was removed, and nowhere else.
 
-In:  the text of a walk over wikitext, with a private mark wherever something was removed.
+In:  the text from the walk over wikitext, with a private mark wherever something was removed.
 Out: the text as its author wrote it, without marks.
 
     Llama (⟨removed⟩; from Quechua) lives , as in main() ⟨removed⟩.
@@ -11,9 +11,9 @@ import re
 
 from puna.corpus.wikipedia.magic_words import REMOVED, STRAY_CALL, without_switches
 
-# Private-use characters. Those of the author's own text are kept apart (`Kept`) before any is put in.
-HEADING, HEADING_END = "\ue000", "\ue001"  # around a heading, with its level, until empty sections are gone
-LOST_LINK = "\ue003"  # a link that leaves the wiki was here
+# Private-use characters. Those in the author's text are set aside (`Kept`) before any is inserted.
+HEADING, HEADING_END = "\ue000", "\ue001"  # around a heading and its level, removed by `tidy`
+LOST_LINK = "\ue003"  # an external link was here
 ITEM = "\ue004"  # a line of a list begins here
 SUPERSCRIPT, SUBSCRIPT, SHIFT_END = "\ue005", "\ue006", "\ue007"
 _SPACE_THAT_STAYS = "\ue008"
@@ -21,7 +21,7 @@ _FIRST_KEPT, _LAST_KEPT = 0xF0000, 0x10FFFD
 
 
 class Kept:
-    """Text that nothing may change: a character stands for it until the page is done."""
+    """Text that no rule may change: a private character replaces it until the page is finished."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
@@ -35,7 +35,7 @@ class Kept:
         return chr(number)
 
     def restore(self, text: str) -> str:
-        """The text with what was kept; that may hold others, which were kept before it."""
+        """The text with the kept texts put back; these may contain others, which were kept before them."""
         while _KEPT.search(text):
             text = _KEPT.sub(self._text_of, text)
         return text
@@ -49,7 +49,7 @@ _KEPT = re.compile("[\U000f0000-\U0010fffd]")
 PRIVATE = re.compile("[\ue000-\ue008\U000f0000-\U0010fffd]")
 
 _QUOTES = re.compile(r"'{2,}")
-# Rows of tables whose beginning or end came from a template, which the tokenizer leaves as text.
+# Rows of tables that begin or end in a template; the tokenizer leaves them as text.
 _OPEN_TABLE = re.compile(r"^[ :]*(?:\{\||\|[-}+])", re.MULTILINE)
 _TABLE_ROW = re.compile(r"^[ :]*(?:\{\||\|[-}+|]|[|!]).*\n?", re.MULTILINE)
 _STRAY_MARKS = re.compile(
@@ -61,43 +61,18 @@ _STRAY_MARKS = re.compile(
     re.IGNORECASE,
 )
 
-# Pairs that go with what was between them.
+# Pairs that are removed if nothing is left between them.
 _PAIRS = frozenset(("«»", "“”", "„“", "„”", "[]", "<>"))
 _GONE = re.compile(f"[{REMOVED}{LOST_LINK}]+")
-_JOINTS = " \t,;:/–—-"  # what may be left of a list of removed things in brackets
+_JOINTS = " \t,;:/–—-"  # what may be left of a list in brackets whose items were removed
 _FIRST_JOINT = re.compile(r"[,;:.][ \t]+")
 _TAIL = 200  # how far before a mark the clean-up looks
-_MARKS = re.compile(
-    r"\{\{\{?[^{}\n]{0,200}\}?\}\}|\{\{+|\}\}+|\[\[|\]\]|\{\||\|\}|"
-    r"</?(?:ref|references|math|chem|ce|gallery|br|small|big|su[bp]|span|div|center|font|nowiki|includeonly|"
-    r"noinclude|onlyinclude|blockquote|t[dhr]|table|p|[bius]|li|[ou]l|code|tt|pre|poem|section|source|"
-    r"syntaxhighlight|abbr|mark|cite|em|strong|del|ins|h[1-6]|d[dlt]|hr|caption|timeline|score|ruby|r[bpt])"
-    r"\b[^<>\n]{0,300}>",
-    re.IGNORECASE,
-)
 
-_M = f"[{REMOVED}{LOST_LINK}]"
-# What is left of a pronunciation or a set of dates in brackets once its templates are gone. All of these
-# hold a mark: brackets, commas and spaces that the author wrote stay.
-_CLEAN_UPS = (
-    (rf"[ \t]*\((?:[\s,;:/–—-]*{_M})+[\s,;:/–—-]*\)", REMOVED),
-    (
-        rf"[ \t]*(?:<\s*{_M}+\s*>|\[\s*{_M}+\s*\]|«\s*{_M}+\s*»|“\s*{_M}+\s*”|„\s*{_M}+\s*[“”])",
-        REMOVED,
-    ),
-    (rf"\((?:[ \t]*[,;:]?[ \t]*{_M})+[ \t,;:]*", "("),
-    (rf"(?:[ \t]*[,;:]?[ \t]*{_M})+[ \t]*\)", ")"),
-    (rf"([,;])[ \t]*(?:{_M}[ \t]*)+(?=[,.;](?![\w.]))", ""),  # `known, {{x}}, as`
-    (rf"^({ITEM}*)[ \t]*(?:{_M}[ \t]*)+(?:[,;:.][ \t]+)?", r"\1"),
-    (rf"[ \t]+{_M}+(?=[,.;:!?)](?![\w.]))", ""),  # `seen {{cn}}.`
-    (rf"[ \t]+(?:{_M}+[ \t]+)+", " "),
-)
-_CLEAN_UP = tuple((re.compile(pattern, re.MULTILINE), by) for pattern, by in _CLEAN_UPS)
 _MARKS = re.compile(f"[{REMOVED}{LOST_LINK}{ITEM}]")
-# A list item that begins with the link that it lost, perhaps in italics: what is left says nothing of it.
+# A list item that began with a removed link, perhaps in italics: the rest is meaningless without it.
 _LINK_LINE = re.compile(rf"{ITEM}+[ \t'\"«„“*–-]*{REMOVED}*[ \t'\"«„“]*{LOST_LINK}")
 _SPACE = re.compile(r"[^\S\n]{2,}|[^\S \n]")
-# Lines that begin with a space are set as they stand; where they are indented differently they are code.
+# Lines that begin with a space are preformatted; if their indentation differs, they are code.
 _AS_THEY_STAND = re.compile(r"(?:^ [^\n]*\S[^\n]*(?:\n|\Z)){2,}", re.MULTILINE)
 _SPACES = re.compile(r"(?<=^ ) +|(?<=\S) {2,}", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n{3,}")
@@ -109,7 +84,7 @@ _BEFORE_SHIFT = re.compile(f"[\\w)\\]{SHIFT_END}\U000f0000-\U0010fffd]")
 _SHIFTS = re.compile(f"[{SUPERSCRIPT}{SUBSCRIPT}{SHIFT_END}]")
 _EXPONENT = re.compile(r"[+\-−–±]?\d[\d.,/]*[+\-−–]?|[+\-−–]|[ijknxyzT*]")
 
-# Headings of a page's last list, in the paper's languages: its lines are links that leave the wiki.
+# Headings of the section of external links, in the paper's languages.
 _LINKS_SECTION = re.compile(
     r"external (?:links?|sources)|weblinks?|liens? externes?|enlaces? externos?|vínculos externos|"
     r"collegamenti esterni|externe links?|ligações externas|links? externos?|linki zewnętrzne|ссылки|"
@@ -121,14 +96,14 @@ _LINKS_SECTION = re.compile(
 
 
 def tidy(text: str) -> str:
-    """The walked text without style marks, magic words, marks, and what is left beside these."""
+    """The text without style marks, magic words and private marks, and without their leftovers."""
     if "__" in text:
         text = without_switches(text, REMOVED)
     if "''" in text:
         text = unquoted(text)
     if SHIFT_END in text:
         text = shifted(text)
-    if "{{" in text or _OPEN_TABLE.search(text):  # or the parameters of a template left open
+    if "{{" in text or _OPEN_TABLE.search(text):  # or the parameters of an unclosed template
         text = _TABLE_ROW.sub("", text)
     if any(mark in text for mark in ("{", "}", "[[", "]]", "<", "|")):
         text = _STRAY_MARKS.sub(REMOVED, STRAY_CALL.sub(REMOVED, text))
@@ -144,7 +119,7 @@ def tidy(text: str) -> str:
         if REMOVED in line or LOST_LINK in line:
             line = _cleaned(line)
         line = line.strip(" ")
-        # A marked line without a letter or digit is what punctuation is left of a list of removed things.
+        # A marked line without a letter or digit is the punctuation of a list whose items were removed.
         if not line or _SHOWN.search(line) or not _MARKS.search(line):
             lines.append(_MARKS.sub("", line).strip())
     return (
@@ -155,14 +130,14 @@ def tidy(text: str) -> str:
 
 
 def _indented(lines: re.Match[str]) -> str:
-    """Lines with their indentation, where it is not the same for all of them."""
+    """Lines with their indentation, if it is not the same for all of them."""
     if len({len(line) - len(line.lstrip(" ")) for line in lines[0].splitlines()}) < 2:
         return lines[0]
     return _SPACES.sub(lambda spaces: _SPACE_THAT_STAYS * len(spaces[0]), lines[0])
 
 
 def _cleaned(line: str) -> str:
-    """A line without its marks, and without what is left beside these."""
+    """A line without its marks and their leftovers."""
     pieces = _GONE.split(line)
     parts, left = [], pieces[0]
     for right in pieces[1:]:
@@ -171,12 +146,12 @@ def _cleaned(line: str) -> str:
             parts.append(left[:-_TAIL])
             left = left[-_TAIL:]
     line = "".join(parts) + left
-    # The line still says that something is gone, should nothing else be left on it.
+    # A line with nothing else left keeps a mark that something was removed.
     return line if _SHOWN.search(line) else REMOVED
 
 
 def _joined(left: str, right: str) -> str:
-    """The text before and after something removed; what the author wrote elsewhere stays."""
+    """The text before and after a removal, joined; the author's text elsewhere is unchanged."""
     while True:
         before, after = left.rstrip(" \t"), right.lstrip(" \t")
         last, first = before[-1:], after[:1]
@@ -194,7 +169,7 @@ def _joined(left: str, right: str) -> str:
         return before.rstrip(" \t,;:") + after
     if not before.strip(ITEM):
         return before + (after[start.end() :] if (start := _FIRST_JOINT.match(after)) else after)
-    # Neither `.NET` nor `...` ends what stands before it.
+    # Neither `.NET` nor `...` ends the text before it.
     ends = first and first in ",.;:!?" and not (after[1:2].isalnum() or after[1:2] in ("_", "."))
     if ends and first in ",.;" and last in (",", ";"):
         return before[:-1] + after  # `known, {{x}}, as`
@@ -206,9 +181,9 @@ def _joined(left: str, right: str) -> str:
 
 
 def shifted(text: str) -> str:
-    """Raised and lowered text on the line: 10^23 and log_2 8, but H2O and 19th."""
+    """Superscripts and subscripts as plain text: 10^23 and log_2 8, but H2O and 19th."""
     n_found = 1
-    while n_found:  # those within others first
+    while n_found:  # inner ones first
         text, n_found = _SHIFTED.subn(_on_the_line, text)
     return _SHIFTS.sub("", text)
 
@@ -237,7 +212,7 @@ def unquoted(text: str) -> str:
 def _unquoted(line: str) -> str:
     """A line without its style marks: 2, 3 and 5 apostrophes are italic, bold and both; the rest is text.
 
-    Where both are left open, one bold mark is an apostrophe and an italic mark, as in `l'''Aleph''`:
+    If both are unclosed, one bold mark is an apostrophe and an italic mark, as in `l'''Aleph''`:
     the first after a word of one letter, else the first after a word, else the first.
     """
     marks = list(_QUOTES.finditer(line))
@@ -258,12 +233,13 @@ def _rank(before: str) -> int:
 
 
 def _without_empty_sections(lines: list[str]) -> list[str]:
-    """Headings as plain lines with a blank line before and after; those with nothing under them removed."""
-    kept: list[str] = []  # built from the end, so that what lies under a heading is known
+    """Headings as plain lines with a blank line before and after; headings without text are removed."""
+    kept: list[str] = []  # built from the end, so that the text under a heading is known
     text_below = False
     levels_below: set[int] = set()
     for line in reversed(lines):
         if not line.startswith(HEADING):
+            line = line.replace(HEADING_END, "")  # of a heading with a block, which ends its line
             text_below = text_below or bool(line)
             kept.append(line)
             continue

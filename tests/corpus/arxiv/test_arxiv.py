@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from puna.corpus.arxiv.source import Options, Paper, clean, decode, find, main_file, read
+from puna.corpus.arxiv.main_file import main_file
+from puna.corpus.arxiv.source import Options, Paper, clean, decode, find, read
 from puna.corpus.clean import clean_source
 from puna.corpus.document import DamagedRecord, Document, Drop
 from puna.corpus.parquet import read_documents

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from puna.corpus.arxiv import latex, paper_body
 from puna.corpus.arxiv.macros import Expander
-from puna.corpus.arxiv.source import Paper, clean, latex
+from puna.corpus.arxiv.source import Paper, clean
 from puna.corpus.arxiv.tex_reader import MacroLimits, MacroLoop, UnbalancedBraces
 from puna.corpus.document import Document
 
@@ -201,7 +202,7 @@ def test_definitions_and_arguments_without_an_end_are_errors(source):
     ],
 )
 def test_the_body_begins_with_the_first_section_or_after_the_front_matter(source, text):
-    assert latex.body_of(source) == text
+    assert paper_body.body_of(source) == text
 
 
 @pytest.mark.parametrize(
@@ -221,7 +222,7 @@ def test_the_body_begins_with_the_first_section_or_after_the_front_matter(source
 )
 def test_the_bibliography_goes_and_the_appendix_after_it_stays(references):
     before, after = "\\section{One}\nText with references to it.\n", "\\appendix\n\\section{Proof}\nMore."
-    text = latex.without_bibliography(before + references + after)
+    text = paper_body.without_bibliography(before + references + after)
     assert text.startswith(before) and text.endswith(after)
     assert not any(word in text for word in ("A.", "bib", "References", "REFERENCES", "never"))
 

@@ -300,7 +300,7 @@ def test_pages_that_read_like_the_language_models_texts_are_the_head(tmp_path):
         (Options(reference_threshold=-1), "reference-threshold is -1"),
         (Options(min_characters=0), "min-characters is 0"),
         (Options(buckets=("head", "foot")), "buckets has foot"),
-        (Options(language_model="m", languages=("en", "de")), "language model is of one language"),
+        (Options(language_model="m", languages=("en", "de")), "language model needs exactly one language"),
     ],
 )
 def test_options_that_cannot_be_are_named(options, named):

@@ -47,7 +47,7 @@ def test_a_cut_file_is_named(tmp_path):
     for size in (0, 5, whole.stat().st_size // 2, whole.stat().st_size - 1):
         cut = tmp_path / "cut.ranges"
         cut.write_bytes(whole.read_bytes()[:size])
-        with pytest.raises(ValueError, match=r"cut\.ranges is not a whole range file"):
+        with pytest.raises(ValueError, match=r"cut\.ranges is not a complete range file"):
             read_range([cut], 0)
     holed = tmp_path / "holed.ranges"
     holed.write_bytes(whole.read_bytes()[8:])

@@ -265,7 +265,7 @@ def test_a_corpus_too_small_for_discounts_is_an_error_that_names_the_mend(tmp_pa
     ("lines", "options", "message"),
     [
         ([], {}, "no lines"),
-        ([[3, 99]], {}, "none of the 12 words"),
+        ([[3, 99]], {}, "outside of the 12 words"),
         ([[3, 1, 4]], {}, "<s> or </s>"),
         ([[3]], {"order": 6}, "order is 6; choose one from 2 to 5"),
         ([[3]], {"prune": (1,)}, "the first 0"),

@@ -143,7 +143,7 @@ def test_rubbish_between_gzip_members_is_named_and_passed_over(tmp_path):
     texts, bad = read(tmp_path / "x.warc.gz", b"".join([*members[:2], b"rubbish" * 9, *members[2:]]))
     assert texts == TEXTS
     assert bad == [
-        DamagedRecord("x.warc.gz", len(members[0]) + len(members[1]), "bytes that are no gzip member")
+        DamagedRecord("x.warc.gz", len(members[0]) + len(members[1]), "bytes that are not a gzip member")
     ]
     texts, bad = read(tmp_path / "x.warc.gz", b"".join([*members, b"\0" * 5000]))
     assert texts == TEXTS and bad == []  # padding of tapes and block stores

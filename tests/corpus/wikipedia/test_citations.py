@@ -112,7 +112,7 @@ def test_a_dump_without_references_and_one_with_too_much_damage_are_errors(tmp_p
     assert write_references([cut], tmp_path / "urls.txt", max_bad=0.5).details["damaged"][0]["file"] == str(
         cut
     )
-    with pytest.raises(ValueError, match="is no list of URLs"):
+    with pytest.raises(ValueError, match="does not exist; make it with"):
         list(read_references(tmp_path / "none.txt"))
 
 

@@ -2,7 +2,7 @@
 
 import mwparserfromhell
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mwparserfromhell import nodes
 from mwparserfromhell.wikicode import Wikicode
@@ -102,6 +102,7 @@ def test_the_walk_gives_the_text_of_the_parser_s_tree(wikitext):
 
 @settings(max_examples=200, deadline=None)
 @given(wikitexts.filter(lambda wikitext: "<nowiki>" not in wikitext))
+@example("={{<p></p>==")  # a block within a heading
 def test_no_markup_is_left_whatever_is_open(wikitext):
     text = plain_text(wikitext)
     for mark in ("{{", "[[", "{|", "<ref", "</ref", "\ue000", "\ue001", "\ue002", "\ue003", "\ue004"):
