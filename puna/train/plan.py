@@ -278,7 +278,7 @@ def _traffic(job: Job, machine: Machine, mesh: MeshConfig, micro_batch: int) -> 
     node = machine.gpus_per_node
     found = []
     if tp > 1:
-        # Forward: gather and reduce-scatter, twice; backward: the same, and the gathered inputs once more.
+        # Forward: gather and reduce-scatter, twice; backward: the same, and the inputs gathered again.
         tokens = job.sequences / mesh.dp * model.context
         sent = 10 * model.n_layers * (tp - 1) / tp * tokens * model.dim * job.compute_bytes
         found.append(Traffic("tensor parallelism: activations", sent, tp > node))

@@ -36,7 +36,7 @@ class Span:
 
 @dataclass(frozen=True, eq=False)
 class Likelihoods:
-    """Of the targets of several spans, in order."""
+    """Results for the targets of several spans, in order."""
 
     logprobs: NDArray[np.float64]
     is_best: NDArray[np.bool_]
