@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puna.corpus.c4 import source as c4
 from puna.corpus.c4.bad_words import BadWords, bad_words
 from puna.corpus.c4.source import (
     Options,
@@ -344,7 +343,7 @@ def corpus(out: Path) -> dict[str, str]:
 
 
 def run(folder: Path, out: Path, options: Options, monkeypatch) -> dict:
-    monkeypatch.setattr(c4, "plan_shards", partial(plan_shards, shard_bytes=1))
+    monkeypatch.setattr("puna.corpus.pipeline.plan_shards", partial(plan_shards, shard_bytes=1))
     return clean_source("c4", [folder], out, options, HERE)
 
 
@@ -435,7 +434,7 @@ def test_no_span_of_three_sentences_occurs_twice_by_the_paper(tmp_path, monkeypa
 
 
 def test_two_workers_write_what_one_writes(crawl, tmp_path, monkeypatch):
-    monkeypatch.setattr(c4, "plan_shards", partial(plan_shards, shard_bytes=1))
+    monkeypatch.setattr("puna.corpus.pipeline.plan_shards", partial(plan_shards, shard_bytes=1))
     clean_source("c4", [crawl], tmp_path / "one", CODE, Executor(workers=1))
     clean_source("c4", [crawl], tmp_path / "two", CODE, Executor(workers=2))
     assert everything(tmp_path / "one") == everything(tmp_path / "two")

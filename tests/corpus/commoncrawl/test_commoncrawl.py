@@ -53,7 +53,7 @@ def documents(out: Path) -> list[Document]:
 
 def shard_a_file(monkeypatch) -> None:
     """Small inputs are one shard; here each file is one."""
-    monkeypatch.setattr(commoncrawl, "plan_shards", partial(plan_shards, shard_bytes=1))
+    monkeypatch.setattr("puna.corpus.pipeline.plan_shards", partial(plan_shards, shard_bytes=1))
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_the_corpus_is_what_counting_lines_in_memory_leaves(tmp_path_factory, da
     out = tmp_path_factory.mktemp("out")
     options = Options(languages=(), language_threshold=0, min_characters=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commoncrawl, "plan_shards", partial(plan_shards, shard_bytes=1))
+        patch.setattr("puna.corpus.pipeline.plan_shards", partial(plan_shards, shard_bytes=1))
         if not left:
             with pytest.raises(ValueError, match="no commoncrawl document was kept"):
                 pipeline(sorted(folder.iterdir()), out, options, HERE)
@@ -343,13 +343,14 @@ SCRIPT = """
 import sys
 from functools import partial
 from pathlib import Path
-from puna.corpus import {source}
+from puna.corpus import pipeline
+from puna.corpus.{source} import source
 from puna.stages.stage import Executor, Unfinished, plan_shards
 
-{source}.plan_shards = partial(plan_shards, shard_bytes=1)
+pipeline.plan_shards = partial(plan_shards, shard_bytes=1)
 if __name__ == "__main__":
     inputs = sorted(Path(sys.argv[1]).iterdir())
-    {source}.pipeline(inputs, Path(sys.argv[2]), {source}.Options(), Executor(workers=2))
+    source.pipeline(inputs, Path(sys.argv[2]), source.Options(), Executor(workers=2))
 """
 
 
