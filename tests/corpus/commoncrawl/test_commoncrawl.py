@@ -343,11 +343,11 @@ SCRIPT = """
 import sys
 from functools import partial
 from pathlib import Path
-import puna.corpus.pipeline
+from puna.corpus import pipeline
 from puna.corpus.{source} import source
 from puna.stages.stage import Executor, Unfinished, plan_shards
 
-puna.corpus.pipeline.plan_shards = partial(plan_shards, shard_bytes=1)
+pipeline.plan_shards = partial(plan_shards, shard_bytes=1)
 if __name__ == "__main__":
     inputs = sorted(Path(sys.argv[1]).iterdir())
     source.pipeline(inputs, Path(sys.argv[2]), source.Options(), Executor(workers=2))
