@@ -34,7 +34,7 @@ Paths = AnyPath | Sequence[AnyPath]
 
 
 def clean(
-    source: str, inputs: Paths, out: AnyPath, executor: "Executor | None" = None, **options: Any
+    source: str, /, inputs: Paths, out: AnyPath, executor: "Executor | None" = None, **options: Any
 ) -> "Manifest":
     """Clean the raw files of a source into documents (Parquet).
 
