@@ -14,34 +14,24 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from puna.evaluate.model import Model
 from puna.evaluate.prompts import Prepared
 from puna.evaluate.task import Task
+from puna.files import code_version
 
 Record = dict[str, Any]
+_SCORERS = ("evaluate", "generate", "kernels", "model", "tokens")  # the folders that scores depend on
 _BORDER = 4  # token ids shown on either side of a border
-
-
-@cache
-def scorer_version() -> str:
-    """A digest of the sources that scores depend on."""
-    package = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for wing in ("evaluate", "generate", "kernels", "model", "tokens"):
-        for path in sorted(p for p in (package / wing).rglob("*") if p.suffix in (".py", ".cpp", ".h")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def record_key(model: Model, task: Task, prepared: Prepared, sampling: Sequence[object], judge: str) -> str:
     """The digest of all that a record's content depends on."""
     digest = hashlib.sha256()
     rows = [row.tokens.tobytes() + bytes([0]) + str(len(row.context)).encode() for row in prepared.rows]
-    parts = [model.digest, scorer_version(), task.name, judge, repr(sampling), prepared.example.id]
+    parts = [model.digest, code_version(*_SCORERS), task.name, judge, repr(sampling), prepared.example.id]
     for part in parts:
         digest.update(part.encode() + b"\0")
     for tokens in (prepared.tokens.tobytes(), *rows):

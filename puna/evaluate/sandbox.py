@@ -79,7 +79,7 @@ def problem() -> str:
     if not shutil.which("bwrap"):
         return (
             "generated code needs a sandbox, and there is no bubblewrap; install it "
-            f"(apt install bubblewrap, or pip install 'puna[sandbox]'), {or_not}"
+            f"(apt install bubblewrap), {or_not}"
         )
     if _mode():
         return ""

@@ -227,7 +227,7 @@ class Client:
         def refer(value: Any) -> Any:
             if isinstance(value, Remote):
                 return value._data()
-            raise TypeError(f"a test passes a {type(value).__name__}, which cannot be sent")
+            raise TypeError(f"unsupported argument {type(value).__name__}: tests pass plain values")
 
         self._wire.send([encode(part, refer) for part in request])
         return self.reply()

@@ -27,7 +27,7 @@ from puna.model.llama import Llama
 from puna.model.weights import load_weights, open_tensors
 from puna.rundir import OPTIMIZER, STATE, WEIGHTS
 from puna.train.ranks import ALONE, Ranks
-from puna.train.shares import collect, fill, own, region, whole_shape
+from puna.train.shares import collect, fill, own, region, whole_shapes
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,9 @@ def load(checkpoint: Path, model: Llama, optimizer: torch.optim.Optimizer, ranks
         with open_tensors(checkpoint / WEIGHTS, model.config) as read:
             fill(model, ranks, lambda name, shape, region: read(name, region))
     with open_tensors(checkpoint / OPTIMIZER, model.config) as read, torch.no_grad():
+        shapes = whole_shapes(model.config)
         for name, parameter in model.named_parameters():
-            where = region(name, parameter, whole_shape(model.config, name), ranks.mesh)
+            where = region(name, parameter, shapes[name], ranks.mesh)
             moments = {key: torch.empty_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
             for key, moment in moments.items():
                 own(moment).copy_(read(f"{key}.{name}", where))

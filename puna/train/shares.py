@@ -101,14 +101,15 @@ def whole_model(model: Llama, ranks: Ranks) -> Llama:
 def fill(model: Llama, ranks: Ranks, read: Callable[[str, torch.Size, tuple[slice, ...]], Tensor]) -> None:
     """Fill a model's own shares with `read(name, whole shape, region)`, and its buffers."""
     model.reset_buffers()
+    shapes = whole_shapes(model.config)
     for name, parameter in model.named_parameters():
-        shape = whole_shape(model.config, name)
-        own(parameter).copy_(read(name, shape, region(name, parameter, shape, ranks.mesh)))
+        where = region(name, parameter, shapes[name], ranks.mesh)
+        own(parameter).copy_(read(name, shapes[name], where))
 
 
-def whole_shape(config: ModelConfig, name: str) -> torch.Size:
-    """The shape of a parameter that no mesh splits."""
-    return next(torch.Size(part.shape) for part in parts(config) if part.parameter == name)
+def whole_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """The shapes of the parameters as they are without a mesh, by name."""
+    return {part.parameter: torch.Size(part.shape) for part in parts(config)}
 
 
 def clip_gradients(model: Llama, limit: float, mesh: DeviceMesh | None) -> Tensor:
