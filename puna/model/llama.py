@@ -8,6 +8,7 @@ precision of the matrix products.
 """
 
 import hashlib
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -68,21 +69,25 @@ class Llama(nn.Module):
         activations: Activations = "none",
         device: torch.device | str | None = None,
         ops: Ops | None = None,
+        block: Callable[[ModelConfig, int, torch.device | str | None], Block] = Block,
     ) -> None:
         """`device` holds the parameters; PyTorch's default device when it is None.
 
         `ops` None: the hand-written backward with `activations` manual, else what autograd differentiates.
+        `block` makes a layer from the configuration, the layer's number and the device.
         """
         super().__init__()
         config.validate()
         self.config, self.compute, self.activations = config, compute, activations
+        self.block = block
         self.ops = ops or (layers.BY_HAND if activations == "manual" else layers.PLAIN)
         shape = config.vocab_size, config.dim
         self.embedding = nn.Parameter(torch.empty(shape, device=device))
-        self.blocks = nn.ModuleList(Block(config, layer, device) for layer in range(config.n_layers))
+        self.blocks = nn.ModuleList(block(config, layer, device) for layer in range(config.n_layers))
         self.norm = nn.Parameter(torch.empty(config.dim, device=device))
         # Registered under one name when tied, so that it is counted, saved and stepped once.
         self.output = None if config.tied_embeddings else nn.Parameter(torch.empty(shape, device=device))
+        self.shapes = {name: parameter.shape for name, parameter in self.named_parameters()}  # on no mesh
         self.reset_buffers()
 
     def reset_buffers(self) -> None:
