@@ -116,6 +116,8 @@ def train(
         for step in range(state.step, steps):
             log.begin()
             batch = data.batch(step, ranks.dp_rank, ranks.dp_world)
+            if not batch.global_tokens:
+                raise ValueError(f"step {step + 1}: the batch has no target token; check the data's answers")
             lr = learning_rate(step, steps, config.optim)
             result = train_step(model, optimizer, guard, batch, len(data.sources), lr, config, ranks)
             state = state.after(batch.global_tokens)

@@ -39,7 +39,8 @@ def held_out_loss(
         losses_BT = []
         for batch in ranks.share(batches, _without_targets):
             inputs, targets = to_device(batch.inputs, device), to_device(batch.targets, device)
-            losses_BT.append(model.losses(inputs, targets))
+            segments = None if batch.segments is None else to_device(batch.segments, device)
+            losses_BT.append(model.losses(inputs, targets, segments))
             is_target = batch.targets != IGNORE
             totals[1] += int(is_target.sum())
             totals[2] += int(is_target.any(1).sum())
