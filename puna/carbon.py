@@ -126,8 +126,8 @@ def total(parts: Sequence[Energy]) -> Energy:
         why=listed(part.why for part in parts),
         watts=kwh * JOULES_PER_KWH / seconds if seconds else 0.0,
         seconds=seconds,
-        pue=with_pue / kwh if kwh else parts[0].pue,
-        intensity=1e3 * emissions / with_pue if with_pue else parts[0].intensity,
+        pue=round(with_pue / kwh, 6) if kwh else parts[0].pue,
+        intensity=round(1e3 * emissions / with_pue, 6) if with_pue else parts[0].intensity,
         tCO2eq=emissions,
     )
 

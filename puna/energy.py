@@ -210,6 +210,7 @@ class Meter:
             self._attempt("gpu", lambda: self._counters.update(gpu=_Nvml(self._gpus)))
         self._began, self._cpu_began = time.monotonic(), cpu_seconds()
         self._use = self.use()
+        self._write()
         if self._counters or self._file:
             self._thread = threading.Thread(target=self._poll, daemon=True)
             self._thread.start()
