@@ -40,6 +40,9 @@ class Batch:
     targets: NDArray[np.int64]  # (B, T): the inputs shifted by one
     sources: NDArray[np.int64]  # (B,): index into Mixture.sources
     global_tokens: int  # targets of the whole global batch that are not padding; equal on all ranks
+    # (B, T): the example that each position belongs to, from 0 on in each row: tokens see no other
+    # example. Padding at a row's end is an example of its own. None: a row is one sequence.
+    segments: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
