@@ -12,16 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from puna import paper
+
 # Table 1's sources, in its order, with their share of the training tokens in per cent.
-TABLE_1 = {
-    "commoncrawl": 67.0,
-    "c4": 15.0,
-    "github": 4.5,
-    "wikipedia": 4.5,
-    "books": 4.5,
-    "arxiv": 2.5,
-    "stackexchange": 2.0,
-}
+TABLE_1 = {source: row.proportion for source, row in paper.TABLE_1.items()}
 
 SCHEMA = pa.schema(
     [

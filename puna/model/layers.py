@@ -11,6 +11,7 @@ precision of the product that it computes, and returns their gradients in the we
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -21,7 +22,7 @@ from torch.autograd import Function
 from puna.config import RopeScaling
 from puna.kernels import elementwise
 from puna.kernels.matmul import Weights, weight_gradients
-from puna.model.attention import rotary_attention
+from puna.model.attention import Segments, Split, rotary_attention
 from puna.model.loss import cross_entropy, linear_cross_entropy
 
 
@@ -202,7 +203,7 @@ class Ops(NamedTuple):
     """(x_BTD, norm_D, eps, dtype) -> RMSNorm(x), (B, T, D), in dtype."""
     norm_linear: Callable[..., Tensor]
     """(x_BTD, norm_D, eps, dtype, *weights) -> RMSNorm(x) @ W.T, W the weights side by side."""
-    attention: Callable[[Tensor, Tensor, Tensor, int, int, int], Tensor]
+    attention: Callable[..., Tensor]
     """(qkv_BTXE, cos_TE, sin_TE, heads, kv_heads, layer) -> attention (B, T, H, E), q and k rotated."""
     linear: Callable[..., Tensor]
     """(x, weight) -> x @ weight.T."""
@@ -214,14 +215,17 @@ class Ops(NamedTuple):
     """(hidden_BTD, weight_VD, targets_BT) -> the losses (B, T) alone."""
 
 
-def _attention(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, layer: int) -> Tensor:
-    return rotary_attention(qkv, cos, sin, heads, kv_heads, split_rotate)
-
-
-def _attention_by_hand(
-    qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, layer: int
+def _attention(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    kv_heads: int,
+    layer: int,
+    segments: Segments | None = None,
+    split: Split = split_rotate,
 ) -> Tensor:
-    return rotary_attention(qkv, cos, sin, heads, kv_heads, SplitRotate.apply)
+    return rotary_attention(qkv, cos, sin, heads, kv_heads, split, segments)
 
 
 PLAIN = Ops(
@@ -238,7 +242,7 @@ PLAIN = Ops(
 BY_HAND = PLAIN._replace(
     norm=Norm.apply,
     norm_linear=NormLinear.apply,
-    attention=_attention_by_hand,
+    attention=partial(_attention, split=SplitRotate.apply),
     linear=Linear.apply,
     swiglu_linear=SwiGLULinear.apply,
 )

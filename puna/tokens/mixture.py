@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.files import fingerprint
+from puna.manifest import Input
 from puna.tokens.order import ORDER, Schedule, digest64, in_table_order, permute, quotas, shares
 from puna.tokens.storage import COMMAND, Shard, Store
 
@@ -142,6 +143,14 @@ class Mixture:
     def tokenizer(self) -> Path:
         """The data's tokenizer, as a file on this machine."""
         return self._stores[0].tokenizer()
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The directories, for the manifest of what is made of them."""
+        return tuple(
+            Input(str(path), stage="shards", fingerprint=manifest.fingerprint)
+            for path, manifest in zip(self.directories, self.manifests, strict=True)
+        )
 
     def _open(self, source: str, split: str) -> Stream:
         arrays = []

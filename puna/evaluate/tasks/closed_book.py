@@ -11,6 +11,7 @@ from functools import partial
 from puna.evaluate.answers import Cut, exact_match, f1, first_line, normalised
 from puna.evaluate.data import Data
 from puna.evaluate.task import Example, Task, Verdict
+from puna.paper import RESULTS
 
 HEADER = "Answer these questions:\n"
 SHOTS = (0, 1, 5, 64)
@@ -98,8 +99,7 @@ TASKS = (
         check=check,
         max_tokens=24,
         stop=("\n",),
-        paper={"0-shot": (16.8, 20.1, 24.9, 23.8), "1-shot": (18.7, 23.4, 28.3, 31.0),
-               "5-shot": (22.0, 28.1, 32.9, 35.0), "64-shot": (26.1, 31.9, 36.0, 39.9)},
+        paper=RESULTS["nq"],
     ),
     Task(
         name="triviaqa",
@@ -113,8 +113,7 @@ TASKS = (
         check=check,
         max_tokens=24,
         stop=("\n",),
-        paper={"0-shot": (50.0, 56.6, 65.1, 68.2), "1-shot": (53.4, 60.5, 67.9, 71.6),
-               "5-shot": (56.3, 63.1, 69.9, 72.6), "64-shot": (57.6, 64.0, 70.4, 73.0)},
+        paper=RESULTS["triviaqa"],
     ),
 )  # fmt: skip
 

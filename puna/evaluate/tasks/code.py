@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from puna.config import Sampling
 from puna.evaluate.data import Data, Row
 from puna.evaluate.task import Example, Task
+from puna.paper import RESULTS
 
 HUMANEVAL_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 MBPP_TEST = range(11, 511)
@@ -92,7 +93,7 @@ TASKS = (
         sampling=_SAMPLING,
         passes=True,
         judge="sandbox",
-        paper={"pass@1": (10.5, 15.8, 21.7, 23.7), "pass@100": (36.5, 52.5, 70.7, 79.3)},
+        paper=RESULTS["humaneval"],
     ),
     Task(
         name="mbpp",
@@ -109,6 +110,6 @@ TASKS = (
         sampling=_SAMPLING,
         passes=True,
         judge="sandbox",
-        paper={"pass@1": (17.7, 22.0, 30.2, 37.7), "pass@80": (56.2, 64.0, 73.4, 76.8)},
+        paper=RESULTS["mbpp"],
     ),
 )

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from puna.evaluate.data import Data, Row, labelled
 from puna.evaluate.task import Example, Task
+from puna.paper import RESULTS
 
 
 def _index(row: Row, label: str, labels: str) -> int:
@@ -127,7 +128,7 @@ TASKS = (
         total=3270,
         read=boolq,
         normalisation="answer-context",
-        paper={"accuracy": (76.5, 78.1, 83.1, 85.3)},
+        paper=RESULTS["boolq"],
     ),
     Task(
         name="piqa",
@@ -136,7 +137,7 @@ TASKS = (
         basis=_CHAR,
         total=1838,
         read=piqa,
-        paper={"accuracy": (79.8, 80.1, 82.3, 82.8)},
+        paper=RESULTS["piqa"],
     ),
     Task(
         name="siqa",
@@ -145,7 +146,7 @@ TASKS = (
         basis=_CHAR,
         total=1954,
         read=siqa,
-        paper={"accuracy": (48.9, 50.4, 50.4, 52.3)},
+        paper=RESULTS["siqa"],
     ),
     Task(
         name="hellaswag",
@@ -154,7 +155,7 @@ TASKS = (
         basis=_CHAR,
         total=10042,
         read=hellaswag,
-        paper={"accuracy": (76.1, 79.2, 82.8, 84.2)},
+        paper=RESULTS["hellaswag"],
     ),
     Task(
         name="winogrande",
@@ -164,7 +165,7 @@ TASKS = (
         total=1267,
         read=winogrande,
         normalisation="none",  # the same text is scored after either option
-        paper={"accuracy": (70.1, 73.0, 76.0, 77.0)},
+        paper=RESULTS["winogrande"],
     ),
     Task(
         name="arc_easy",
@@ -173,7 +174,7 @@ TASKS = (
         basis=_CHAR,
         total=2376,
         read=lambda data: _arc(data, "arc/ARC-Easy-Test.jsonl"),
-        paper={"accuracy": (72.8, 74.8, 80.0, 78.9)},
+        paper=RESULTS["arc_easy"],
     ),
     Task(
         name="arc_challenge",
@@ -182,7 +183,7 @@ TASKS = (
         basis=_CHAR,
         total=1172,
         read=lambda data: _arc(data, "arc/ARC-Challenge-Test.jsonl"),
-        paper={"accuracy": (47.6, 52.7, 57.8, 56.0)},
+        paper=RESULTS["arc_challenge"],
     ),
     Task(
         name="openbookqa",
@@ -192,6 +193,6 @@ TASKS = (
         total=500,
         read=openbookqa,
         normalisation="answer-context",
-        paper={"accuracy": (57.2, 56.4, 58.6, 60.2)},
+        paper=RESULTS["openbookqa"],
     ),
 )

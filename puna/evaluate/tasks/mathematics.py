@@ -10,6 +10,7 @@ from puna.evaluate import math_answers
 from puna.evaluate.answers import gold_number, number
 from puna.evaluate.data import Data
 from puna.evaluate.task import Example, Task, Verdict
+from puna.paper import RESULTS
 
 
 def gsm8k(data: Data) -> Iterator[Example]:
@@ -82,7 +83,7 @@ TASKS = (
         max_tokens=256,
         stop=("\n\nQ:", "\nQ:"),
         votes=True,
-        paper={"accuracy": (11.0, 17.8, 35.6, 50.9), "maj1@100": (18.1, 29.3, 53.1, 69.7)},
+        paper=RESULTS["gsm8k"],
     ),
     Task(
         name="math",
@@ -97,6 +98,6 @@ TASKS = (
         max_tokens=512,
         stop=("\n\nProblem:", "\nProblem:"),
         votes=True,
-        paper={"accuracy": (2.9, 3.9, 7.1, 10.6), "maj1@256": (6.9, 8.8, 15.2, 20.5)},
+        paper=RESULTS["math"],
     ),
 )

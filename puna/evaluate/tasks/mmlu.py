@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from puna.evaluate.data import Data, Row
 from puna.evaluate.task import Example, Task
+from puna.paper import RESULTS
 
 CATEGORIES = {
     "humanities": [
@@ -129,13 +130,7 @@ MMLU = Task(
     prefix=prefix,
     shots=5,
     normalisation="none",  # the options are single letters
-    paper={
-        "accuracy": (35.1, 46.9, 57.8, 63.4),
-        "humanities": (34.0, 45.0, 55.8, 61.8),
-        "stem": (30.5, 35.8, 46.0, 51.7),
-        "social_sciences": (38.3, 53.8, 66.7, 72.9),
-        "other": (38.1, 53.3, 63.4, 67.4),
-    },
+    paper=RESULTS["mmlu"],
 )
 
 TASKS = (

@@ -9,6 +9,7 @@ from functools import partial
 
 from puna.evaluate.data import Data
 from puna.evaluate.task import Example, Task
+from puna.paper import RESULTS
 
 
 def _race(data: Data, level: str) -> Iterator[Example]:
@@ -47,10 +48,7 @@ TASKS = tuple(
         read=partial(_race, level=level),
         also=("answer-context",),
         answer_context="A:",
-        paper={"accuracy": paper},
+        paper=RESULTS[f"race_{level}"],
     )
-    for level, total, paper in (
-        ("middle", 1436, (61.1, 61.6, 64.1, 67.9)),
-        ("high", 3498, (46.9, 47.2, 48.3, 51.6)),
-    )
+    for level, total in (("middle", 1436), ("high", 3498))
 )

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from puna.evaluate.data import Data
 from puna.evaluate.task import Example, Task
+from puna.paper import RESULTS
 
 
 def _answers(text: str) -> list[str]:
@@ -61,7 +62,7 @@ TASKS = (
         max_tokens=50,
         stop=("\n\n", "\nQ:"),
         judge="truth",
-        paper={"truthful": (0.33, 0.47, 0.52, 0.57), "truthful*informative": (0.29, 0.41, 0.48, 0.53)},
+        paper=RESULTS["truthfulqa"],
     ),
     Task(
         name="truthfulqa_choice",
