@@ -19,7 +19,7 @@ from pathlib import Path
 
 from puna.files import read_json
 from puna.tokens.chat_template import ChatTemplate
-from puna.tokens.tokenizer import Tokenizer
+from puna.tokens.tokenizer import MODEL, Tokenizer
 
 TEMPLATES = {
     "chatml": """\
@@ -98,8 +98,14 @@ def with_template(
     ends = sorted({tokenizer.eos_id} | tokenizer.settings.end_ids | template.end_ids)
     found: dict[str, Path | bytes] = {**files, FILE: template.source.encode()}
     found[GENERATION] = _json(_values(files.get(GENERATION)) | {"eos_token_id": ends})
-    if CONFIG in files:  # transformers before 4.44 reads this one
-        found[CONFIG] = _json(_values(files[CONFIG]) | {"chat_template": template.source})
+    config = _values(files.get(CONFIG))
+    if not config and MODEL in files:
+        # Without it a text behind a control token begins with a space here and in llama.cpp, but not in
+        # transformers, where the model would then be sent other tokens than it was trained on.
+        config = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": tokenizer.adds_bos}
+        config |= {**tokenizer.special_texts, "unk_token": "<unk>"}
+    if config:  # where older versions of transformers look for the template
+        found[CONFIG] = _json(config | {"chat_template": template.source})
     return found
 
 

@@ -78,7 +78,7 @@ class ChatTemplate:
         return self.ids(*self.lay_out(messages, add_generation_prompt))
 
     def encode_all(self, requests: Sequence[tuple[Sequence[Message], bool]]) -> list[list[int] | ValueError]:
-        """As `encode`, for many conversations at once, which is faster; an error takes the place of its ids.
+        """As `encode`, for many conversations at once, which is faster; an error is returned for its ids.
 
         What they have in common, as the beginnings of one conversation do, is encoded once.
         """
