@@ -25,7 +25,7 @@ ALLOWED = {
     "model": {"kernels"},
     "formats": {"kernels", "model"},
     "train": {"kernels", "model", "tokens", "carbon"},
-    "finetune": {"model", "formats", "tokens", "train"},
+    "finetune": {"kernels", "model", "formats", "tokens", "train"},
     "generate": {"kernels", "model", "formats", "tokens"},
     "evaluate": {"model", "formats", "tokens", "generate"},
     "serve": {"tokens", "generate"},
