@@ -25,16 +25,16 @@ ALLOWED = {
     "model": {"kernels"},
     "formats": {"kernels", "model"},
     "train": {"kernels", "model", "tokens", "carbon"},
-    "finetune": {"kernels", "model", "formats", "tokens", "train"},
+    "finetune": {"corpus", "kernels", "model", "formats", "tokens", "train"},
     "generate": {"kernels", "model", "formats", "tokens"},
     "evaluate": {"model", "formats", "tokens", "generate"},
     "serve": {"tokens", "generate"},
     "carbon": set(),
     "report": {"model"},
     "demo": {"fetch", "corpus", "tokens", "train", "generate", "report"},
-    "api": {"stages", "fetch", "corpus", "tokens", "formats", "train", "generate", "report"},
-    "cli": {"api", "carbon", "stages", "fetch", "corpus", "tokens", "model", "formats", "train", "generate",
-            "serve", "report", "demo", "evaluate"},
+    "api": {"stages", "fetch", "corpus", "tokens", "formats", "train", "finetune", "generate", "report"},
+    "cli": {"api", "carbon", "stages", "fetch", "corpus", "tokens", "model", "formats", "train", "finetune",
+            "generate", "serve", "report", "demo", "evaluate"},
 }  # fmt: skip
 
 
