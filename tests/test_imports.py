@@ -25,15 +25,15 @@ ALLOWED = {
     "model": {"kernels"},
     "formats": {"kernels", "model"},
     "train": {"kernels", "model", "tokens"},
-    "finetune": {"model", "formats", "tokens", "train"},
+    "finetune": {"corpus", "kernels", "model", "formats", "tokens", "train"},
     "generate": {"kernels", "model", "formats", "tokens"},
     "evaluate": {"model", "formats", "tokens", "generate"},
     "serve": {"tokens", "generate"},
     "report": {"model"},
     "demo": {"fetch", "corpus", "tokens", "train", "generate", "report"},
-    "api": {"stages", "fetch", "corpus", "tokens", "formats", "train", "generate", "report"},
-    "cli": {"api", "stages", "fetch", "corpus", "tokens", "model", "formats", "train", "generate",
-            "serve", "report", "demo", "evaluate"},
+    "api": {"stages", "fetch", "corpus", "tokens", "formats", "train", "finetune", "generate", "report"},
+    "cli": {"api", "stages", "fetch", "corpus", "tokens", "model", "formats", "train", "finetune",
+            "generate", "serve", "report", "demo", "evaluate"},
 }  # fmt: skip
 
 

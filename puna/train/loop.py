@@ -121,7 +121,7 @@ def train(
             if not batch.global_tokens:
                 raise ValueError(f"step {step + 1}: the batch has no target token; check the data's answers")
             lr = learning_rate(step, steps, config.optim)
-            result = train_step(model, optimizer, guard, batch, len(data.sources), lr, config, ranks)
+            result = train_step(model, optimizer, guard, batch, len(data.sources), lr, config, ranks, step)
             state = state.after(batch.global_tokens)
             log.add(state, result, lr, batch.global_tokens)
             profile_step()
