@@ -36,6 +36,12 @@ struct View {
     T* data;
     long batch, head, token;
     T* row(long b, long h, long t) const { return data + b * batch + h * head + t * token; }
+    View from(long t) const { return {row(0, 0, t), batch, head, token}; }
+};
+
+// A sequence: `tokens` neighbours in a row of the batch. Tokens see those before them in their own span.
+struct Span {
+    int64_t row, start, tokens;
 };
 
 // cos and sin of (T, E/2), or null: the pairs (x[i], x[i + E/2]) are turned by the token's angles.
@@ -44,7 +50,7 @@ struct Rotary {
 };
 
 struct Sizes {
-    long B, T, H, K, E, stride, columns, padded;
+    long spans, T, H, K, E, stride, columns, padded;
     float scale;
 };
 
@@ -52,6 +58,12 @@ Sizes sizes(const int64_t* shape) {
     const long T = shape[1], E = shape[4], lines = round_up(E, 16) / 16 | 1;
     return {shape[0], T, shape[2], shape[3], E, lines * 16, round_up(E, LANES), round_up(T, ROWS),
             1 / std::sqrt(float(E))};
+}
+
+// The sizes of one span, from those of all.
+Sizes sizes(Sizes all, const Span& span) {
+    all.T = span.tokens, all.padded = round_up(span.tokens, ROWS);
+    return all;
 }
 
 // 2^x to 2 ulp of fp32; 0 below -126. NaN stays NaN.
@@ -184,7 +196,7 @@ inline void mask(Tile<HEIGHT, VECTORS>& tile, long row, long key, float hidden) 
 
 template <class T>
 struct Forward {
-    const Sizes& s;
+    Sizes s;
     Buffer buffer;
     float *q, *v, *k_panels, *scores, *o, *top, *total;
 
@@ -262,7 +274,7 @@ struct Forward {
 
 template <class T>
 struct Backward {
-    const Sizes& s;
+    Sizes s;
     Buffer buffer;
     float *q, *k, *dO, *k_panels, *v_panels, *dq, *dk, *dv, *p, *ds, *lse, *delta;
 
@@ -344,23 +356,26 @@ View<T> view(const int64_t* pointers, const int64_t* strides, int i) {
     return {reinterpret_cast<T*>(pointers[i]), strides[3 * i], strides[3 * i + 1], strides[3 * i + 2]};
 }
 
-// tensors: q, k, v, o. shape: B, T, H, K, E. lse: (B, H, T).
+// tensors: q, k, v, o. shape: number of spans, T, H, K, E. lse: (B, H, T). Positions are counted within a span.
 template <class T>
-void forward(const int64_t* tensors, float* lse, Rotary rotary, const int64_t* shape, const int64_t* strides) {
+void forward(const int64_t* tensors, float* lse, Rotary rotary, const int64_t* shape, const int64_t* strides,
+             const Span* spans) {
     const Sizes s = sizes(shape);
     const auto q = view<T>(tensors, strides, 0), k = view<T>(tensors, strides, 1), v = view<T>(tensors, strides, 2);
     const auto o = view<T>(tensors, strides, 3);
-#pragma omp parallel if (s.B * s.H * s.T * s.T * s.E > ALONE)
+#pragma omp parallel if (s.spans * s.H * s.T * s.T * s.E > ALONE)
     {
         Forward<T> head(s);
 #pragma omp for schedule(dynamic)
-        for (long i = 0; i < s.B * s.H; i++) {
-            const long b = i / s.H, h = i % s.H;
-            head.load(q, k, v, b, h, rotary);
-            for (long start = 0; start < s.T; start += ROWS) {
-                const long end = std::min(start + ROWS, round_up(s.T, HEIGHT));
+        for (long i = 0; i < s.spans * s.H; i++) {
+            const auto [b, first, tokens] = spans[i / s.H];
+            const long h = i % s.H;
+            head.s = sizes(s, spans[i / s.H]);
+            head.load(q.from(first), k.from(first), v.from(first), b, h, rotary);
+            for (long start = 0; start < tokens; start += ROWS) {
+                const long end = std::min(start + ROWS, round_up(tokens, HEIGHT));
                 head.attend(start, end);
-                head.store(o, lse + i * s.T, b, h, start, end);
+                head.store(o.from(first), lse + (b * s.H + h) * s.T + first, b, h, start, end);
             }
         }
     }
@@ -368,30 +383,34 @@ void forward(const int64_t* tensors, float* lse, Rotary rotary, const int64_t* s
 
 // tensors: q, k, v, o, do, and dq, dk, dv, which are written.
 template <class T>
-void backward(const int64_t* tensors, const float* lse, Rotary rotary, const int64_t* shape, const int64_t* strides) {
+void backward(const int64_t* tensors, const float* lse, Rotary rotary, const int64_t* shape, const int64_t* strides,
+              const Span* spans) {
     const Sizes s = sizes(shape);
     const auto q = view<T>(tensors, strides, 0), k = view<T>(tensors, strides, 1), v = view<T>(tensors, strides, 2);
     const auto o = view<T>(tensors, strides, 3), dO = view<T>(tensors, strides, 4);
     const auto dq = view<T>(tensors, strides, 5), dk = view<T>(tensors, strides, 6), dv = view<T>(tensors, strides, 7);
-#pragma omp parallel if (s.B * s.H * s.T * s.T * s.E > ALONE)
+#pragma omp parallel if (s.spans * s.H * s.T * s.T * s.E > ALONE)
     {
         Backward<T> head(s);
 #pragma omp for schedule(dynamic)
-        for (long i = 0; i < s.B * s.K; i++) {
-            const long b = i / s.K, kv = i % s.K, group = s.H / s.K;
-            head.load_keys(k, v, b, kv, rotary);
+        for (long i = 0; i < s.spans * s.K; i++) {
+            const auto [b, token, tokens] = spans[i / s.K];
+            const long kv = i % s.K, group = s.H / s.K;
+            head.s = sizes(s, spans[i / s.K]);
+            head.load_keys(k.from(token), v.from(token), b, kv, rotary);
             for (long h = kv * group; h < (kv + 1) * group; h++) {
-                head.load_queries(q, o, dO, lse + (b * s.H + h) * s.T, b, h, rotary);
-                const long rows = round_up(s.T, HEIGHT);
+                head.load_queries(q.from(token), o.from(token), dO.from(token), lse + (b * s.H + h) * s.T + token, b, h,
+                                  rotary);
+                const long rows = round_up(tokens, HEIGHT);
                 for (long first = 0; first < rows; first += KEYS)
                     for (long start = first / ROWS * ROWS; start < rows; start += ROWS) {
                         const long end = std::min(start + ROWS, rows);
                         head.add(start, end, first, std::min(first + KEYS, end));
                     }
-                store_rows(dq, b, h, head.dq, s, rotary);
+                store_rows(dq.from(token), b, h, head.dq, head.s, rotary);
             }
-            store_rows(dk, b, kv, head.dk, s, rotary);
-            store_rows(dv, b, kv, head.dv, s, {});
+            store_rows(dk.from(token), b, kv, head.dk, head.s, rotary);
+            store_rows(dv.from(token), b, kv, head.dv, head.s, {});
         }
     }
 }
@@ -400,12 +419,14 @@ void backward(const int64_t* tensors, const float* lse, Rotary rotary, const int
 
 #define PUNA_ATTENTION(suffix, T)                                                                                    \
     extern "C" void attention_forward_##suffix(const int64_t* tensors, float* lse, const float* cos,                 \
-                                               const float* sin, const int64_t* shape, const int64_t* strides) {     \
-        forward<T>(tensors, lse, {cos, sin}, shape, strides);                                                        \
+                                               const float* sin, const int64_t* shape, const int64_t* strides,       \
+                                               const int64_t* spans) {                                               \
+        forward<T>(tensors, lse, {cos, sin}, shape, strides, reinterpret_cast<const Span*>(spans));                  \
     }                                                                                                                \
     extern "C" void attention_backward_##suffix(const int64_t* tensors, const float* lse, const float* cos,          \
-                                                const float* sin, const int64_t* shape, const int64_t* strides) {    \
-        backward<T>(tensors, lse, {cos, sin}, shape, strides);                                                       \
+                                                const float* sin, const int64_t* shape, const int64_t* strides,      \
+                                                const int64_t* spans) {                                              \
+        backward<T>(tensors, lse, {cos, sin}, shape, strides, reinterpret_cast<const Span*>(spans));                 \
     }
 PUNA_ATTENTION(fp32, float)
 PUNA_ATTENTION(bf16, bf16)

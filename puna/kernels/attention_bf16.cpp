@@ -55,6 +55,12 @@ struct View {
     bf16* data;
     long batch, head, token;
     bf16* row(long b, long h, long t) const { return data + b * batch + h * head + t * token; }
+    View from(long t) const { return {row(0, 0, t), batch, head, token}; }
+};
+
+// A sequence: `tokens` neighbours in a row of the batch. Tokens see those before them in their own span.
+struct Span {
+    int64_t row, start, tokens;
 };
 
 // cos and sin of (T, E/2), or null: the pairs (x[i], x[i + E/2]) are turned by the token's angles.
@@ -225,7 +231,7 @@ inline __mmask16 seen(long row, long key) {
 // --- forward ------------------------------------------------------------------------------------------------
 
 struct Sizes {
-    long B, T, H, K, E, padded;
+    long spans, T, H, K, E, padded;
     float scale;
 };
 
@@ -486,22 +492,31 @@ Sizes sizes(const int64_t* shape) {
     return {shape[0], shape[1], shape[2], shape[3], E, round_up(shape[1], PANEL), 1 / std::sqrt(float(E))};
 }
 
+// The sizes of one span, from those of all.
+Sizes sizes(Sizes all, const Span& span) {
+    all.T = span.tokens, all.padded = round_up(span.tokens, PANEL);
+    return all;
+}
+
 }  // namespace
 
-// tensors: q, k, v, o. shape: B, T, H, K, E. lse: (B, H, T).
+// tensors: q, k, v, o. shape: number of spans, T, H, K, E. lse: (B, H, T). Positions are counted within a span.
 extern "C" void attention_forward(const int64_t* tensors, float* lse, const float* cos, const float* sin,
-                                  const int64_t* shape, const int64_t* strides) {
-    const Sizes s = sizes(shape);
+                                  const int64_t* shape, const int64_t* strides, const int64_t* spans_) {
+    const Sizes all = sizes(shape);
+    const auto* spans = reinterpret_cast<const Span*>(spans_);
     const auto q = view(tensors, strides, 0), k = view(tensors, strides, 1), v = view(tensors, strides, 2);
     const auto o = view(tensors, strides, 3);
-#pragma omp parallel if (s.B * s.H * s.T * s.T * s.E > ALONE)
+#pragma omp parallel if (all.spans * all.H * all.T * all.T * all.E > ALONE)
     {
-        Buffer buffer(Forward::bytes(s));
-        Forward head(buffer, s);
+        Buffer buffer(Forward::bytes(all));
+        Forward head(buffer, all);
 #pragma omp for schedule(dynamic)
-        for (long i = 0; i < s.B * s.H; i++) {
-            const long b = i / s.H, h = i % s.H;
-            head.load(s, q, k, v, b, h, {cos, sin});
+        for (long i = 0; i < all.spans * all.H; i++) {
+            const Span& span = spans[i / all.H];
+            const Sizes s = sizes(all, span);
+            const long b = span.row, h = i % s.H, token = span.start;
+            head.load(s, q.from(token), k.from(token), v.from(token), b, h, {cos, sin});
             for (long start = 0; start < s.T; start += ROWS) {
                 const long end = std::min(start + ROWS, round_up(s.T, HEIGHT));
                 head.begin();
@@ -511,7 +526,7 @@ extern "C" void attention_forward(const int64_t* tensors, float* lse, const floa
                     head.soften(s, start, end, first, last);
                     head.gather(s, start, end, first, last);
                 }
-                head.store(s, o, lse + i * s.T, b, h, start, end);
+                head.store(s, o.from(token), lse + (b * s.H + h) * all.T + token, b, h, start, end);
             }
         }
     }
@@ -519,22 +534,26 @@ extern "C" void attention_forward(const int64_t* tensors, float* lse, const floa
 
 // tensors: q, k, v, o, do, and dq, dk, dv, which are written.
 extern "C" void attention_backward(const int64_t* tensors, const float* lse, const float* cos, const float* sin,
-                                   const int64_t* shape, const int64_t* strides) {
-    const Sizes s = sizes(shape);
+                                   const int64_t* shape, const int64_t* strides, const int64_t* spans_) {
+    const Sizes all = sizes(shape);
+    const auto* spans = reinterpret_cast<const Span*>(spans_);
     const auto q = view(tensors, strides, 0), k = view(tensors, strides, 1), v = view(tensors, strides, 2);
     const auto o = view(tensors, strides, 3), dO = view(tensors, strides, 4);
     const auto dq = view(tensors, strides, 5), dk = view(tensors, strides, 6), dv = view(tensors, strides, 7);
     const Rotary rotary = {cos, sin};
-#pragma omp parallel if (s.B * s.H * s.T * s.T * s.E > ALONE)
+#pragma omp parallel if (all.spans * all.H * all.T * all.T * all.E > ALONE)
     {
-        Buffer buffer(Backward::bytes(s));
-        Backward head(buffer, s);
+        Buffer buffer(Backward::bytes(all));
+        Backward head(buffer, all);
 #pragma omp for schedule(dynamic)
-        for (long i = 0; i < s.B * s.K; i++) {
-            const long b = i / s.K, kv = i % s.K, group = s.H / s.K;
-            head.load_keys(s, k, v, b, kv, rotary);
+        for (long i = 0; i < all.spans * all.K; i++) {
+            const Span& span = spans[i / all.K];
+            const Sizes s = sizes(all, span);
+            const long b = span.row, kv = i % s.K, group = s.H / s.K, token = span.start;
+            head.load_keys(s, k.from(token), v.from(token), b, kv, rotary);
             for (long h = kv * group; h < (kv + 1) * group; h++) {
-                head.load_queries(s, q, o, dO, lse + (b * s.H + h) * s.T, b, h, rotary);
+                head.load_queries(s, q.from(token), o.from(token), dO.from(token),
+                                  lse + (b * s.H + h) * all.T + token, b, h, rotary);
                 for (long start = 0; start < s.T; start += ROWS) {
                     const long end = std::min(start + ROWS, round_up(s.T, HEIGHT));
                     for (long first = 0; first < end; first += KEYS) {
@@ -543,10 +562,10 @@ extern "C" void attention_backward(const int64_t* tensors, const float* lse, con
                         head.gather(s, start, end, first, last);
                     }
                 }
-                store_rows(dq, b, h, head.dq, s.T, s.E, rotary);
+                store_rows(dq.from(token), b, h, head.dq, s.T, s.E, rotary);
             }
-            store_rows(dk, b, kv, head.dk, s.T, s.E, rotary);
-            store_rows(dv, b, kv, head.dv, s.T, s.E, {});
+            store_rows(dk.from(token), b, kv, head.dk, s.T, s.E, rotary);
+            store_rows(dv.from(token), b, kv, head.dv, s.T, s.E, {});
         }
     }
 }

@@ -8,6 +8,7 @@ precision of the matrix products.
 """
 
 import hashlib
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from puna.config import Activations, ModelConfig
 from puna.model import layers
 from puna.model.activations import recomputed
+from puna.model.attention import Segments
 from puna.model.layers import Ops
 
 DRAWN_ROWS = 256
@@ -68,21 +70,25 @@ class Llama(nn.Module):
         activations: Activations = "none",
         device: torch.device | str | None = None,
         ops: Ops | None = None,
+        block: Callable[[ModelConfig, int, torch.device | str | None], Block] = Block,
     ) -> None:
         """`device` holds the parameters; PyTorch's default device when it is None.
 
         `ops` None: the hand-written backward with `activations` manual, else what autograd differentiates.
+        `block` makes a layer from the configuration, the layer's number and the device.
         """
         super().__init__()
         config.validate()
         self.config, self.compute, self.activations = config, compute, activations
+        self.block = block
         self.ops = ops or (layers.BY_HAND if activations == "manual" else layers.PLAIN)
         shape = config.vocab_size, config.dim
         self.embedding = nn.Parameter(torch.empty(shape, device=device))
-        self.blocks = nn.ModuleList(Block(config, layer, device) for layer in range(config.n_layers))
+        self.blocks = nn.ModuleList(block(config, layer, device) for layer in range(config.n_layers))
         self.norm = nn.Parameter(torch.empty(config.dim, device=device))
         # Registered under one name when tied, so that it is counted, saved and stepped once.
         self.output = None if config.tied_embeddings else nn.Parameter(torch.empty(shape, device=device))
+        self.shapes = {name: parameter.shape for name, parameter in self.named_parameters()}  # on no mesh
         self.reset_buffers()
 
     def reset_buffers(self) -> None:
@@ -105,11 +111,19 @@ class Llama(nn.Module):
         """The output projection: its own weight, or the embedding when tied."""
         return self.embedding if self.output is None else self.output
 
-    def hidden(self, tokens_BT: Tensor, positions_T: Tensor | None = None, ops: Ops | None = None) -> Tensor:
+    def hidden(
+        self,
+        tokens_BT: Tensor,
+        positions_T: Tensor | None = None,
+        ops: Ops | None = None,
+        segments_BT: Tensor | None = None,
+        sequence: int | None = None,
+    ) -> Tensor:
         """The residual stream after the last norm, (B, T, D), in the compute precision.
 
         Whole sequences, unless `positions_T` gives each token's position. `ops` replaces the model's own
-        operations: generation supplies attention to a cache.
+        operations: generation supplies attention to a cache. `segments_BT` numbers the examples that are
+        packed into each row: tokens see their own example alone. `sequence`: see `Ops`.
 
         Raises:
             ValueError: when the sequence is longer than `model.context`.
@@ -123,7 +137,9 @@ class Llama(nn.Module):
             cos, sin = self.cos[:count], self.sin[:count]
         else:
             cos, sin = self.cos[positions_T], self.sin[positions_T]
-        ops = ops or self.ops
+        ops = (ops or self.ops)._replace(sequence=sequence)
+        if segments_BT is not None:
+            ops = ops._replace(attention=partial(ops.attention, segments=Segments(segments_BT)))
         x_BTD = ops.embedding(tokens_BT, self.embedding)
         for block in self.blocks:
             run = partial(block, cos=cos, sin=sin, dtype=self.compute, ops=ops)
@@ -135,16 +151,24 @@ class Llama(nn.Module):
         return layers.linear(self.hidden(tokens_BT), self.output_VD).float()
 
     @torch.no_grad()
-    def losses(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def losses(self, tokens_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
         """For evaluation: each target's cross-entropy in nats, (B, T), fp32; 0 where it is IGNORE.
 
         Bitwise identical to the losses of `loss`.
         """
-        return self.ops.losses(self.hidden(tokens_BT), self.output_VD, targets_BT)
+        return self.ops.losses(self.hidden(tokens_BT, segments_BT=segments_BT), self.output_VD, targets_BT)
 
-    def loss(self, tokens_BT: Tensor, targets_BT: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def loss(
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        scale: float,
+        segments_BT: Tensor | None = None,
+        sequence: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """For training: scale · Σ losses, to call backward on, and the losses (B, T), without gradient."""
-        return self.ops.loss(self.hidden(tokens_BT), self.output_VD, targets_BT, scale)
+        hidden_BTD = self.hidden(tokens_BT, segments_BT=segments_BT, sequence=sequence)
+        return self.ops.loss(hidden_BTD, self.output_VD, targets_BT, scale)
 
 
 def initial_weight(

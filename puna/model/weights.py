@@ -11,11 +11,16 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from puna.config import ModelConfig
 from puna.model.llama import Llama
 from puna.rundir import WEIGHTS
+
+
+def trained(model: Llama) -> dict[str, nn.Parameter]:
+    """The parameters that train, by name; the others are frozen."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def save_weights(model: Llama, directory: Path) -> None:
@@ -52,7 +57,7 @@ def split_fused(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str,
 
 @torch.no_grad()
 def load_weights(directory: Path, model: Llama) -> None:
-    """Fill a model's parameters in place, converting to the precision that they have, and its buffers.
+    """Fill the parameters that train in place, converting to the precision that they have, and its buffers.
 
     Raises:
         ValueError: the file is corrupt, or a name or shape differs; the message names the first.
@@ -64,7 +69,7 @@ def load_weights(directory: Path, model: Llama) -> None:
         raise ValueError(
             f"{path} cannot be read ({error}); delete {directory} to use the one before"
         ) from error
-    parameters = dict(model.named_parameters())
+    parameters = trained(model)
     for name in sorted(parameters.keys() | tensors.keys()):
         expected = tuple(parameters[name].shape) if name in parameters else "absent"
         found = tuple(tensors[name].shape) if name in tensors else "absent"

@@ -19,6 +19,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from puna.carbon import INTENSITY, PUE, TABLE_15, WATTS
 from puna.files import atomic_file, human_bytes, human_seconds
 from puna.paper import LLAMA_I, SIZES
 from puna.report import curves, tables
@@ -167,6 +168,10 @@ def _facts(name: str, run: Run) -> dict[str, Any]:
         "samples": tables.samples(run),
         "settings": tables.settings(run.config),
         "machine": tables.machine(run),
+        "table_15": TABLE_15,
+        "paper_watts": WATTS,
+        "paper_pue": PUE,
+        "paper_intensity": INTENSITY,
         "commands": tables.commands(run),
     }
 

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.files import fingerprint
+from puna.manifest import Input
 from puna.tokens.order import ORDER, Schedule, digest64, in_table_order, permute, quotas, shares
 from puna.tokens.storage import COMMAND, Shard, Store
 
@@ -40,6 +41,9 @@ class Batch:
     targets: NDArray[np.int64]  # (B, T): the inputs shifted by one
     sources: NDArray[np.int64]  # (B,): index into Mixture.sources
     global_tokens: int  # targets of the whole global batch that are not padding; equal on all ranks
+    # (B, T): the example that each position belongs to, from 0 on in each row: tokens see no other
+    # example. Padding at a row's end is an example of its own. None: a row is one sequence.
+    segments: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,14 @@ class Mixture:
     def tokenizer(self) -> Path:
         """The data's tokenizer, as a file on this machine."""
         return self._stores[0].tokenizer()
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The directories, for the manifest of what is made of them."""
+        return tuple(
+            Input(str(path), stage="shards", fingerprint=manifest.fingerprint)
+            for path, manifest in zip(self.directories, self.manifests, strict=True)
+        )
 
     def _open(self, source: str, split: str) -> Stream:
         arrays = []

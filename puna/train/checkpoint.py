@@ -1,7 +1,7 @@
 """Checkpoints: complete or absent, written while training continues, the newest few kept, resumed exactly.
 
     RUN/checkpoints/step-000200/
-        weights.safetensors      fp32 master weights, named as in model/llama.py
+        weights.safetensors      fp32 master weights that train, named as in model/llama.py
         optimizer.safetensors    AdamW's state, `exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME`
         state.json               step, tokens, seconds, the data's fingerprint
 
@@ -24,10 +24,10 @@ from puna import rundir
 from puna.devices import copy_to_cpu
 from puna.files import atomic_directory, read_json, remove_partials, write_json
 from puna.model.llama import Llama
-from puna.model.weights import load_weights, open_tensors
+from puna.model.weights import load_weights, open_tensors, trained
 from puna.rundir import OPTIMIZER, STATE, WEIGHTS
 from puna.train.ranks import ALONE, Ranks
-from puna.train.shares import collect, fill, own, region, whole_shapes
+from puna.train.shares import collect, fill, own, region
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Saver:
             OSError: the previous checkpoint could not be written (a full disk); older ones stay complete.
         """
         self.wait()
-        names = dict(model.named_parameters())
+        names = trained(model)
         moments = {
             f"{key}.{name}": value
             for name, parameter in names.items()
@@ -145,11 +145,10 @@ def load(checkpoint: Path, model: Llama, optimizer: torch.optim.Optimizer, ranks
         load_weights(checkpoint, model)
     else:
         with open_tensors(checkpoint / WEIGHTS, model.config) as read:
-            fill(model, ranks, lambda name, shape, region: read(name, region))
+            fill(model, ranks, lambda name, shape, region: read(name, region), frozen=False)
     with open_tensors(checkpoint / OPTIMIZER, model.config) as read, torch.no_grad():
-        shapes = whole_shapes(model.config)
-        for name, parameter in model.named_parameters():
-            where = region(name, parameter, shapes[name], ranks.mesh)
+        for name, parameter in trained(model).items():
+            where = region(name, parameter, model.shapes[name], ranks.mesh)
             moments = {key: torch.empty_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
             for key, moment in moments.items():
                 own(moment).copy_(read(f"{key}.{name}", where))

@@ -1,6 +1,6 @@
 """The training loop: batches -> weights, resumed exactly. `train` reads top to bottom.
 
-In:  token shards, a RunConfig.
+In:  a RunConfig; token shards, or other batches with the weights to start from.
 Out: a run directory:
 
     RUN/config.json          the whole configuration; `puna train --config RUN/config.json` reproduces the run
@@ -21,18 +21,20 @@ from types import FrameType
 from typing import Any
 
 from puna.config import RunConfig
-from puna.devices import DeviceName
+from puna.devices import DeviceName, gpus
+from puna.energy import Meter
 from puna.files import MANIFEST
 from puna.manifest import load_manifest
 from puna.model.llama import Llama
-from puna.rundir import SAMPLES
+from puna.rundir import ENERGY, SAMPLES
 from puna.train import checkpoint
+from puna.train.batches import BatchSource
 from puna.train.checkpoint import TrainState
 from puna.train.metrics import JsonLines, open_log
 from puna.train.observe import profiler
 from puna.train.optim import learning_rate
 from puna.train.rundir import write_run_manifest
-from puna.train.setup import open_run, prepare
+from puna.train.setup import NEW, Start, open_run, prepare
 from puna.train.shares import whole_model
 from puna.train.step import train_step
 from puna.train.validate import held_out_loss
@@ -73,10 +75,13 @@ def train(
     sample: Sampler | None = None,
     evaluate: Evaluator | None = None,
     device: DeviceName = "auto",
+    data: BatchSource | None = None,
+    start: Start = NEW,
 ) -> Outcome:
     """Train a model into the run directory `out`, resuming from its newest checkpoint if it has one.
 
-    `sample` is called every `watch.sample_every` steps, `evaluate` with each validation; both at the end.
+    It trains on `data`; None: on the token shards that the configuration names. `sample` is called every
+    `watch.sample_every` steps, `evaluate` with each validation; both at the end.
 
     Raises:
         ValueError: an invalid configuration, data of another vocabulary, a device that is missing, an `out`
@@ -84,8 +89,8 @@ def train(
         OSError: a checkpoint could not be written; older ones stay valid.
         FloatingPointError: the loss is no longer finite.
     """
-    run = open_run(config, out, device)
-    config, mixture, ranks = run.config, run.mixture, run.ranks
+    run = open_run(config, out, device, data, start)
+    config, data, ranks = run.config, run.data, run.ranks
     if (out / MANIFEST).is_file() and (newest := checkpoint.latest(out)) is not None:
         validation = load_manifest(out / MANIFEST).details["validation"]
         return Outcome(checkpoint.read_state(newest), True, validation)
@@ -104,16 +109,19 @@ def train(
     validation = None
 
     with (
+        Meter(gpus(run.device), out / ENERGY),
         _stop_signals() as stop,
-        open_log(out, config, mixture.sources, peak, state, ranks.is_first) as log,
+        open_log(out, config, data.sources, peak, state, ranks.is_first) as log,
         profiler(out, config.watch.profile_steps if ranks.is_first else 0) as profile_step,
         ranks.named_failures(lambda: state.step),
     ):
         for step in range(state.step, steps):
             log.begin()
-            batch = mixture.batch(step, ranks.dp_rank, ranks.dp_world)
+            batch = data.batch(step, ranks.dp_rank, ranks.dp_world)
+            if not batch.global_tokens:
+                raise ValueError(f"step {step + 1}: the batch has no target token; check the data's answers")
             lr = learning_rate(step, steps, config.optim)
-            result = train_step(model, optimizer, guard, batch, len(mixture.sources), lr, config, ranks)
+            result = train_step(model, optimizer, guard, batch, len(data.sources), lr, config, ranks, step)
             state = state.after(batch.global_tokens)
             log.add(state, result, lr, batch.global_tokens)
             profile_step()
@@ -121,7 +129,7 @@ def train(
             if state.step in validate_steps:
                 log.flush()  # the step's time is not to include what follows
                 limit = None if state.step == steps else config.watch.validation_windows
-                validation = held_out_loss(model, mixture, config.schedule.micro_batch, limit, ranks)
+                validation = held_out_loss(model, data, config.schedule.micro_batch, limit, ranks)
                 if evaluate is not None:
                     whole = whole_model(model, ranks)
                     validation["evaluation"] = ranks.first(partial(evaluate, whole))
@@ -142,9 +150,10 @@ def train(
 
     if state.step < steps:
         return Outcome(state, False, validation)
+    ranks.any(False)  # waits until every process has written down its energy
     if validation is None:  # the last step was done by an earlier start, which ended before the manifest
-        validation = held_out_loss(model, mixture, config.schedule.micro_batch, None, ranks)
-    ranks.first(partial(write_run_manifest, out, config, mixture, state, validation, trainer.machine))
+        validation = held_out_loss(model, data, config.schedule.micro_batch, None, ranks)
+    ranks.first(partial(write_run_manifest, out, config, data, state, validation, trainer.machine))
     return Outcome(state, True, validation)
 
 

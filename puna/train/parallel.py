@@ -105,7 +105,8 @@ def _split_matrices(model: Llama, mesh: DeviceMesh) -> None:
             start, stop = share_of(parameter.shape[axis], rank, size)
             owner = model.get_submodule(name.rpartition(".")[0])
             own = parameter.detach().narrow(axis, start, stop - start)
-            setattr(owner, name.rpartition(".")[2], nn.Parameter(torch.empty_like(own)))
+            part = nn.Parameter(torch.empty_like(own), parameter.requires_grad)
+            setattr(owner, name.rpartition(".")[2], part)
     operations = tensor_parallel.by_hand if model.activations == "manual" else tensor_parallel.plain
     model.ops = operations(mesh.get_group(), share_of(model.config.vocab_size, rank, size)[0])
 

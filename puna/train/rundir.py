@@ -1,22 +1,26 @@
 """A run's metadata: configuration and tokenizer, written first; the manifest, written last."""
 
 import logging
-import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from puna.config import RunConfig, read_config, to_dict
 from puna.devices import Machine
+from puna.energy import of_folder
 from puna.files import code_version, fingerprint, read_json, write_json
-from puna.manifest import Input, Manifest, write_manifest
+from puna.manifest import Manifest, write_manifest
 from puna.model.sizes import parameters
-from puna.rundir import CONFIG, TOKENIZER
-from puna.tokens.mixture import Mixture
+from puna.rundir import CONFIG, ENERGY, TOKENIZER
+from puna.train.batches import BatchSource
 from puna.train.checkpoint import TrainState, latest, read_state
 from puna.train.metrics import machine_record
 
 _log = logging.getLogger(__name__)
+
+Files = Mapping[str, Path | bytes]
+"""Files by name: their paths, or their bytes."""
 
 
 # Settings that change neither the weights nor the order of the data: they may change when a run is resumed.
@@ -54,8 +58,10 @@ def decisive(config: RunConfig) -> dict[str, Any]:
     return values
 
 
-def claim(out: Path, config: RunConfig, mixture: Mixture) -> None:
+def claim(out: Path, config: RunConfig, data: BatchSource, files: Files) -> None:
     """Write the configuration and the tokenizer into `out`, or refuse if it holds another run.
+
+    `files` are the tokenizer's, by name; when empty, it is the one file of `data`.
 
     Settings that do not change the result may differ from those of an earlier start, and so may the path of
     the data if its fingerprint is the same; the new ones are written.
@@ -73,12 +79,13 @@ def claim(out: Path, config: RunConfig, mixture: Mixture) -> None:
                 "choose another --out, or delete it to begin again"
             )
         newest = latest(out)
-        if newest is not None and (data := read_state(newest).data) != mixture.fingerprint:
+        if newest is not None and (trained := read_state(newest).data) != data.fingerprint:
             raise ValueError(
                 f"the data in {', '.join(config.data)} is not what {newest} was trained on "
-                f"({mixture.fingerprint}, not {data}); restore it, or choose another --out"
+                f"({data.fingerprint}, not {trained}); restore it, or choose another --out"
             )
-    shutil.copyfile(mixture.tokenizer, out / TOKENIZER)
+    for name, file in (files or {TOKENIZER: data.tokenizer}).items():
+        (out / name).write_bytes(file if isinstance(file, bytes) else file.read_bytes())
     if not path.is_file() or read_json(path) != to_dict(config):
         write_json(path, to_dict(config))
 
@@ -96,7 +103,7 @@ def _first_difference(held: dict[str, Any], wanted: dict[str, Any], path: str = 
 def write_run_manifest(
     out: Path,
     config: RunConfig,
-    mixture: Mixture,
+    data: BatchSource,
     state: TrainState,
     validation: dict[str, Any],
     machine: Machine,
@@ -108,18 +115,16 @@ def write_run_manifest(
         out,
         Manifest(
             stage="run",
-            fingerprint=fingerprint([decisive(config), mixture.fingerprint]),
+            fingerprint=fingerprint([decisive(config), data.fingerprint]),
             config=to_dict(config),
             code_version=code_version("train"),
             counts={"parameters": parameters(config.model), "steps": state.step, "tokens": state.tokens},
-            inputs=tuple(
-                Input(str(path), stage="shards", fingerprint=manifest.fingerprint)
-                for path, manifest in zip(mixture.directories, mixture.manifests, strict=True)
-            ),
+            inputs=data.inputs,
             seconds=round(state.seconds, 3),
+            energy=of_folder(out / ENERGY),
             details={
                 "machine": machine_record(machine),
-                "mixture": mixture.report(state.step),
+                "mixture": data.report(state.step),
                 "validation": validation,
                 "checkpoint": str(newest.relative_to(out)),
             },

@@ -6,7 +6,8 @@ Run       ─> prepare: the machine's peak, model, optimiser, newest checkpoint 
 
 import os
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,17 +18,36 @@ from puna import devices
 from puna.config import RunConfig, read_config
 from puna.devices import DeviceName, Machine
 from puna.kernels import build, elementwise
-from puna.model.llama import Llama, initial_weight
+from puna.model.llama import Block, Llama, initial_weight
+from puna.model.weights import trained
 from puna.rundir import CONFIG
 from puna.tokens.mixture import Mixture
 from puna.train import checkpoint
+from puna.train.batches import BatchSource
 from puna.train.checkpoint import TrainState
 from puna.train.optim import build_optimizer
 from puna.train.parallel import join, parallelize
 from puna.train.ranks import ALONE, Ranks
-from puna.train.rundir import claim, settled
-from puna.train.shares import fill
+from puna.train.rundir import Files, claim, settled
+from puna.train.shares import Read, fill
 from puna.train.step import OutlierGuard
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from; by default a new model, all of whose parameters train."""
+
+    weights: Read | None = None
+    """Initial values; None: `initial_weight`."""
+    trains: Callable[[str], bool] = lambda name: True
+    """Whether the parameter of a name trains; frozen ones have no gradient, no moments, no checkpoint."""
+    block: Callable[..., Block] = Block
+    """Makes the layers of the model, as in `Llama`."""
+    files: Files = field(default_factory=dict)
+    """The tokenizer's files, which are written into the run; when empty, it is the data's one file."""
+
+
+NEW = Start()
 
 
 @dataclass(frozen=True)
@@ -36,9 +56,10 @@ class Run:
 
     config: RunConfig
     """The configuration with its precision resolved."""
-    mixture: Mixture
+    data: BatchSource
     device: torch.device
     ranks: Ranks
+    start: Start
 
 
 @dataclass(frozen=True)
@@ -53,7 +74,13 @@ class Trainer:
     machine: Machine
 
 
-def open_run(config: RunConfig, out: Path, device: DeviceName = "auto") -> Run:
+def open_run(
+    config: RunConfig,
+    out: Path,
+    device: DeviceName = "auto",
+    data: BatchSource | None = None,
+    start: Start = NEW,
+) -> Run:
     """Check the configuration and the data, choose device and precision, and claim the directory `out`.
 
     PyTorch's process-wide settings are set here, by `devices.configure`, and nowhere else in train/.
@@ -64,6 +91,21 @@ def open_run(config: RunConfig, out: Path, device: DeviceName = "auto") -> Run:
     """
     config.validate()
     config = settled(config)
+    data = data or token_shards(config)
+    chosen = devices.choose_device(device)
+    devices.configure(chosen, config.compute.threads or _threads(), config.compute.deterministic)
+    ranks = join(config.parallel, chosen)
+    config = ranks.first(partial(with_precision, config, out, chosen))
+    ranks.first(partial(claim, out, config, data, start.files))
+    return Run(config, data, chosen, ranks, start)
+
+
+def token_shards(config: RunConfig) -> Mixture:
+    """The batches of a configuration that names token shards.
+
+    Raises:
+        ValueError: shards that cannot be read, or of another vocabulary.
+    """
     mixture = Mixture(
         config.data,
         weights=config.mixture.weights,
@@ -76,12 +118,7 @@ def open_run(config: RunConfig, out: Path, device: DeviceName = "auto") -> Run:
             f"model.vocab_size is {config.model.vocab_size}, but the shards' tokenizer has "
             f"{mixture.vocab_size} tokens; give --model.vocab-size {mixture.vocab_size}"
         )
-    chosen = devices.choose_device(device)
-    devices.configure(chosen, config.compute.threads or _threads(), config.compute.deterministic)
-    ranks = join(config.parallel, chosen)
-    config = ranks.first(partial(with_precision, config, out, chosen))
-    ranks.first(partial(claim, out, config, mixture))
-    return Run(config, mixture, chosen, ranks)
+    return mixture
 
 
 def _threads() -> int:
@@ -116,11 +153,12 @@ def prepare(run: Run, out: Path) -> Trainer:
     machine = devices.measure(run.device, config.compute.precision)
     if run.ranks.is_first:
         print(machine, file=sys.stderr)
-    model, optimizer = build_model(config, run.device, run.ranks)
+    model, optimizer = build_model(config, run.device, run.ranks, run.start)
     newest = run.ranks.first(partial(checkpoint.latest, out))
+    if newest is None or len(trained(model)) < len(model.shapes):
+        initialise(model, config.seed, run.ranks, run.start.weights)
     if newest is None:
-        initialise(model, config.seed, run.ranks)
-        state = TrainState(data=run.mixture.fingerprint)
+        state = TrainState(data=run.data.fingerprint)
     else:
         state = checkpoint.read_state(newest)
         checkpoint.load(newest, model, optimizer, run.ranks)
@@ -129,24 +167,27 @@ def prepare(run: Run, out: Path) -> Trainer:
 
 
 def build_model(
-    config: RunConfig, device: torch.device, ranks: Ranks = ALONE
+    config: RunConfig, device: torch.device, ranks: Ranks = ALONE, start: Start = NEW
 ) -> tuple[Llama, torch.optim.AdamW]:
     """The own share of the model, not initialised, and its optimiser; compiles the kernels they need."""
     elementwise.compile_kernels(config.compute.compile)
     if device.type == "cpu":
         build.prepare(elementwise.SOURCES, lambda line: print(line, file=sys.stderr))
     compute = torch.bfloat16 if config.compute.precision == "bf16" else torch.float32
-    model = Llama(config.model, compute, config.compute.activations, "meta" if ranks.mesh else device)
+    place = "meta" if ranks.mesh else device
+    model = Llama(config.model, compute, config.compute.activations, place, block=start.block)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(start.trains(name))
     if ranks.mesh is not None:
         parallelize(model, ranks.mesh, config.parallel.reshard)
         model.to_empty(device=device)
     return model, build_optimizer(model, config.optim)
 
 
-def initialise(model: Llama, seed: int, ranks: Ranks = ALONE) -> None:
-    """Fill a model, or the own share of one: the weights are the same on every mesh."""
+def initialise(model: Llama, seed: int, ranks: Ranks = ALONE, weights: Read | None = None) -> None:
+    """Fill a model, or the own share of one, with `weights` or new ones: the same on every mesh."""
 
-    def read(name: str, shape: torch.Size, region: tuple[slice, ...]) -> Tensor:
+    def draw(name: str, shape: torch.Size, region: tuple[slice, ...]) -> Tensor:
         return initial_weight(model.config, name, shape, seed, region[0])[:, *region[1:]]
 
-    fill(model, ranks, read)
+    fill(model, ranks, weights or draw)

@@ -13,19 +13,23 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from puna.config import ModelConfig
 from puna.model.llama import Llama
-from puna.model.parts import SPLIT_AXIS, parts
+from puna.model.parts import SPLIT_AXIS
 from puna.train.ranks import Ranks
+
+Read = Callable[[str, torch.Size, tuple[slice, ...]], Tensor]
+"""Some slices of a parameter, from its name, its whole shape and the slices."""
 
 
 def split_axis(name: str) -> int | None:
     """The axis along which a tp group splits a parameter; None for norms, which every rank holds whole.
 
-    The embedding is split by rows, which are tokens; Meta's files split it by columns.
+    The embedding is split by rows, which are tokens; Meta's files split it by columns. Of an adapter B @ A,
+    B has the rows of its matrix and A the columns; the other one is whole.
     """
-    role = name.rpartition(".")[2]
-    return 0 if role == "embedding" else SPLIT_AXIS.get(role)
+    role, _, factor = name.rpartition(".")[2].partition("_lora_")
+    axis = 0 if role == "embedding" else SPLIT_AXIS.get(role)
+    return axis if factor in ("", "BA"[axis or 0]) else None
 
 
 def share_of(size: int, rank: int, ranks: int) -> tuple[int, int]:
@@ -89,7 +93,7 @@ def whole_model(model: Llama, ranks: Ranks) -> Llama:
     if ranks.mesh is None:
         return model
     tensors = collect({name: value.detach() for name, value in model.named_parameters()}, ranks)
-    plain = Llama(model.config, model.compute, model.activations, "meta")
+    plain = Llama(model.config, model.compute, model.activations, "meta", block=model.block)
     if ranks.is_first:
         plain.to_empty(device=own(model.norm).device)
         plain.load_state_dict(tensors)
@@ -98,18 +102,16 @@ def whole_model(model: Llama, ranks: Ranks) -> Llama:
 
 
 @torch.no_grad()
-def fill(model: Llama, ranks: Ranks, read: Callable[[str, torch.Size, tuple[slice, ...]], Tensor]) -> None:
-    """Fill a model's own shares with `read(name, whole shape, region)`, and its buffers."""
+def fill(model: Llama, ranks: Ranks, read: Read, frozen: bool = True) -> None:
+    """Fill a model's own shares with what `read` returns, and its buffers.
+
+    `frozen`: also the parameters that do not train.
+    """
     model.reset_buffers()
-    shapes = whole_shapes(model.config)
     for name, parameter in model.named_parameters():
-        where = region(name, parameter, shapes[name], ranks.mesh)
-        own(parameter).copy_(read(name, shapes[name], where))
-
-
-def whole_shapes(config: ModelConfig) -> dict[str, torch.Size]:
-    """The shapes of the parameters as they are without a mesh, by name."""
-    return {part.parameter: torch.Size(part.shape) for part in parts(config)}
+        if parameter.requires_grad or frozen:
+            where = region(name, parameter, model.shapes[name], ranks.mesh)
+            own(parameter).copy_(read(name, model.shapes[name], where))
 
 
 def clip_gradients(model: Llama, limit: float, mesh: DeviceMesh | None) -> Tensor:

@@ -10,14 +10,15 @@ import torch
 from puna.devices import to_device
 from puna.model.llama import Llama
 from puna.model.loss import IGNORE
-from puna.tokens.mixture import Batch, Mixture
+from puna.tokens.mixture import Batch
+from puna.train.batches import BatchSource
 from puna.train.parallel import reshard
 from puna.train.ranks import ALONE, Ranks
 
 
 @torch.no_grad()
 def held_out_loss(
-    model: Llama, mixture: Mixture, micro_batch: int, limit: int | None, ranks: Ranks = ALONE
+    model: Llama, data: BatchSource, micro_batch: int, limit: int | None, ranks: Ranks = ALONE
 ) -> dict[str, Any]:
     """Mean loss on held-out documents, in nats per token: by source, and weighted by the mixture.
 
@@ -32,13 +33,14 @@ def held_out_loss(
     losses: dict[str, float] = {}
     bits: dict[str, float] = {}
     windows: dict[str, int] = {}
-    for source in mixture.sources:
+    for source in data.sources:
         totals = torch.zeros(3, dtype=torch.float64)  # Σ losses, tokens, windows
-        batches = mixture.validation_windows(source, limit, micro_batch)
+        batches = data.validation_windows(source, limit, micro_batch)
         losses_BT = []
         for batch in ranks.share(batches, _without_targets):
             inputs, targets = to_device(batch.inputs, device), to_device(batch.targets, device)
-            losses_BT.append(model.losses(inputs, targets))
+            segments = None if batch.segments is None else to_device(batch.segments, device)
+            losses_BT.append(model.losses(inputs, targets, segments))
             is_target = batch.targets != IGNORE
             totals[1] += int(is_target.sum())
             totals[2] += int(is_target.any(1).sum())
@@ -47,10 +49,10 @@ def held_out_loss(
         total, tokens, count = ranks.sum(totals.to(device) if device.type == "cuda" else totals).tolist()
         if tokens:
             losses[source], windows[source] = total / tokens, int(count)
-            bits[source] = total / tokens / math.log(2) * mixture.tokens_per_byte(source)
+            bits[source] = total / tokens / math.log(2) * data.tokens_per_byte(source)
     reshard(model)
-    weight = sum(mixture.shares[source] for source in losses)
-    mean = sum(mixture.shares[source] * loss for source, loss in losses.items()) / weight if weight else None
+    weight = sum(data.shares[source] for source in losses)
+    mean = sum(data.shares[source] * loss for source, loss in losses.items()) / weight if weight else None
     return {
         "loss": mean,
         "loss_by_source": losses,
