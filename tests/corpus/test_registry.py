@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from puna.cli import main
 from puna.corpus import registry
 from puna.corpus.clean import clean_source
 from puna.corpus.parquet import read_documents
@@ -96,6 +95,7 @@ def test_the_command_line_has_a_verb_for_it_with_its_options(installed, recipes,
     assert "fewer characters are dropped" in " ".join(run("recipes", "--help").stdout.split())
     done = run("recipes", recipes, "--out", tmp_path / "out", "--shortest", 1, "--max-bad", 1)
     assert done.returncode == 0 and "4  kept" in done.stdout, done.stderr
+    assert run("broken", recipes, "--out", tmp_path / "out").returncode == 2
 
 
 def test_a_source_that_does_not_work_is_named_with_its_package(installed, caplog):
@@ -107,4 +107,3 @@ def test_a_source_that_does_not_work_is_named_with_its_package(installed, caplog
         registry.load_source("recipe")
     assert "ignored the source c4 of kitchen" in caplog.text
     assert registry.load_source("c4").__name__ == "puna.corpus.c4.source"
-    assert main(["corpus", "broken", "x", "--out", "y"]) == 2
