@@ -11,7 +11,6 @@ from puna.config import RunConfig, Sampling, read_config, to_dict
 from puna.devices import DeviceName
 from puna.recipes import recipe
 from puna.rundir import TOKENIZER
-from puna.train.plan import describe
 
 
 def fill_from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -100,6 +99,7 @@ def train(
 def _dry_run(config: RunConfig, device: DeviceName, json: bool) -> int:
     from puna.cli.plan import plan_lines
     from puna.train.here import plan_here
+    from puna.train.plan import describe
 
     found, machine = plan_here(config, device)
     print_result(

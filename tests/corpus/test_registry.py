@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from puna.corpus import registry
 from puna.corpus.clean import clean_source
 from puna.corpus.parquet import read_documents
-from puna.stages.stage import Executor
+from puna.stages.stage import Executor, plan_shards
 
 MODULE = '''
 """Recipes: a line per recipe."""
@@ -50,10 +51,10 @@ def installed(tmp_path, monkeypatch) -> Path:
     monkeypatch.syspath_prepend(site)
     monkeypatch.setenv("PYTHONPATH", str(site), prepend=":")
     importlib.invalidate_caches()
-    for cached in (registry._registered, registry.load_source):
+    for cached in (registry.registered, registry.load_source):
         cached.cache_clear()
     yield site
-    for cached in (registry._registered, registry.load_source):
+    for cached in (registry.registered, registry.load_source):
         cached.cache_clear()
 
 
@@ -68,7 +69,7 @@ def recipes(tmp_path) -> Path:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_registered_source_is_cleaned_like_puna_s_own(installed, recipes, tmp_path, workers, monkeypatch):
-    monkeypatch.setattr("puna.stages.stage.SHARD_BYTES", 1)
+    monkeypatch.setattr("puna.corpus.clean.plan_shards", partial(plan_shards, shard_bytes=1))
     manifest = clean_source(
         "recipes", [recipes], tmp_path / "out", executor=Executor(workers=workers, max_bad=1)
     )
