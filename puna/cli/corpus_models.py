@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from puna.cli.common import Json, Many, print_result
+from puna.cli.common import Json, Many, print_result, print_stage
 
 _MEGABYTE = 1_000_000
 
@@ -48,7 +48,6 @@ def language_model(
         Memory for sorting n-grams, in megabytes; larger models are sorted on disk, beside the output.
     """
     from puna.corpus.commoncrawl.perplexity import train_language_model
-    from puna.files import human_bytes, human_seconds
 
     manifest = train_language_model(
         documents, out, vocab_size, order, prune, max_documents, whole, discount_fallback, memory * _MEGABYTE
@@ -58,10 +57,9 @@ def language_model(
         f"{counts['documents']:>14,}  documents",
         f"{counts['tokens']:>14,}  tokens of {counts['pieces']:,} pieces",
         *(f"{kept:>14,}  {n}-grams" for n, kept in enumerate(manifest.details["ngrams"], 1)),
-        f"{out}: {human_bytes(manifest.bytes)} in {human_seconds(manifest.seconds)} of work",
-        f"next: puna corpus commoncrawl INPUT… --language-model {out} --out documents/commoncrawl",
     ]
-    print_result(manifest.to_json(), json, lines)
+    after = f"puna corpus commoncrawl INPUT… --language-model {out} --out documents/commoncrawl"
+    print_stage(manifest, json, lines, out, after)
     return 0
 
 
@@ -118,15 +116,11 @@ def classifier(
         Random seed of the choice of pages and their order.
     """
     from puna.corpus.commoncrawl.citation_classifier import train_classifier
-    from puna.files import human_bytes, human_seconds
 
     manifest = train_classifier(out, positives, negatives, pages, references, max_each, seed)
     held_out = manifest.details["held_out"]
     lines = [f"{count:>14,}  pages {name}" for name, count in manifest.counts.items()]
-    lines += [
-        f"accuracy {held_out['accuracy']:.1%}, AUC {held_out['auc']:.3f} on the pages held out",
-        f"{out}: {human_bytes(manifest.bytes)} in {human_seconds(manifest.seconds)} of work",
-        f"next: puna corpus commoncrawl INPUT… --classifier {out} --out documents/commoncrawl",
-    ]
-    print_result(manifest.to_json(), json, lines)
+    lines += [f"accuracy {held_out['accuracy']:.1%}, AUC {held_out['auc']:.3f} on the pages held out"]
+    after = f"puna corpus commoncrawl INPUT… --classifier {out} --out documents/commoncrawl"
+    print_stage(manifest, json, lines, out, after)
     return 0
