@@ -13,7 +13,6 @@ from puna.files import MANIFEST
 from puna.manifest import load_manifest
 from puna.recipes import recipe
 from puna.rundir import TOKENIZER
-from puna.train.plan import describe
 
 
 def fill_from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -103,6 +102,7 @@ def train(
 def _dry_run(config: RunConfig, device: DeviceName, json: bool) -> int:
     from puna.cli.plan import plan_lines
     from puna.train.here import plan_here
+    from puna.train.plan import describe
 
     found, machine = plan_here(config, device)
     print_result(
