@@ -58,12 +58,18 @@ Model = Annotated[ModelOptions, Parameter(name="*")]
 Draws = Annotated[Sampling, Parameter(name="*", group="Sampling")]
 
 
+def energy_lines(manifest: "Manifest") -> list[str]:
+    """The energy of the work, where the manifest has it."""
+    return [str(manifest.energy)] if manifest.energy else []
+
+
 def print_result(result: dict[str, Any], json: bool, lines: Sequence[str]) -> None:
     """Print a verb's result: all of it as JSON, or a summary in lines."""
     print(json_module.dumps(result, ensure_ascii=False) if json else "\n".join(lines))
 
 
 def print_stage(manifest: "Manifest", json: bool, lines: Iterable[str], out: object, after: str) -> None:
-    """Print what a stage wrote: its counts, where, and the next command."""
-    work = f"{human_bytes(manifest.bytes)} in {human_seconds(manifest.seconds)} of work"
-    print_result(manifest.to_json(), json, [*lines, f"{out}: {work}", f"next: {after}"])
+    """Print what a stage wrote: its counts, where, its energy, and the next command."""
+    work = f"{out}: {human_bytes(manifest.bytes)} in {human_seconds(manifest.seconds)} of work"
+    result = {"finished": True, **manifest.to_json()}
+    print_result(result, json, [*lines, work, *energy_lines(manifest), f"next: {after}"])
