@@ -45,7 +45,7 @@ def tiny(shards: Path, **sections) -> RunConfig:
 
 
 def curve(run: Path) -> list[tuple]:
-    """What must be the same in a resumed run: all but the times."""
+    """What must be the same in a resumed run: all but the times and the starts."""
     return [
         (
             record["kind"],
@@ -55,6 +55,7 @@ def curve(run: Path) -> list[tuple]:
             record.get("grad_norm"),
         )
         for record in read_json_lines(run / "metrics.jsonl")
+        if record["kind"] != "start"
     ]
 
 
