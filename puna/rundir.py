@@ -9,6 +9,7 @@
       checkpoints/
         step-000100/         weights.safetensors, optimizer.safetensors, state.json; from several machines a
                              file of each: weights-00001-of-00002.safetensors
+      energy/                what each process of each start used
       trace.json             the profile, when one was asked for
       report.html
       manifest.json          written last: what the run was made of, and its result
@@ -28,6 +29,7 @@ WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 TRACE = "trace.json"
+ENERGY = "energy"
 REPORT = "report.html"
 
 

@@ -97,9 +97,10 @@ class PieceModel:
         ids: list[list[int]] = self._model.encode(list(texts), num_threads=threads)
         return ids
 
-    def encode_behind(self, text: str) -> list[int]:
-        """The ids of a text that follows a control token."""
-        ids: list[int] = (self._model if self._space_behind_control else self._without_prefix).encode(text)
+    def encode_behind(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of texts that follow control tokens."""
+        model = self._model if self._space_behind_control else self._without_prefix
+        ids: list[list[int]] = model.encode(list(texts))
         return ids
 
     @cached_property
