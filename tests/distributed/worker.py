@@ -32,7 +32,7 @@ from puna.train.setup import initialise
 from puna.train.shares import collect
 from puna.train.step import OutlierGuard, train_step
 
-WORLD, STEPS, SEQUENCES, OUTLIER = 4, 6, 12, 4
+WORLD, STEPS, SEQUENCES, OUTLIER = 4, 20, 12, 18
 NORMS = (1.2,) * 16  # as if steps had come before: what an outlier is compared with
 CONFIG = RunConfig(
     # Grouped-query heads; sizes that 2, 3 and 4 ranks divide, and a vocabulary that they do not.
