@@ -6,10 +6,13 @@ PEERS  := .venv-peers
 PEER_NAMES := $(patsubst benchmarks/peers-%.txt,%,$(wildcard benchmarks/peers-*.txt))
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check slow bench peers clean
+.PHONY: demo finetune-demo test check slow bench peers clean
 
 demo: $(VENV)/.installed          ## raw dumps -> a model that answers
 	$(BIN)/puna demo
+
+finetune-demo: $(VENV)/.installed  ## a small chat model learns an answer format, and keeps what it knew
+	$(BIN)/python examples/finetune_answers.py
 
 test: check                       ## lint, types, and the test suite (with coverage from Python 3.12 on)
 	$(BIN)/python -m pytest $$($(BIN)/python -c 'import sys; print("--cov" * (sys.version_info >= (3, 12)))')
