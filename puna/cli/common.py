@@ -12,6 +12,7 @@ from puna.devices import DeviceName
 
 if TYPE_CHECKING:
     from puna.generate.engine import Engine
+    from puna.manifest import Manifest
 
 STOPPED = 130  # the exit code after Ctrl-C
 
@@ -54,6 +55,11 @@ class ModelOptions:
 
 Model = Annotated[ModelOptions, Parameter(name="*")]
 Draws = Annotated[Sampling, Parameter(name="*", group="Sampling")]
+
+
+def energy_lines(manifest: "Manifest") -> list[str]:
+    """The energy of the work, where the manifest has it."""
+    return [str(manifest.energy)] if manifest.energy else []
 
 
 def print_result(result: dict[str, Any], json: bool, lines: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from puna.cli.common import Json, print_result
+from puna.cli.common import Json, energy_lines, print_result
 
 
 def shards(
@@ -40,6 +40,7 @@ def shards(
     ]
     lines += [
         f"{out}: {human_bytes(manifest.bytes)} in {human_seconds(manifest.seconds)} of work",
+        *energy_lines(manifest),
         f"next: puna train --recipe 15m --model.vocab-size {manifest.details['vocab_size']} "
         f"--data {out} --out runs/first",
     ]

@@ -6,9 +6,11 @@ from typing import Annotated, Any
 from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Dict
 
-from puna.cli.common import STOPPED, Json, Many, print_result
+from puna.cli.common import STOPPED, Json, Many, energy_lines, print_result
 from puna.config import RunConfig, Sampling, read_config, to_dict
 from puna.devices import DeviceName
+from puna.files import MANIFEST
+from puna.manifest import load_manifest
 from puna.recipes import recipe
 from puna.rundir import TOKENIZER
 from puna.train.plan import describe
@@ -91,6 +93,7 @@ def train(
         [
             f"{out}: {outcome.state.step:,} steps, {outcome.state.tokens:,} tokens",
             *validation_lines(outcome.validation),
+            *energy_lines(load_manifest(out / MANIFEST)),
             f'next: puna generate --model {out} "Once upon a time"   or: puna report {out}',
         ],
     )

@@ -47,6 +47,7 @@ class LinearCrossEntropy(Function):
             dhidden_ND[rows] = weight.backward(d_nV)
             if dweight_VD is not None:
                 add_weight_gradient(dweight_VD, d_nV, hidden_ND[rows])
+            del d_nV  # before the next block's logits
         ctx.save_for_backward(dhidden_ND, dweight_VD)
         losses_N = torch.cat(losses)
         ctx.mark_non_differentiable(losses_N)

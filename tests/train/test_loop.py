@@ -170,6 +170,11 @@ def test_killed_at_any_moment_it_ends_with_the_same_curve_and_weights(undisturbe
     assert process.returncode == 0, errors.decode()
     assert curve(run) == curve(undisturbed)
     assert final_weights(run) == final_weights(undisturbed)
+    # Every start has written down what it used, the killed ones too (up to some seconds before).
+    starts = list((run / "energy").glob("*.json"))
+    energy = load_manifest(run / "manifest.json").energy
+    assert len(starts) == 4
+    assert energy.seconds == pytest.approx(sum(read_json(start)["seconds"] for start in starts))
 
 
 def test_ctrl_c_saves_and_the_next_start_goes_on(undisturbed, tmp_path, shards):
