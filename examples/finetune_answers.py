@@ -6,8 +6,8 @@
 
 The model is SmolLM2-135M-Instruct: it is instruction-tuned already, and its weights are dequantised from 4
 bits. It learns from questions that are made here, with their true answers and a fixed seed, and from 175
-tasks that people wrote, where $PUNA_EVALDATA has them. The same is measured before and after: the share of
-held-out questions that are answered in the format, the held-out loss on the written tasks, part of MMLU. Then the
+tasks that people wrote, where $PUNA_EVALDATA has them. Measured before and after are the share of held-out
+questions that are answered in the format, the held-out loss on the written tasks, and part of MMLU. Then the
 merged model is exported to GGUF, and asked again: by puna, and by llama.cpp where `make peers` installed it.
 """
 
