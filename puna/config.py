@@ -352,6 +352,20 @@ class FinetuneConfig:
     """Share of the examples that are held out for the validation loss."""
     max_bad: Fraction = 0.1
     """Share of malformed records above which the data is refused."""
+    epochs: PositiveNumber = 3.0
+    """Number of passes over the data."""
+    steps: Positive | None = None
+    """Number of optimiser steps. Default: those of --epochs."""
+    batch_tokens: Positive = 16_384
+    """Tokens per optimiser step, padding included; a multiple of the context."""
+    micro_batch: Positive = 4
+    """Largest number of rows per forward pass; gradients are accumulated over a step."""
+    lr: PositiveNumber | None = None
+    """Learning rate, constant after warm-up. Default: 2e-5, with LoRA 2e-4."""
+    warmup: Fraction = 0.03
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: NonNegativeNumber = 0.0
+    """Weight decay of matrices."""
 
 
 @strict
