@@ -149,7 +149,7 @@ def open_log(
         yield StepLog(sources, flops, peak, [], state.seconds, may_skip)
         return
     metrics = JsonLines(out / METRICS)
-    metrics.rewind(state.step)
+    metrics.rewind(state.step or -1)  # a run that begins anew measures step 0 again
     steps = config.schedule.steps
     total = steps * config.schedule.batch_tokens
     with (
