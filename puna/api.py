@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from puna.config import RunConfig, Sampling, to_dict
 from puna.devices import DeviceName
 from puna.files import to_path
-from puna.rundir import TOKENIZER
+from puna.rundir import METRICS, TOKENIZER
 from puna.validation import from_dict
 
 if TYPE_CHECKING:
@@ -270,27 +270,32 @@ def convert(
             shutil.rmtree(target)
             message = str(error).partition("; make one with")[0]
             raise ValueError(f"{message}; put the model's own tokenizer beside its weights") from error
+    elif to == "hf" and (Path(src) / METRICS).is_file():
+        from puna.report.card import CARD, build_card
+
+        build_card(Path(src), target / CARD)
     return manifest
 
 
-def report(run: AnyPath) -> Path:
-    """Write the report of a training run as one HTML page.
+def report(run: AnyPath, *others: AnyPath) -> Path:
+    """Write the report of a training run as one HTML page; several runs are overlaid.
 
     >>> puna.report("runs/first").name
     'report.html'
 
     Args:
         run: run directory.
+        others: further run directories.
 
     Returns:
-        The page's file.
+        The page's file: `run`/report.html, or comparison.html in the working directory for several runs.
 
     Raises:
-        ValueError: `run` is not a run directory.
+        ValueError: one of them is not a run directory.
     """
     from puna.report.page import build_report
 
-    return build_report(Path(run))
+    return build_report([Path(run), *map(Path, others)])
 
 
 def _paths(given: Paths) -> list[Path]:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from puna.config_upgrade import upgrade
 from puna.files import read_json
 from puna.rundir import CONFIG
 from puna.validation import (
@@ -306,11 +307,11 @@ class RunConfig:
         """Raises ValueError naming the first invalid field and how to fix it."""
         check(self)
         self.model.validate()
-        sequences, rest = divmod(self.schedule.batch_tokens, self.model.context)
+        sequences, rest = divmod(self.schedule.batch_tokens, self.row_tokens)
         require(
             rest == 0,
             f"schedule.batch_tokens is {self.schedule.batch_tokens}, not a multiple of "
-            f"model.context {self.model.context}; change either",
+            f"{'' if isinstance(self, TuneConfig) else 'model.'}context {self.row_tokens}; change either",
         )
         self.parallel.divide(self.model, sequences)
         own = sequences // self.parallel.dp
@@ -324,7 +325,63 @@ class RunConfig:
     @property
     def batch_sequences(self) -> int:
         """Sequences per step."""
-        return self.schedule.batch_tokens // self.model.context
+        return self.schedule.batch_tokens // self.row_tokens
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens per sequence."""
+        return self.model.context
+
+
+@strict
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters: which matrices have one, and of what rank (Hu et al. 2021)."""
+
+    r: Positive = 16
+    """Rank of the adapters."""
+    alpha: PositiveNumber = 32.0
+    """Adapters are added with the factor alpha / r."""
+    dropout: Annotated[NonNegativeNumber, Lt(1)] = 0.0
+    """Share of an adapter's inputs that are set to 0 in training."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Adapted matrices, such as q_proj v_proj or wq wv; all-linear adapts all of a layer."""
+
+    @property
+    def scale(self) -> float:
+        """What B @ A is multiplied with."""
+        return self.alpha / self.r
+
+
+@strict
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """What a model is finetuned from, and on which form of the data."""
+
+    model: str = ""
+    """Model to start from: run directory, Hugging Face or Meta directory, .gguf file, or smollm2."""
+    template: str | None = None
+    """Chat template by name (chatml, alpaca, puna, plain). Default: the one that the model comes with."""
+    context: Positive | None = None
+    """Tokens per packed row, and of the longest example. Default: the model's context, at most 1024."""
+    held_out: Annotated[Fraction, Lt(1)] = 0.01
+    """Share of the examples that are held out for the validation loss."""
+    max_bad: Fraction = 0.1
+    """Share of malformed records above which the data is refused."""
+
+
+@strict
+@dataclass(frozen=True)
+class TuneConfig(RunConfig):
+    """Everything that decides a finetuning run."""
+
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    lora: LoraConfig | None = None
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens per packed row."""
+        return self.finetune.context or min(self.model.context, 1024)
 
 
 @strict
@@ -364,49 +421,13 @@ def to_dict(config: Any) -> dict[str, Any]:
 def run_config(values: Any) -> RunConfig:
     """Build a RunConfig from the JSON values of a config.json, also of one that version 0.1 wrote.
 
+    That of a finetuning run is a TuneConfig.
+
     Raises:
         ValueError: naming an unknown field or the first invalid value.
     """
-    return from_dict(RunConfig, upgrade(values))
-
-
-# Where the fields of version 0.1's section `train` are now.
-_TRAIN_FIELDS = {
-    **{name: ("schedule", name) for name in ("steps", "batch_tokens", "micro_batch")},
-    **{
-        name: ("compute", name)
-        for name in ("precision", "activations", "compile", "threads", "deterministic", "allocator")
-    },
-    **{name: ("watch", name) for name in ("validate_every", "validation_windows", "sample_every")},
-    "save_every": ("save", "every"),
-    "keep": ("save", "keep"),
-    "track": ("watch", "trackers"),
-    "profile": ("watch", "profile_steps"),
-    "skip_outliers": ("optim", "skip_outliers"),
-}
-
-
-def upgrade(values: Any) -> Any:
-    """The values of a config.json in today's layout; those that are in it already are returned unchanged.
-
-    Version 0.1 had one section `train`, and five fields `model.rope_*` for RoPE scaling.
-    """
-    if not isinstance(values, dict):
-        return values
-    values = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
-    if isinstance(values.get("train"), dict):
-        for name, value in values.pop("train").items():
-            if name == "seed":
-                values["seed"] = value
-            else:
-                section, field = _TRAIN_FIELDS.get(name, ("train", name))
-                values.setdefault(section, {})[field] = value
-    model = values.get("model")
-    if isinstance(model, dict) and "rope_factor" in model:
-        names = ("factor", "low_freq_factor", "high_freq_factor", "original_context")
-        scaling = {name: model.pop(f"rope_{name}") for name in names if f"rope_{name}" in model}
-        model["rope_scaling"] = scaling if scaling["factor"] is not None else None
-    return values
+    kind = TuneConfig if isinstance(values, dict) and "finetune" in values else RunConfig
+    return from_dict(kind, upgrade(values))
 
 
 def read_config(path: Path) -> RunConfig:

@@ -276,6 +276,15 @@ def device_name(device: "torch.device") -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
+def gpus(device: "torch.device") -> tuple[str, ...]:
+    """The UUID of the GPU that a process computes on, as NVML knows it; none for a CPU."""
+    import torch
+
+    if device.type != "cuda":
+        return () if device.type == "cpu" else (device.type,)
+    return (f"GPU-{torch.cuda.get_device_properties(device).uuid}",)
+
+
 def cpu_name() -> str:
     """The processor's name as the operating system reports it."""
     cpuinfo = Path("/proc/cpuinfo")

@@ -18,6 +18,7 @@ EXTRAS = {
     "math_verify": "math",
     "transformers": "judges",
     "ray": "distributed",
+    "codecarbon": "carbon",
     "tensorboard": "observe",
     "wandb": "observe",
 }

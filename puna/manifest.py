@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from puna.carbon import Energy
 from puna.files import MANIFEST, read_json, sha256_file, write_json
 
 FORMAT = 1
@@ -72,8 +73,8 @@ class Manifest:
     """Total size of the outputs."""
     seconds: float = 0.0
     """Time of the work, added up over its workers."""
-    energy: float | None = None
-    """Energy of the work in joules, when it was measured."""
+    energy: Energy | None = None
+    """Energy of the work, measured or estimated, and emissions; None in manifests of before the record."""
     details: dict[str, Any] = field(default_factory=dict)
     """What this stage alone records."""
     format: int = FORMAT
@@ -110,7 +111,9 @@ def load_manifest(path: Path) -> Manifest:
             )
         inputs = tuple(Input(**item) for item in values.pop("inputs"))
         outputs = tuple(Output(**item) for item in values.pop("outputs"))
-        return Manifest(**values, inputs=inputs, outputs=outputs)
+        energy = values.pop("energy", None)
+        energy = Energy(**energy) if energy else None
+        return Manifest(**values, inputs=inputs, outputs=outputs, energy=energy)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is malformed ({error}); delete it and run its stage again") from error
 

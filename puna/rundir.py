@@ -8,6 +8,7 @@
       progress.jsonl         what the progress bar shows
       checkpoints/
         step-000100/         weights.safetensors, optimizer.safetensors, state.json
+      energy/                what each process of each start used
       trace.json             the profile, when one was asked for
       report.html
       manifest.json          written last: what the run was made of, and its result
@@ -27,6 +28,7 @@ WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 TRACE = "trace.json"
+ENERGY = "energy"
 REPORT = "report.html"
 
 

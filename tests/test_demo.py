@@ -124,7 +124,9 @@ def outcome(out: Path) -> dict[str, object]:
     """What must not depend on how often a run was killed."""
     files = [*out.glob("documents/*/*.parquet"), *out.glob("shards/*.npy"), out / "tokenizer/tokenizer.model"]
     curve = [
-        (record["kind"], record["step"], record["loss"]) for record in read_json_lines(out / "metrics.jsonl")
+        (record["kind"], record["step"], record["loss"])
+        for record in read_json_lines(out / "metrics.jsonl")
+        if record["kind"] != "start"
     ]
     return {
         "files": {str(path.relative_to(out)): path.read_bytes() for path in files},

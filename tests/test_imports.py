@@ -11,8 +11,9 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 GROUND = {
-    "added_tokens", "config", "devices", "extras", "files", "gguf", "manifest", "paper", "progress",
-    "recipes", "retry", "rundir", "validation",
+    "added_tokens", "carbon", "config", "config_upgrade", "devices", "energy", "extras", "files", "gguf", "manifest",
+    "paper",
+    "progress", "recipes", "retry", "rundir", "validation",
 }  # fmt: skip
 # A part of the package -> the parts that it may import, besides the ground and itself.
 ALLOWED = {
@@ -24,17 +25,16 @@ ALLOWED = {
     "kernels": set(),
     "model": {"kernels"},
     "formats": {"kernels", "model"},
-    "train": {"kernels", "model", "tokens", "carbon"},
-    "finetune": {"model", "formats", "tokens", "train"},
+    "train": {"kernels", "model", "tokens"},
+    "finetune": {"corpus", "kernels", "model", "formats", "tokens", "train"},
     "generate": {"kernels", "model", "formats", "tokens"},
     "evaluate": {"model", "formats", "tokens", "generate"},
     "serve": {"tokens", "generate"},
-    "carbon": set(),
     "report": {"model"},
     "demo": {"fetch", "corpus", "tokens", "train", "generate", "report"},
-    "api": {"stages", "fetch", "corpus", "tokens", "formats", "train", "generate", "report"},
-    "cli": {"api", "carbon", "stages", "fetch", "corpus", "tokens", "model", "formats", "train", "generate",
-            "serve", "report", "demo", "evaluate"},
+    "api": {"stages", "fetch", "corpus", "tokens", "formats", "train", "finetune", "generate", "report"},
+    "cli": {"api", "stages", "fetch", "corpus", "tokens", "model", "formats", "train", "finetune",
+            "generate", "serve", "report", "demo", "evaluate"},
 }  # fmt: skip
 
 

@@ -4,10 +4,12 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from puna.carbon import Energy
 from puna.files import MANIFEST, write_json
 from puna.manifest import Input, Manifest, Output, load_manifest, read_manifest, write_manifest
 
@@ -26,7 +28,9 @@ WHOLE = Manifest(
     outputs=(Output("00000.parquet", 345, "cd" * 32),),
     bytes=345,
     seconds=1.5,
-    energy=20.25,
+    energy=Energy(
+        2.5, 2.5, False, "5 W per busy CPU, typical", "no counter", 5.0, 1.8e6, 1.1, 0.385, 0.00106
+    ),
     details={"sites": {"a.com": 6}},
 )
 
@@ -35,6 +39,14 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path):
     write_manifest(tmp_path, WHOLE)
     assert load_manifest(tmp_path / MANIFEST) == WHOLE
     assert json.loads((tmp_path / MANIFEST).read_text())["format"] == 1
+
+
+@pytest.mark.parametrize("energy", [{}, {"energy": None}])
+def test_manifests_of_before_the_record_of_energy_are_read(tmp_path, energy):
+    values = WHOLE.to_json()
+    del values["energy"]
+    write_json(tmp_path / MANIFEST, values | energy)
+    assert load_manifest(tmp_path / MANIFEST) == replace(WHOLE, energy=None)
 
 
 def test_a_directory_counts_only_with_the_manifest_of_its_stage(tmp_path):

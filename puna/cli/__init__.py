@@ -1,7 +1,7 @@
 """The command line, a verb per file. A verb's module is imported only when it is called: --help is quick.
 
     puna demo · fetch · corpus · tokenizer train|encode|decode · shards · tokens inspect · train · generate
-         chat · serve · convert · eval · report
+         chat · serve · convert · eval · carbon · report
 
 Results go to stdout (`--json` for programs), progress and errors to stderr. Exit codes: 0 success; 1 a bug;
 2 an invalid input, named in one line with its fix; 130 stopped by Ctrl-C, resumed by the same command.
@@ -34,6 +34,7 @@ VERBS = {
     "serve": "Serve a model over HTTP: OpenAI-compatible API and a chat page.",
     "convert": "Convert weights between puna, Hugging Face, Meta and GGUF, one tensor at a time.",
     "eval": "Evaluate a model on the paper's benchmarks; recount, view and compare results.",
+    "carbon": "Energy and emissions, of runs or of the paper's Table 15.",
     "report": "Write the report of a training run as one HTML page.",
 }
 _APPS = (

@@ -105,12 +105,15 @@ def evaluate(
     import dataclasses
     import sys
 
+    from puna.devices import choose_device, gpus
+    from puna.energy import Meter, of_folder
     from puna.evaluate import harness, results
     from puna.evaluate.data import Data
     from puna.evaluate.harness import Options
     from puna.evaluate.tasks import closed_book, find
     from puna.files import write_json
     from puna.progress import Bar
+    from puna.rundir import ENERGY
 
     chosen = find(tasks)
     if cut == "first":
@@ -128,10 +131,15 @@ def evaluate(
     print(_announcement(jobs, asked, read, generated), file=sys.stderr)
     began = time.monotonic()
     overlap = _contaminated(contamination, jobs, asked) if contamination else {}
-    with Bar("eval", read + generated, "tokens", out / "progress.jsonl") as bar:
+    used = () if model.startswith("http") else gpus(choose_device(device))
+    with (
+        Meter(used, out / ENERGY),
+        Bar("eval", read + generated, "tokens", out / "progress.jsonl") as bar,
+    ):
         found = harness.run(jobs, asked, out, options, lambda label, n: bar.advance(n, label))
     for result in found:
         result |= overlap.get(result["label"], {})
+    energy = of_folder(out / ENERGY)
     run: dict[str, Any] = {
         "model": asked.name,
         "model_digest": asked.digest,
@@ -139,6 +147,7 @@ def evaluate(
         "data": files.digests(),
         "options": dataclasses.asdict(options) | {"cut": cut},
         "seconds": round(time.monotonic() - began, 3),
+        "energy": dataclasses.asdict(energy),
         "results": [*found, *missing],
     }
     write_json(out / "results.json", run)
@@ -146,6 +155,7 @@ def evaluate(
         print_result(run, True, [])
     else:
         results.print_table(run["results"])
+        print(energy)
         print(f"{out}/results.json   look at every example: puna eval view {out}")
     return 0
 

@@ -34,6 +34,7 @@ def plan(
     price: float | None = None,
     machines: Path | None = None,
     page: Path | None = None,
+    dry_run: bool = False,
     json: Json = False,
 ) -> None:
     """Estimate a training run: memory per GPU, traffic, time, energy, emissions and cost.
@@ -68,6 +69,9 @@ def plan(
         A TOML file with more machines, in the form of puna/train/machines.toml.
     page
         Also write a page (one HTML file) with a picture of a GPU's memory.
+    dry_run
+        Also run two steps of the real model on tensors without values, which checks the memory. Takes a
+        second per layer; needs no GPU.
     """
     chosen = recipe(recipe_name)
     model = chosen.model if context is None else replace(chosen.model, context=context)
@@ -100,6 +104,17 @@ def plan(
 
         memory_page(page, f"{recipe_name} on {gpus:,} × {gpu.name}", best.memory, gpu.memory_gb * 1e9, USABLE)
         lines.append(f"picture of the memory: {page}")
+    if dry_run:
+        from puna.train.dry_run import peak_bytes
+
+        counted = replace(best.job, gather_bytes=4)
+        formulas = plan_one(counted, gpu, best.mesh, best.micro_batch, mfu).total_memory
+        peak = peak_bytes(counted, best.mesh, best.micro_batch)
+        result["dry_run"] = {"peak_memory": peak, "formulas": formulas}
+        lines.append(
+            f"dry run, weights gathered in fp32: {human_bytes(peak)}; by the formulas "
+            f"{human_bytes(formulas)} ({formulas / peak - 1:+.1%})"
+        )
     print_result(result, json, lines)
 
 

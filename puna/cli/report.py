@@ -1,20 +1,99 @@
-"""The verb report: a page about a training run."""
+"""The verb report: a page about training runs, or a model card."""
 
+import time
+from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from puna.cli.common import Json, print_result
+from puna.cli.common import Json, Many, print_result
+from puna.files import MANIFEST
 
 
-def report(run: Path, /, *, json: Json = False) -> int:
-    """Write the report of a training run as one HTML page.
+def report(
+    runs: list[Path],
+    /,
+    *,
+    eval: Annotated[tuple[Path, ...], Many] = (),
+    out: Path | None = None,
+    format: Literal["html", "md"] = "html",
+    axis: Literal["tokens", "steps", "FLOPs"] = "tokens",
+    watch: bool = False,
+    every: int = 10,
+    json: Json = False,
+) -> int:
+    """Write the report of a training run as one HTML page; several runs are overlaid.
 
     Parameters
     ----------
-    run
-        Run directory that `puna train` wrote.
+    runs
+        Run directories that `puna train` wrote.
+    eval
+        Directories that `puna eval` wrote; defaults to those in the run's directory.
+    out
+        File to write; defaults to RUN/report.html, comparison.html for several runs, RUN/README.md for md.
+    format
+        html is the page; md is a model card with the metadata of Hugging Face.
+    axis
+        Horizontal axis of the charts; the page can change it where scripts run.
+    watch
+        Build the page again until the run ends or Ctrl-C is pressed; an open page reloads itself.
+    every
+        Seconds between builds with --watch.
     """
+    from puna.report.card import build_card
     from puna.report.page import build_report
 
-    page = build_report(run)
+    if format == "md":
+        if len(runs) > 1 or watch:
+            raise ValueError("a model card is of one run, and is not watched; name one run, without --watch")
+        card = build_card(runs[0], out, eval)
+        print_result({"report": str(card)}, json, [f"model card: {card}"])
+        return 0
+    if every < 1:
+        raise ValueError(f"--every is {every}; it must be at least 1 second")
+    if len(runs) > 1 and eval:
+        raise ValueError("--eval is for one run; of several, those in their directories are compared")
+
+    def build(refresh: int) -> Path:
+        return build_report(runs, out, eval, axis, _paired_tests(runs), refresh)
+
+    page = _watched(build, runs, every, json) if watch else build(0)
     print_result({"report": str(page)}, json, [f"report: {page}"])
     return 0
+
+
+def _watched(build: Callable[[int], Path], runs: list[Path], every: int, json: bool) -> Path:
+    """Build the page until all runs are finished; the last one does not reload itself."""
+    page = None
+    try:
+        while not all((run / MANIFEST).is_file() for run in runs):
+            page = build(every)
+            if not json:
+                print(f"\r{page}, built at {time.strftime('%H:%M:%S')}; Ctrl-C ends", end="", flush=True)
+            time.sleep(every)
+    except KeyboardInterrupt:
+        pass
+    if page and not json:
+        print()
+    return build(0)
+
+
+def _paired_tests(runs: list[Path]) -> list[dict[str, Any]]:
+    """Paired tests between the evaluations of every two runs; a row that says why where there are none."""
+    from puna.evaluate.compare import compare_runs
+    from puna.report.evaluations import read_evaluations
+
+    rows: list[dict[str, Any]] = []
+    evaluated = [(run, found) for run in runs if len(runs) > 1 for found in read_evaluations(run)[:1]]
+    for (first, a), (second, b) in combinations(evaluated, 2):
+        # Tasks of which no example was scored have no records to compare.
+        scored = [{"results": [one for one in found.results if one.get("metrics")]} for found in (a, b)]
+        names = [str(first), str(second)]
+        try:
+            found = compare_runs(a.path, scored[0], b.path, scored[1])
+        except ValueError as error:
+            rows.append({"runs": names, "why": str(error)})
+            continue
+        rows += [{**row, "runs": names} for row in found]
+    return rows

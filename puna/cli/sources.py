@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from puna.cli.common import Json, print_result
+from puna.cli.common import Json, energy_lines, print_result
 from puna.corpus.clean import clean_source
 from puna.corpus.registry import load_source, source_names
 from puna.files import human_bytes, human_seconds, to_path
@@ -35,6 +35,7 @@ def source_verb(source: str) -> Callable[..., int]:
             lines.append(f"{manifest.damaged:>12,}  damaged (listed in *.bad.jsonl under {out})")
         lines += [
             f"{out}: {human_bytes(manifest.bytes)} in {human_seconds(manifest.seconds)} of work",
+            *energy_lines(manifest),
             f"next: puna tokenizer train {out} --out tokenizer",
         ]
         print_result({"finished": True, **manifest.to_json()}, json, lines)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import App
 
-from puna.cli.common import Json, Many, print_result
+from puna.cli.common import Json, Many, energy_lines, print_result
 
 app = App(name="tokenizer")
 
@@ -47,6 +47,7 @@ def train(
     ]
     lines += [
         f"{out}/tokenizer.model: {vocab_size:,} tokens in {human_seconds(manifest.seconds)}",
+        *energy_lines(manifest),
         f"next: puna shards {' '.join(map(str, documents))} --tokenizer {out}/tokenizer.model --out shards",
     ]
     print_result(manifest.to_json(), json, lines)

@@ -6,12 +6,13 @@ from typing import Annotated, Any
 from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Dict
 
-from puna.cli.common import STOPPED, Json, Many, print_result
+from puna.cli.common import STOPPED, Json, Many, energy_lines, print_result
 from puna.config import RunConfig, Sampling, read_config, to_dict
 from puna.devices import DeviceName
+from puna.files import MANIFEST
+from puna.manifest import load_manifest
 from puna.recipes import recipe
 from puna.rundir import TOKENIZER
-from puna.train.plan import describe
 
 
 def fill_from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -96,6 +97,7 @@ def train(
         [
             f"{out}: {outcome.state.step:,} steps, {outcome.state.tokens:,} tokens",
             *validation_lines(outcome.validation),
+            *energy_lines(load_manifest(out / MANIFEST)),
             f'next: puna generate --model {out} "Once upon a time"   or: puna report {out}',
         ],
     )
@@ -105,6 +107,7 @@ def train(
 def _dry_run(config: RunConfig, device: DeviceName, json: bool) -> int:
     from puna.cli.plan import plan_lines
     from puna.train.here import plan_here
+    from puna.train.plan import describe
 
     found, machine = plan_here(config, device)
     print_result(

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from puna.carbon import Energy
 from puna.corpus.clean import require_documents
 from puna.manifest import Manifest
 from puna.stages.stage import Executor, Finish, Shard, Work, plan_shards
@@ -76,8 +77,8 @@ class Pipeline:
     ) -> Manifest:
         """The last step. Returns its manifest.
 
-        Its counts and damaged records are those of all steps, but `kept` and `characters` its own, unless
-        `finish` says otherwise.
+        Its counts, damaged records and energy are those of all steps, but `kept` and `characters` its own,
+        unless `finish` says otherwise.
 
         Raises:
             ValueError: when no document was kept.
@@ -86,7 +87,10 @@ class Pipeline:
         damage = sum(step.damaged for step in self._manifests)
         before = [(step.counts, step.seconds) for step in self._manifests]
         finish = finish or partial(_finish, self._source, before, damage)
-        return self._step("documents", label, work, config, shards, self._out, finish)
+        energy = [step.energy for step in self._manifests if step.energy]
+        return self._step(
+            "documents", label, work, config, shards, self._out, partial(_with_energy, finish, energy)
+        )
 
     def files(self, name: str, suffix: str) -> tuple[Path, ...]:
         """A step's files with this suffix, one for each of its shards."""
@@ -116,6 +120,10 @@ class Pipeline:
         manifest = self._executor.stage(name, work, shards, folder, {**config, **after}, label, finish)
         self._manifests.append(manifest)
         return manifest
+
+
+def _with_energy(finish: Finish, before: list[Energy], records: list[dict[str, Any]]) -> dict[str, Any]:
+    return {**finish(records), "energy": before}
 
 
 def _finish(

@@ -23,6 +23,7 @@ import torch
 from puna.extras import require
 from puna.files import atomic_directory, atomic_file, code_version, fingerprint, sha256_file
 from puna.formats import huggingface, meta, native
+from puna.formats.adapters import ADAPTER_CONFIG, open_adapted
 from puna.manifest import Input, Manifest, Output, write_manifest
 from puna.model.parts import Part, Source, parts
 from puna.progress import Bar
@@ -46,6 +47,8 @@ def format_of(path: Path) -> Format:
         if path.suffix == ".gguf":
             return "gguf"
         raise ValueError(f"{path} is not a .gguf file; for other formats pass the directory")
+    if (path / ADAPTER_CONFIG).is_file():
+        return "hf"
     if (path / meta.PARAMS).is_file():
         return "meta"
     if native.is_native(path):
@@ -66,6 +69,8 @@ def open_source(path: Path) -> tuple[Format, Source]:
         MissingExtra: a GGUF file needs the extra `convert`.
     """
     kind = format_of(path)
+    if (adapted := open_adapted(path, lambda base: open_source(base)[1])) is not None:
+        return kind, adapted
     if kind == "gguf":
         return kind, _gguf_files().GGUFSource(path)
     openers: dict[Format, Callable[[Path], Source]] = {

@@ -10,12 +10,11 @@ from pathlib import Path
 import sentencepiece
 from gguf import GGUFValueType, GGUFWriter, TokenType
 
-from puna.added_tokens import CONFIG
+from puna.added_tokens import CONFIG, end_ids, named_template
 from puna.formats.special_ids import (
     GENERATION,
     MODEL,
     added_to_pieces,
-    end_ids,
     named_ids,
     read_beside,
     vocabulary_entries,
@@ -35,7 +34,16 @@ def add_vocabulary(writer: GGUFWriter, tokenizer: dict[str, Path | bytes], vocab
     if MODEL in tokenizer:
         _add_sentencepiece(writer, tokenizer, vocab_size)
     elif VOCABULARY in tokenizer:
-        for key, entry in vocabulary_entries(tokenizer[VOCABULARY]).items():
+        entries = vocabulary_entries(tokenizer[VOCABULARY])
+        beside = {"tokenizer.chat_template"} if (template := _template(tokenizer)) else set()
+        if GENERATION in tokenizer:
+            _add_ends(writer, tokenizer, entries[f"{_KEY}eos_token_id"].value)
+            beside |= {f"{_KEY}eot_token_id", f"{_KEY}eom_token_id"}
+        if template:
+            writer.add_chat_template(template)
+        for key, entry in entries.items():
+            if key in beside:  # files beside the vocabulary say otherwise
+                continue
             kind = GGUFValueType.ARRAY if entry.is_array else entry.kind
             writer.add_key_value(key, entry.value, kind, entry.kind if entry.is_array else None)
     else:
@@ -50,11 +58,7 @@ def _template(tokenizer: dict[str, Path | bytes]) -> str | None:
     file = tokenizer.get("chat_template.jinja")
     if isinstance(file, Path):
         return file.read_text(encoding="utf-8")
-    found = read_beside(tokenizer, CONFIG).get("chat_template")
-    if isinstance(found, list):  # several by name
-        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) else None
+    return named_template(read_beside(tokenizer, CONFIG))
 
 
 def _add_sentencepiece(writer: GGUFWriter, tokenizer: dict[str, Path | bytes], vocab_size: int) -> None:
@@ -101,20 +105,26 @@ def _add_sentencepiece(writer: GGUFWriter, tokenizer: dict[str, Path | bytes], v
     eos = named.get("eos_token_id", pieces.eos_id())
     writer.add_bos_token_id(named.get("bos_token_id", pieces.bos_id()))
     writer.add_eos_token_id(eos)
-    ends = end_ids(read_beside(tokenizer, GENERATION), file.parent / GENERATION)
-    others = [id for id in dict.fromkeys(ends) if id != eos]
-    if len(others) > 2:
-        raise ValueError(
-            f"{file.parent / GENERATION} names {len(others) + 1} tokens that end an answer, and a GGUF file "
-            "has keys for three; take the others out of eos_token_id"
-        )
-    for add, id in zip((writer.add_eot_token_id, writer.add_eom_token_id), others, strict=False):
-        add(id)
+    _add_ends(writer, tokenizer, eos)
     writer.add_add_bos_token(said.get("add_bos_token") is not False)
     writer.add_add_eos_token(said.get("add_eos_token") is True)
     writer.add_add_space_prefix(has_prefix)
     if template := _template(tokenizer):
         writer.add_chat_template(template)
+
+
+def _add_ends(writer: GGUFWriter, tokenizer: dict[str, Path | bytes], eos: int) -> None:
+    """Add the tokens besides EOS that end an answer, as generation_config.json names them."""
+    file = tokenizer.get(GENERATION)
+    name = file if isinstance(file, Path) else Path(GENERATION)
+    others = [id for id in dict.fromkeys(end_ids(read_beside(tokenizer, GENERATION), name)) if id != eos]
+    if len(others) > 2:
+        raise ValueError(
+            f"{name} names {len(others) + 1} tokens that end an answer, and a GGUF file "
+            "has keys for three; take the others out of eos_token_id"
+        )
+    for add, id in zip((writer.add_eot_token_id, writer.add_eom_token_id), others, strict=False):
+        add(id)
 
 
 def _type(pieces: sentencepiece.SentencePieceProcessor, i: int) -> TokenType:

@@ -74,6 +74,7 @@ class Weights:
     """
 
     def __init__(self, dtype: torch.dtype, *weights: Tensor) -> None:
+        self.masters = weights
         self.kernels = _kernels_for(weights, dtype)
         self.weights = (
             [weight.contiguous() for weight in weights] if self.kernels else [_joined(weights, dtype)]
@@ -92,6 +93,10 @@ class Weights:
         if self.kernels is None:
             return dy @ self.weights[0]
         return self._multiply(self.kernels, dy, "pack_inputs")
+
+    def gradients(self, dy: Tensor, x: Tensor, needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
+        """dy.T @ x as a gradient of each weight; computed for none of them if all are frozen."""
+        return weight_gradients(dy, x, *self.masters) if any(needed) else (None,) * len(needed)
 
     def _multiply(self, kernels: _Kernels, x: Tensor, pack: str) -> Tensor:
         O, I = sum(map(len, self.weights)), self.weights[0].shape[1]  # noqa: E741

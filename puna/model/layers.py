@@ -21,9 +21,12 @@ from torch.autograd import Function
 
 from puna.config import RopeScaling
 from puna.kernels import elementwise
-from puna.kernels.matmul import Weights, weight_gradients
+from puna.kernels.matmul import Weights
 from puna.model.attention import Segments, Split, rotary_attention
 from puna.model.loss import cross_entropy, linear_cross_entropy
+
+Matrix = Callable[..., Any]
+"""(dtype, *tensors) -> a matrix with the methods of `Weights`."""
 
 
 def embedding(tokens_BT: Tensor, weight_VD: Tensor) -> Tensor:
@@ -90,19 +93,22 @@ def split_rotate(
 class Linear(Function):
     """y = x @ W.T      x: (N, I)   W: (O, I)   y: (N, O)
 
-    Saves x and the master weight, which is cast again in backward: dx = dy @ W, dW = dy.T @ x.
+    Saves x and the master weight, which is cast again in backward: dx = dy @ W, dW = dy.T @ x. `matrix` makes
+    W of the tensors that it consists of; here and below it is one of `Weights`, or of others that add to it.
     """
 
     @staticmethod
-    def forward(ctx: Any, x_BTI: Tensor, weight_OI: Tensor) -> Tensor:
-        ctx.save_for_backward(x_BTI, weight_OI)
-        return Weights(x_BTI.dtype, weight_OI).forward(x_BTI)
+    def forward(ctx: Any, matrix: Matrix, x_BTI: Tensor, *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(x_BTI, *weights)
+        ctx.matrix = matrix
+        return matrix(x_BTI.dtype, *weights).forward(x_BTI)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        x_BTI, weight_OI = ctx.saved_tensors
-        dx = Weights(grads[0].dtype, weight_OI).backward(grads[0])
-        return dx, *weight_gradients(grads[0], x_BTI, weight_OI)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_BTI, *weights = ctx.saved_tensors
+        matrix = ctx.matrix(grads[0].dtype, *weights)
+        dx = matrix.backward(grads[0])
+        return None, dx, *matrix.gradients(grads[0], x_BTI, ctx.needs_input_grad[2:])
 
 
 class Norm(Function):
@@ -132,22 +138,29 @@ class NormLinear(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_BTD: Tensor, norm_D: Tensor, eps: float, dtype: torch.dtype, *weights: Tensor
+        ctx: Any,
+        matrix: Matrix,
+        x_BTD: Tensor,
+        norm_D: Tensor,
+        eps: float,
+        dtype: torch.dtype,
+        *weights: Tensor,
     ) -> Tensor:
         n, r = elementwise.rms_forward(x_BTD, norm_D, eps, dtype)
         ctx.save_for_backward(x_BTD, r, norm_D, *weights)
-        ctx.dtype = dtype
-        return Weights(dtype, *weights).forward(n)
+        ctx.matrix, ctx.dtype = matrix, dtype
+        return matrix(dtype, *weights).forward(n)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, r, norm_D, *weights = ctx.saved_tensors
-        dn = Weights(ctx.dtype, *weights).backward(grads[0])
+        matrix = ctx.matrix(ctx.dtype, *weights)
+        dn = matrix.backward(grads[0])
         # Here tensor parallelism starts the reduction of dn, and computes dW meanwhile.
         n = elementwise.rms_recompute(x, r, norm_D, ctx.dtype)
-        dweights = weight_gradients(grads[0], n, *weights)
+        dweights = matrix.gradients(grads[0], n, ctx.needs_input_grad[5:])
         dx, dnorm_D = elementwise.rms_backward(dn, x, r, norm_D)
-        return dx, dnorm_D, None, None, *dweights
+        return None, dx, dnorm_D, None, None, *dweights
 
 
 class SwiGLULinear(Function):
@@ -160,16 +173,17 @@ class SwiGLULinear(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, gate_up_BT2F: Tensor, weight_DF: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_up_BT2F, weight_DF)
-        return Weights(gate_up_BT2F.dtype, weight_DF).forward(elementwise.swiglu_forward(gate_up_BT2F))
+    def forward(ctx: Any, matrix: Matrix, gate_up_BT2F: Tensor, *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up_BT2F, *weights)
+        ctx.matrix = matrix
+        return matrix(gate_up_BT2F.dtype, *weights).forward(elementwise.swiglu_forward(gate_up_BT2F))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        gate_up_BT2F, weight_DF = ctx.saved_tensors
-        dz = Weights(grads[0].dtype, weight_DF).backward(grads[0])
-        dgate_up, z = elementwise.swiglu_backward(dz, gate_up_BT2F)
-        return dgate_up, *weight_gradients(grads[0], z, weight_DF)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        gate_up_BT2F, *weights = ctx.saved_tensors
+        matrix = ctx.matrix(grads[0].dtype, *weights)
+        dgate_up, z = elementwise.swiglu_backward(matrix.backward(grads[0]), gate_up_BT2F)
+        return None, dgate_up, *matrix.gradients(grads[0], z, ctx.needs_input_grad[2:])
 
 
 class SplitRotate(Function):
@@ -213,6 +227,11 @@ class Ops(NamedTuple):
     """(hidden_BTD, weight_VD, targets_BT, scale) -> scale · Σ losses, and the losses (B, T)."""
     losses: Callable[[Tensor, Tensor, Tensor], Tensor]
     """(hidden_BTD, weight_VD, targets_BT) -> the losses (B, T) alone."""
+    whole: Callable[[Tensor], Tensor] = lambda parameter: parameter
+    """Passes a parameter on that every rank of a tp group holds whole, and sums its gradient over them."""
+    sequence: int | None = None
+    """Of a training step: the number of the batch's first sequence, counted over the run. What is drawn at
+    random for a sequence follows from its number."""
 
 
 def _attention(
@@ -241,10 +260,10 @@ PLAIN = Ops(
 """Differentiated by autograd."""
 BY_HAND = PLAIN._replace(
     norm=Norm.apply,
-    norm_linear=NormLinear.apply,
+    norm_linear=partial(NormLinear.apply, Weights),
     attention=partial(_attention, split=SplitRotate.apply),
-    linear=Linear.apply,
-    swiglu_linear=SwiGLULinear.apply,
+    linear=partial(Linear.apply, Weights),
+    swiglu_linear=partial(SwiGLULinear.apply, Weights),
 )
 """With the hand-written backward (paper section 2.4)."""
 

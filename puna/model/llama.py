@@ -117,12 +117,13 @@ class Llama(nn.Module):
         positions_T: Tensor | None = None,
         ops: Ops | None = None,
         segments_BT: Tensor | None = None,
+        sequence: int | None = None,
     ) -> Tensor:
         """The residual stream after the last norm, (B, T, D), in the compute precision.
 
         Whole sequences, unless `positions_T` gives each token's position. `ops` replaces the model's own
         operations: generation supplies attention to a cache. `segments_BT` numbers the examples that are
-        packed into each row: tokens see their own example alone.
+        packed into each row: tokens see their own example alone. `sequence`: see `Ops`.
 
         Raises:
             ValueError: when the sequence is longer than `model.context`.
@@ -136,7 +137,7 @@ class Llama(nn.Module):
             cos, sin = self.cos[:count], self.sin[:count]
         else:
             cos, sin = self.cos[positions_T], self.sin[positions_T]
-        ops = ops or self.ops
+        ops = (ops or self.ops)._replace(sequence=sequence)
         if segments_BT is not None:
             ops = ops._replace(attention=partial(ops.attention, segments=Segments(segments_BT)))
         x_BTD = ops.embedding(tokens_BT, self.embedding)
@@ -158,12 +159,16 @@ class Llama(nn.Module):
         return self.ops.losses(self.hidden(tokens_BT, segments_BT=segments_BT), self.output_VD, targets_BT)
 
     def loss(
-        self, tokens_BT: Tensor, targets_BT: Tensor, scale: float, segments_BT: Tensor | None = None
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        scale: float,
+        segments_BT: Tensor | None = None,
+        sequence: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """For training: scale · Σ losses, to call backward on, and the losses (B, T), without gradient."""
-        return self.ops.loss(
-            self.hidden(tokens_BT, segments_BT=segments_BT), self.output_VD, targets_BT, scale
-        )
+        hidden_BTD = self.hidden(tokens_BT, segments_BT=segments_BT, sequence=sequence)
+        return self.ops.loss(hidden_BTD, self.output_VD, targets_BT, scale)
 
 
 def initial_weight(

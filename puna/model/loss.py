@@ -5,10 +5,11 @@ hidden_ND ─┬─ rows 0..n   ─> logits_nV ─> losses, dlogits ─> dhidden
            └─ ...
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx
 
 from puna.kernels.elementwise import cross_entropy_block
 from puna.kernels.matmul import Weights, add_weight_gradient
@@ -23,19 +24,20 @@ class LinearCrossEntropy(Function):
     """total = scale · Σ losses, losses = cross_entropy(h @ W.T)    h: (N, D)   W: (V, D)   losses: (N,)
 
     The gradients are computed in the forward, while a block's logits are in the cache, and scaled in the
-    backward by the gradient of `total`. Saves dh (N, D) and dW (V, D).
+    backward by the gradient of `total`. Saves dh (N, D) and dW (V, D), the latter
+    unless W is frozen.
 
         d = scale · (softmax - onehot)        dh = d @ W        dW = Σ d.T @ h
     """
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, scale: float
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, scale: float
     ) -> tuple[Tensor, Tensor]:
         weight = Weights(hidden_ND.dtype, weight_VD)
         dhidden_ND = torch.empty_like(hidden_ND)
         # The sum over blocks is kept in the weight's own precision: fp32 for the master weights.
-        dweight_VD = torch.zeros_like(weight_VD)
+        dweight_VD = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
         losses = []
         for rows in (slice(i, i + ROWS) for i in range(0, len(hidden_ND), ROWS)):
             block_losses, d_nV = cross_entropy_block(
@@ -43,18 +45,21 @@ class LinearCrossEntropy(Function):
             )
             losses.append(block_losses)
             dhidden_ND[rows] = weight.backward(d_nV)
-            add_weight_gradient(dweight_VD, d_nV, hidden_ND[rows])
+            if dweight_VD is not None:
+                add_weight_gradient(dweight_VD, d_nV, hidden_ND[rows])
+            del d_nV  # before the next block's logits
         ctx.save_for_backward(dhidden_ND, dweight_VD)
         losses_N = torch.cat(losses)
         ctx.mark_non_differentiable(losses_N)
         return losses_N.sum() * scale, losses_N
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        dhidden_ND, dweight_VD = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        dhidden_ND, dweight_VD = ctx.saved_tensors
         # On a CPU reading the gradient costs nothing, and usually saves two passes over memory.
         if not (grads[0].is_cpu and grads[0].item() == 1):
-            dhidden_ND, dweight_VD = dhidden_ND * grads[0].to(dhidden_ND.dtype), dweight_VD * grads[0]
+            dhidden_ND = dhidden_ND * grads[0].to(dhidden_ND.dtype)
+            dweight_VD = None if dweight_VD is None else dweight_VD * grads[0]
         return dhidden_ND, dweight_VD, None, None
 
 

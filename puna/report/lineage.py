@@ -23,6 +23,7 @@ NOT_FOUND = "not found here"
 CHANGED = "a different artefact is at this path now; not followed"
 AS_ABOVE = "as above"
 DROPPED = "dropped: "
+STEPS = "steps"
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,19 @@ def _follow(entry: Input, base: Path, seen: set[tuple[str, str]]) -> Stage:
     stage = _stage(entry.stage, entry.path, manifest)
     stage.files = [_file(one, directory) for one in manifest.inputs if not one.fingerprint]
     stages = [one for one in manifest.inputs if one.fingerprint and one.stage != "tokenizer"]
-    stage.inputs = [_follow(one, directory, seen) for one in stages]
+    stage.inputs = [_follow(one, directory, seen) for one in [*stages, *_step_before(manifest, directory)]]
     return stage
+
+
+def _step_before(manifest: Manifest, directory: Path) -> list[Input]:
+    """The step of a corpus source that ran before this one: it is beside it, or in its folder `steps`."""
+    if not (before := str(manifest.config.get("after", ""))):
+        return []
+    folder = directory.parent if directory.parent.name == STEPS else directory / STEPS
+    for place in sorted(folder.glob("*")):
+        if (found := _manifest(place)) and found.fingerprint == before:
+            return [Input(str(place), stage=found.stage, fingerprint=before)]
+    return [Input(str(folder), stage="step", fingerprint=before)]
 
 
 def _is_it(entry: Input, manifest: Manifest) -> bool:

@@ -1,31 +1,40 @@
-"""One HTML page per run: configuration, data, training curves, samples, lineage.
+"""One HTML page about one run, or several overlaid.
 
-In:  a run directory, finished or not: config.json, metrics.jsonl, samples.jsonl, manifest.json, and
-     the manifests of the stages before it, as far as they are on this machine.
-Out: RUN/report.html, one file: no script, no network, readable with style sheets off.
+In:  run directories, finished or not: config.json, metrics.jsonl, samples.jsonl, manifest.json, the manifests
+     of the stages before them as far as they are on this machine, and results of `puna eval`.
+Out: one file that loads nothing, readable with style sheets and scripts off.
 
-    files ─> Run ─┬─> charts (SVG) ──┬─> page.html.j2 (autoescape) ─> report.html
-                  └─> tables, facts ─┘
+    files ─> Run ─┬─> curves ─> charts (SVG and data) ──┬─> page.html.j2 (autoescape) ─> report.html
+                  └─> tables, health, evaluations ──────┘
 """
 
+import base64
+import hashlib
 import math
-import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
-from puna.config import RunConfig, to_dict
+from puna.carbon import INTENSITY, PUE, TABLE_15, WATTS
 from puna.files import atomic_file, human_bytes, human_seconds
-from puna.recipes import recipe
-from puna.report.charts import BINS, Chart, Level, Point, Series, draw, smooth
-from puna.report.lineage import AS_ABOVE, DROPPED, Stage
-from puna.report.run import Record, Run, number, read_run
-from puna.rundir import CONFIG, REPORT
+from puna.paper import LLAMA_I, SIZES
+from puna.report import curves, tables
+from puna.report.charts import draw
+from puna.report.evaluations import read_evaluations
+from puna.report.evaluations import tables as result_tables
+from puna.report.health import SHOWN, health, outliers, stalls, time_by_part
+from puna.report.heat import heat_map
+from puna.report.run import Run, number, read_run
+from puna.report.series import Unit
+from puna.rundir import REPORT
 
+HERE = Path(__file__).parent
 NO_BREAK = "\N{NO-BREAK SPACE}"
+COMPARISON = "comparison.html"
 
 # Samples may contain any character. Control characters (except tab and line ends) become their pictures, and
 # what UTF-8 cannot encode becomes the replacement character: the page stays valid and nothing is invisible.
@@ -36,242 +45,135 @@ _VISIBLE = {
 }
 
 
-def build_report(run: Path) -> Path:
-    """Write `run/report.html` from the files in `run`, atomically, and return its path.
+def build_report(
+    runs: Path | Sequence[Path],
+    out: Path | None = None,
+    evaluations: Iterable[Path] = (),
+    unit: Unit = "tokens",
+    comparisons: Sequence[dict[str, Any]] = (),
+    refresh: int = 0,
+    now: float | None = None,
+) -> Path:
+    """Write the page atomically and return its path.
+
+    Args:
+        runs: a run directory, or several to overlay.
+        out: the file; RUN/report.html by default, and comparison.html here for several runs.
+        evaluations: directories of `puna eval`; by default those in the run directories.
+        unit: the horizontal axis of the charts.
+        comparisons: paired tests between the evaluations of two runs, as `puna eval compare` makes them.
+        refresh: seconds after which a browser loads the page again; 0 for never.
+        now: the time at which the page is made, in seconds since the epoch.
 
     Raises:
-        ValueError: when `run` is not a run directory, or one of its files is corrupt.
+        ValueError: a directory that is not a run, or a corrupt file.
         OSError: when the page cannot be written.
     """
-    page = _render(read_run(run)).translate(_VISIBLE)
-    path = run / REPORT
+    paths = [runs] if isinstance(runs, Path) else list(runs)
+    found = _by_name([read_run(path) for path in paths])
+    path = out or (paths[0] / REPORT if len(paths) == 1 else Path(COMPARISON))
+    page = _render(found, list(evaluations), unit, comparisons, refresh, now).translate(_VISIBLE)
     with atomic_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
 
 
-# ---- Run -> charts --------------------------------------------------------------------------------
+def _by_name(runs: Sequence[Run]) -> dict[str, Run]:
+    """The runs by the shortest names that tell them apart: the directory's, its path, or a number."""
+    for key in (lambda run: run.name, lambda run: str(run.path)):
+        names = [key(run) for run in runs]
+        if len(set(names)) == len(runs):
+            return dict(zip(names, runs, strict=True))
+    return {f"{run.name} ({place})": run for place, run in enumerate(runs, 1)}
 
 
-def _smoothed(run: Run, key: str, name: str) -> tuple[list[Series], str]:
-    """A metric over tokens, raw and as a centred mean, with a note on how it was drawn."""
-    raw = run.series(key)
-    window = len(raw) // 40 | 1
-    note = "Every step is drawn."
-    if len(raw) > 2 * BINS:
-        note = f"Of every {math.ceil(len(raw) / BINS)} steps the lowest and the highest are drawn."
-    if missing := sum(not math.isfinite(y) for _, y in raw):
-        note += f" {missing} of {len(raw):,} steps without a finite value are omitted."
-    if window < 3:
-        return [Series(name, raw)], note
-    means = smooth([y for _, y in raw], window)
-    mean = [(x, y) for (x, _), y in zip(raw, means, strict=True)]
-    return [
-        Series(f"{name}, each step", raw, "faint"),
-        Series(f"{name}, centred mean of {window} steps", mean),
-    ], f"{note} The window shrinks towards both ends."
+def _render(
+    runs: dict[str, Run],
+    evaluations: list[Path],
+    unit: Unit,
+    comparisons: Sequence[dict[str, Any]],
+    refresh: int,
+    now: float | None,
+) -> str:
+    script = (HERE / "charts.js").read_text(encoding="utf-8").strip()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    scored = {name: read_evaluations(run.path, evaluations if len(runs) == 1 else ())
+              for name, run in runs.items()}  # fmt: skip
+    shared = {
+        "runs": runs,
+        "names": list(runs),
+        "health": {name: health(run, now) for name, run in runs.items()},
+        "loss_chart": draw(curves.loss_chart(runs, unit)),
+        "course_charts": [draw(chart) for chart in curves.course_charts(runs, unit)],
+        "score_charts": [draw(chart) for chart in curves.score_charts(runs, unit)],
+        "sizes": tables.sizes(runs),
+        "evaluated": [
+            f"{name}: {one.path.name}" if len(runs) > 1 else one.path.name
+            for name, found in scored.items()
+            for one in found
+        ],
+        "results": result_tables([one for found in scored.values() for one in found]),
+        "paper_sizes": SIZES,
+        "llama_i": LLAMA_I,
+        "refresh": refresh,
+        # Only this script may run: its hash is in the page's content security policy.
+        "script": Markup(script),
+        "policy": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        "style": Markup((HERE / "page.css").read_text(encoding="utf-8")),
+    }
+    if len(runs) > 1:
+        return _environment().get_template("comparison.html.j2").render(
+            **shared,
+            difference_charts=[draw(chart) for chart in curves.difference_charts(runs, unit)],
+            differences=tables.differences(runs),
+            comparisons=comparisons,
+        )  # fmt: skip
+    ((name, run),) = runs.items()
+    return _environment().get_template("page.html.j2").render(**shared, **_facts(name, run))
 
 
-def _loss_chart(run: Run) -> Chart:
-    series, note = _smoothed(run, "loss", "training")
-    points = [(run.tokens_at(record["step"]), number(record.get("loss"))) for record in run.validations]
-    vocab = run.config.model.vocab_size
-    return Chart(
-        name="loss-chart",
-        title="Training and validation loss",
-        description=f"{_course(run.series('loss'), 'training loss')}; {_course(points, 'validation loss')}, "
-        f"in nats per token. A uniform guess over {vocab:,} tokens scores {run.uniform_loss:.2f}.",
-        y_label="loss, nats per token",
-        series=[*series, Series("validation, sources weighted by the mixture", points, "points", 1)],
-        levels=[Level(f"uniform guess, ln {vocab:,} = {run.uniform_loss:.2f}", run.uniform_loss)],
-        note=note,
-        wide=True,
-    )
-
-
-def _source_chart(run: Run) -> Chart:
-    series = [
-        Series(
-            source,
-            [
-                (run.tokens_at(record["step"]), number(record["loss_by_source"][source]))
-                for record in run.validations
-                if source in record.get("loss_by_source", {})
-            ],
-            "points",
-            index,
-        )
-        for index, source in enumerate(_sources(run))
-    ]
-    ends = [_course(one.points, one.name) for one in series]
-    return Chart(
-        name="source-chart",
-        title="Validation loss by source",
-        description="; ".join(ends) + ", in nats per token.",
-        y_label="loss, nats per token",
-        series=series,
-    )
-
-
-def _small_charts(run: Run) -> list[Chart]:
-    """Learning rate, gradient norm, speed, MFU."""
-    clip = run.config.optim.clip
-    norms, norm_note = _smoothed(run, "grad_norm", "gradient norm")
-    finite = [y for _, y in run.series("grad_norm") if math.isfinite(y)]
-    if finite:
-        above = sum(y > clip for y in finite) / len(finite)
-        norm_note += f" {_share(above)} of the steps are above the clipping threshold."
-    speeds, speed_note = _smoothed(run, "tokens_per_second", "tokens/s")
-    mfu = [(x, 100 * y) for x, y in run.series("mfu")]
-    window = len(mfu) // 40 | 1
-    smooth_mfu = list(zip([x for x, _ in mfu], smooth([y for _, y in mfu], window), strict=True))
-    typical_speed, typical_mfu = _median(run, "tokens_per_second"), _median(run, "mfu")
-
-    def small(name: str, title: str, y_label: str, series: list[Series], **more: Any) -> Chart:
-        description = _course(series[-1].points, title.lower()) + "."
-        return Chart(name, title, description, y_label, series, **more)
-
-    return [
-        small(
-            "lr-chart",
-            "Learning rate",
-            "learning rate",
-            [Series("learning rate", run.series("lr"))],
-            from_zero=True,
-        ),
-        small(
-            "norm-chart",
-            "Gradient norm before clipping",
-            "gradient norm",
-            norms,
-            levels=[Level(f"clip at {clip:g}", clip)],
-            note=norm_note,
-            from_zero=True,
-            # On a linear axis a few early spikes would flatten the rest.
-            log_y=bool(finite) and max(finite) > 30 * max(min(finite), 1e-12),
-        ),
-        small(
-            "speed-chart",
-            "Training speed",
-            "tokens/s",
-            speeds,
-            levels=[]
-            if typical_speed is None
-            else [Level(f"median {typical_speed:,.0f} tokens/s", typical_speed)],
-            note=speed_note,
-            from_zero=True,
-        ),
-        small(
-            "mfu-chart",
-            "Model FLOPs utilisation",
-            "MFU, % of the matrix peak",
-            [Series(f"MFU, centred mean of {window} steps" if window > 1 else "MFU", smooth_mfu)],
-            levels=[] if typical_mfu is None else [Level(f"median {_share(typical_mfu)}", 100 * typical_mfu)],
-            from_zero=True,
-        ),
-    ]
-
-
-def _course(points: Iterable[Point], name: str) -> str:
-    """A curve in words, for screen readers."""
-    finite = [y for _, y in points if math.isfinite(y)]
-    return f"{name} went from {finite[0]:.4g} to {finite[-1]:.4g}" if finite else f"{name} has no points yet"
-
-
-# ---- Run -> tables and facts ----------------------------------------------------------------------
-
-
-def _sources(run: Run) -> list[str]:
-    """The sources in the mixture's order, then those that only a validation names."""
-    names = [str(row.get("source")) for row in run.details.get("mixture", [])]
-    names += run.config.mixture.weights
-    for record in [*run.validations, run.validation]:
-        names += record.get("loss_by_source", {})
-    return list(dict.fromkeys(names))
-
-
-def _mixture(run: Run) -> list[Record]:
-    """The rows of the mixture's table; for an unfinished run only the configured proportions."""
-    if run.manifest:
-        return list(run.details.get("mixture", []))
-    weights = run.config.mixture.weights
-    total = sum(weights.values())
-    return [{"source": source, "intended": weight / total} for source, weight in weights.items()]
-
-
-def _documents(lineage: Stage) -> list[Record]:
-    """Counts of each source's records: kept, dropped by reason, damaged; no rows where unknown."""
-    tables: dict[str, Record] = {}
-    for stage in lineage.walk():
-        if stage.kind != "documents" or stage.state == AS_ABOVE:
-            continue
-        counts = stage.manifest.counts if stage.manifest else {}
-        dropped = sorted(
-            (name for name in counts if name.startswith(DROPPED)), key=lambda name: -counts[name]
-        )
-        rows = [(name, counts[name]) for name in ["kept", *dropped] if name in counts]
-        if stage.manifest and stage.manifest.damaged:
-            rows.append(("damaged, skipped", stage.manifest.damaged))
-        tables[stage.path] = {
-            "source": dict(stage.facts).get("source", stage.path),
-            "outcomes": rows,
-            "total": sum(count for _, count in rows),
-            "characters": counts.get("characters"),
-        }
-    return list(tables.values())
-
-
-def _settings(config: RunConfig) -> list[tuple[str, list[tuple[str, str, str | None]]]]:
-    """The configuration by section: field, value, and the recipe's value if it differs."""
-    values = to_dict(config)
-    try:
-        defaults = to_dict(recipe(config.recipe))
-    except ValueError:  # a recipe of another version of puna
-        defaults = values
-    sections: dict[str, list[tuple[str, str, str | None]]] = {"run": []}
-    for key, value in values.items():
-        fields = value.items() if isinstance(value, dict) else [(key, value)]
-        recipe_values = defaults[key] if isinstance(value, dict) else {key: defaults[key]}
-        section = sections.setdefault(key if isinstance(value, dict) else "run", [])
-        for name, field in fields:
-            default = recipe_values[name]
-            other = None if name == "recipe" or field == default else _setting(default)
-            section.append((name, _setting(field), other))
-    return list(sections.items())
-
-
-def _setting(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {item:g}" for key, item in value.items()) or "not set"
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "not set"
-    return f"{value:g}" if isinstance(value, float) else "not set" if value is None else str(value)
-
-
-_MACHINE = {
-    "cpu": ("CPU", "{}"),
-    "cores": ("CPU cores", "{}"),
-    "threads": ("threads used", "{}"),
-    "matrix_gflops": ("matrix peak, measured", "{:,.1f} GFLOP/s"),
-    "torch": ("PyTorch", "{}"),
-    "python": ("Python", "{}"),
-    "platform": ("system", "{}"),
-}
-
-
-def _machine(run: Run) -> list[tuple[str, str]]:
-    rows = []
-    for key, value in run.details.get("machine", {}).items():
-        label, form = _MACHINE.get(key, (key, "{}"))
-        rows.append((label, form.format(value) if isinstance(value, int | float) else str(value)))
-    return rows + ([("puna", run.manifest.code_version)] if run.manifest else [])
-
-
-def _median(run: Run, key: str) -> float | None:
-    finite = [y for _, y in run.series(key) if math.isfinite(y)]
-    return median(finite) if finite else None
+def _facts(name: str, run: Run) -> dict[str, Any]:
+    """What the page says of a single run."""
+    sources = tables.sources(run)
+    odd, slow = outliers(run), stalls(run)
+    shares = time_by_part(run)
+    return {
+        "run": run,
+        "name": name,
+        "config": run.config,
+        "tokens": run.train[-1]["tokens"] if run.train else None,
+        "seconds": run.train[-1].get("seconds") if run.train else None,
+        "speed": run.median("tokens_per_second"),
+        "mfu": run.median("mfu"),
+        "validation": run.validation,
+        "uniform_loss": run.uniform_loss,
+        "sources": sources,
+        "bits_chart": draw(curves.bits_chart(run, sources)),
+        "outliers": odd[-SHOWN:],
+        "n_outliers": len(odd),
+        "stalls": slow[:SHOWN],
+        "n_stalls": len(slow),
+        "time_by_part": shares,
+        "heat_maps": [
+            heat_map(run.layers, "norm", "Norm of the weights, by layer", "Colours are on a log scale."),
+            heat_map(
+                run.layers,
+                "update",
+                "Update relative to the weights, by layer",
+                "The norm of a step's update over that of the weights; colours are on a log scale.",
+            ),
+        ],
+        "mixture": tables.mixture(run),
+        "documents": tables.documents(run.lineage),
+        "samples": tables.samples(run),
+        "settings": tables.settings(run.config),
+        "machine": tables.machine(run),
+        "table_15": TABLE_15,
+        "paper_watts": WATTS,
+        "paper_pue": PUE,
+        "paper_intensity": INTENSITY,
+        "commands": tables.commands(run),
+    }
 
 
 # ---- figures as text ------------------------------------------------------------------------------
@@ -307,9 +209,10 @@ def _short(digest: str) -> str:
     return digest if len(digest) <= 16 else f"{digest[:12]}…"
 
 
-def _render(run: Run) -> str:
+@cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -323,33 +226,10 @@ def _render(run: Run) -> str:
         "loss": _or_not_recorded(lambda value: f"{value:.3f}"),
         "perplexity": _or_not_recorded(_perplexity),
         "decimal": _or_not_recorded(lambda value: f"{value:.2f}"),
+        "figure": _or_not_recorded(lambda value: f"{value:.1f}" if value >= 1 else f"{value:g}"),
+        "general": _or_not_recorded(lambda value: f"{value:.3g}"),
         "bytes": _or_not_recorded(human_bytes),
         "seconds": _or_not_recorded(human_seconds),
         "short": _short,
     }
-    shown = run.path if run.path.name not in ("", "..") else run.path.resolve()
-    last_step = max((sample["step"] for sample in run.samples), default=0)
-    return environment.get_template("page.html.j2").render(
-        run=run,
-        name=shown.name,
-        config=run.config,
-        counts=run.manifest.counts if run.manifest else {},
-        tokens=run.train[-1]["tokens"] if run.train else None,
-        seconds=run.train[-1].get("seconds") if run.train else None,
-        speed=_median(run, "tokens_per_second"),
-        mfu=_median(run, "mfu"),
-        validation=run.validation,
-        uniform_loss=run.uniform_loss,
-        sources=_sources(run),
-        loss_chart=draw(_loss_chart(run)),
-        source_chart=draw(_source_chart(run)),
-        small_charts=[draw(chart) for chart in _small_charts(run)],
-        mixture=_mixture(run),
-        documents=_documents(run.lineage),
-        samples=[sample for sample in run.samples if sample["step"] == last_step],
-        earlier_samples=[sample for sample in run.samples if sample["step"] != last_step],
-        settings=_settings(run.config),
-        machine=_machine(run),
-        command=f"puna train --config {shlex.quote(str(shown / CONFIG))} "
-        f"--out {shlex.quote(f'{shown}-again')}",
-    )
+    return environment

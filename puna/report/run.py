@@ -1,24 +1,28 @@
 """The contents of a run directory, read once for the report.
 
 RUN/config.json       the configuration          always there
-    metrics.jsonl     one line per step and one per validation; the last may be truncated
+    metrics.jsonl     one line per step, validation, start and norms by layer; the last may be truncated
     samples.jsonl     continuations
     manifest.json     once the run is finished; its inputs lead to the stages before it
 """
 
 import json
 import math
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from puna.config import RunConfig, read_config
 from puna.files import MANIFEST
 from puna.manifest import Manifest, load_manifest
-from puna.report.charts import Point
+from puna.model.sizes import parameters, train_flops_per_token
 from puna.report.lineage import Stage, read_lineage
+from puna.report.series import Array, Series, series
 from puna.rundir import CONFIG, METRICS, SAMPLES
 
 Record = dict[str, Any]
@@ -34,7 +38,19 @@ class Run:
     train: list[Record]
     validations: list[Record]
     samples: list[Record]
+    starts: list[Record]
+    """The starts of the run: the first, and one per restart."""
+    layers: list[Record]
+    """Norms of the weights, and of the updates relative to them."""
     lineage: Stage
+    written: float = 0.0
+    """When the metrics were last written, in seconds since the epoch."""
+
+    @property
+    def name(self) -> str:
+        """The directory's own name."""
+        path = self.path if self.path.name not in ("", "..") else self.path.resolve()
+        return path.name
 
     @property
     def step(self) -> int:
@@ -56,17 +72,61 @@ class Run:
         """The mixture, validation and machine of a finished run's manifest; empty while it is unfinished."""
         return self.manifest.details if self.manifest else {}
 
-    def series(self, key: str) -> list[Point]:
-        """(tokens, value) of each step; a value that is missing is not a number."""
-        return [(record["tokens"], number(record.get(key))) for record in self.train]
+    @cached_property
+    def flops(self) -> float:
+        """Training FLOPs per token."""
+        return train_flops_per_token(self.config.model)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model."""
+        return parameters(self.config.model)
+
+    def column(self, key: str) -> Array:
+        """A figure of every step; what is missing is not a number."""
+        return np.array([number(record.get(key)) for record in self.train])
+
+    def series(self, key: str, name: str, **more: Any) -> Series:
+        """A figure over the steps; steps that lack it are not a number."""
+        return Series(name, self._steps, self._tokens, self.column(key), flops=self.flops, **more)
+
+    @cached_property
+    def _steps(self) -> Array:
+        return self.column("step")
+
+    @cached_property
+    def _tokens(self) -> Array:
+        return self.column("tokens")
+
+    @cached_property
+    def step_seconds(self) -> Array:
+        """The time of every step."""
+        return np.diff(self.column("seconds"), prepend=0.0)
+
+    def median(self, key: str) -> float | None:
+        """The median of a figure over the steps; None where no step has it."""
+        column = self.column(key)
+        known = column[np.isfinite(column)]
+        return float(statistics.median(known.tolist())) if len(known) else None
+
+    def held_out(self, name: str, part: str = "loss", source: str = "", **more: Any) -> Series:
+        """A figure of every validation, of all sources or of one."""
+        points = []
+        for record in self.validations:
+            value = record.get(part)
+            if source:
+                value = value.get(source) if isinstance(value, dict) else None
+            if value is not None:
+                points.append((record["step"], self.tokens_at(record["step"]), number(value)))
+        return series(name, points, flops=self.flops, **more)
 
     def tokens_at(self, step: int) -> int:
         """Tokens seen by the end of a step, from its record, or by the batch size where it has none."""
-        tokens: int = self._tokens.get(step, step * self.config.schedule.batch_tokens)
+        tokens: int = self._tokens_of.get(step, step * self.config.schedule.batch_tokens)
         return tokens
 
     @cached_property
-    def _tokens(self) -> dict[int, int]:
+    def _tokens_of(self) -> dict[int, int]:
         return {record["step"]: record["tokens"] for record in self.train}
 
 
@@ -94,6 +154,9 @@ def read_run(run: Path) -> Run:
         train=[{"tokens": one["step"] * config.schedule.batch_tokens, **one} for one in train],
         validations=_by_step(record for record in records if record.get("kind") == "validation"),
         samples=_read_lines(run / SAMPLES, ("step", "prompt", "text")),
+        starts=[record for record in records if record.get("kind") == "start"],
+        layers=_by_step(record for record in records if record.get("kind") == "layers"),
+        written=(run / METRICS).stat().st_mtime if (run / METRICS).is_file() else 0.0,
         lineage=read_lineage(run, manifest, config.data),
     )
 

@@ -13,11 +13,13 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from puna.carbon import total
+from puna.energy import Meter, Use, of_uses
 from puna.files import (
     MANIFEST,
     code_version,
@@ -53,7 +55,8 @@ class Shard:
 # "counts": {...}, "bad": int}, and other entries of its own.
 Work = Callable[[Shard, Path], dict[str, Any]]
 # Called with all records before the manifest is written. The counts, damaged and seconds that it returns
-# replace those of the records; everything else becomes the manifest's details.
+# replace those of the records, the energy (a list) is added to theirs; everything else becomes the manifest's
+# details.
 Finish = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
@@ -264,18 +267,19 @@ def _is_done(out: Path, shard: Shard) -> bool:
 
 def run_shard(work: Work, out: Path, shard: Shard) -> Shard:
     """Process one shard and write its record; the function that every executor calls."""
-    started = time.monotonic()
-    result = work(shard, out)
-    outputs = [
-        {"path": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in result.pop("outputs")
-    ]
-    inputs = [
-        {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in shard.inputs
-    ]
-    seconds = round(time.monotonic() - started, 3)
-    record = {"name": shard.name, "inputs": inputs, "outputs": outputs, **result, "seconds": seconds}
+    with Meter() as meter:
+        result = work(shard, out)
+        outputs = [
+            {"path": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+            for path in result.pop("outputs")
+        ]
+        inputs = [
+            {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+            for path in shard.inputs
+        ]
+    use = meter.use()
+    record = {"name": shard.name, "inputs": inputs, "outputs": outputs, **result}
+    record |= {"seconds": round(use.seconds, 3), "energy": asdict(use)}
     write_json(_record_path(out, shard), record)
     return shard
 
@@ -318,5 +322,6 @@ def _summary(
         outputs=tuple(outputs),
         bytes=sum(item.bytes for item in outputs),
         seconds=finished.pop("seconds", round(sum(record["seconds"] for record in records), 3)),
+        energy=total([*finished.pop("energy", ()), of_uses(Use(**record["energy"]) for record in records)]),
         details=finished,
     )

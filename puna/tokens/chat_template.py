@@ -12,15 +12,19 @@ limits of time, memory and output, and whatever they do is a ValueError of one l
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from itertools import pairwise
+from types import MappingProxyType
 
-from puna.tokens.rendering import MAX_OUTPUT, RENDERER
+from puna.tokens.rendering import MAX_OUTPUT, RENDERER, Item
 from puna.tokens.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 Message = Mapping[str, str]
 ROLES = ("system", "user", "assistant", "tool")
+_REFUSES = "the chat template refuses these messages"
 
 
 class ChatTemplate:
@@ -73,33 +77,69 @@ class ChatTemplate:
         """
         return self.ids(*self.lay_out(messages, add_generation_prompt))
 
+    def encode_all(self, requests: Sequence[tuple[Sequence[Message], bool]]) -> list[list[int] | ValueError]:
+        """As `encode`, for many conversations at once, which is faster; an error is returned for its ids.
+
+        What they have in common, as the beginnings of one conversation do, is encoded once.
+        """
+        mark = self._mark([message for messages, _ in requests for message in messages])
+        marked = cache(lambda content: self._marked(content, mark))
+        found: list[Item | ValueError] = []
+        for messages, add_generation_prompt in requests:
+            try:
+                found.append(self._item(self._checked(messages, marked), add_generation_prompt))
+            except ValueError as error:
+                found.append(error)
+        texts = iter(RENDERER.render_all(self.source, [it for it in found if not isinstance(it, ValueError)]))
+        parts: list[list[int | str] | ValueError] = []
+        for item in found:
+            text = item if isinstance(item, ValueError) else next(texts)
+            if not isinstance(text, ValueError):
+                parts.append(self._parts(text, mark))
+            else:
+                parts.append(text if text is item else ValueError(f"{_REFUSES}: {text}"))
+        return _ids_of_all(self._tokenizer, parts)
+
     def lay_out(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> tuple[str, str]:
         """The conversation as one text for `ids`, and the mark that it has within messages.
 
         Raises:
             ValueError: as `encode`.
         """
+        mark = self._mark(messages)
+        marked = self._checked(messages, lambda content: self._marked(content, mark))
+        return self._render(marked, add_generation_prompt), mark
+
+    def _checked(self, messages: Sequence[Message], marked: Callable[[str], str]) -> list[dict[str, str]]:
+        """The messages as the template gets them, with marks."""
         if self.fault:
             raise ValueError(self.fault)
-        mark = self._mark(messages)
-        marked = []
         for place, message in enumerate(messages):
             if message.get("role") not in ROLES:
                 raise ValueError(f"messages[{place}].role must be one of: {', '.join(ROLES)}")
             if not isinstance(message.get("content"), str):
                 raise ValueError(f"messages[{place}].content must be a text")
-            marked.append({**message, "content": self._marked(message["content"], mark)})
-        return self._render(marked, add_generation_prompt), mark
+        return [{**message, "content": marked(message["content"])} for message in messages]
 
     def ids(self, text: str, mark: str) -> list[int]:
         """The ids of a text of `lay_out`."""
-        return _special_ids(self._tokenizer, self._control.split(text), mark)
+        return _ids(self._tokenizer, self._parts(text, mark))
+
+    def _parts(self, text: str, mark: str) -> list[int | str]:
+        return _parts(self._tokenizer, self._control.split(text), mark)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The conversation as one text, to look at: in it a message's words may look like control tokens."""
         return self._render([dict(message) for message in messages], add_generation_prompt)
 
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        try:
+            return RENDERER.render(self.source, *self._item(messages, add_generation_prompt))
+        except ValueError as error:
+            raise ValueError(f"{_REFUSES}: {error}") from error
+
+    def _item(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> Item:
+        """The values of a template, and the largest number of characters that it may write."""
         values = {
             "messages": messages,
             "add_generation_prompt": add_generation_prompt,
@@ -109,14 +149,11 @@ class ChatTemplate:
         }
         # What the messages say may be laid out more than once, but not without end.
         said = sum(len(message["content"]) for message in messages)
-        try:
-            return RENDERER.render(self.source, values, min(MAX_OUTPUT, 4 * said + (1 << 20)))
-        except ValueError as error:
-            raise ValueError(f"the chat template refuses these messages: {error}") from error
+        return values, min(MAX_OUTPUT, 4 * said + (1 << 20))
 
     def _mark(self, messages: Sequence[Message]) -> str:
         """A character for private use that occurs nowhere else."""
-        said = "".join(str(message.get("content")) for message in messages) + self.source
+        said = "".join({str(message.get("content")) for message in messages}) + self.source
         return next(c for c in map(chr, range(0xF8FF, 0xE000, -1)) if c not in said)
 
     def _marked(self, content: str, mark: str) -> str:
@@ -135,40 +172,79 @@ class ChatTemplate:
 
     def _end_ids(self) -> frozenset[int]:
         """The control token that follows an answer; found by laying one out."""
-        talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        mark = self._mark(talk)
-        marked = [{**message, "content": self._marked(message["content"], mark)} for message in talk]
+        roles = {"a": "user", "b": "assistant", "c": "user"}
+        talk = [{"role": role, "content": content} for content, role in roles.items()]
+        ends = self._controls_behind(talk[:2])
+        if not ends:  # some templates write the end with the next message
+            ends = self._controls_behind(talk) & ({self._tokenizer.eos_id} | self._tokenizer.settings.end_ids)
+        return ends
+
+    def _controls_behind(self, talk: Sequence[Message]) -> frozenset[int]:
+        """The control token that follows the second of these messages, before the third."""
         try:
-            text = self._render(marked, add_generation_prompt=False)
+            text, mark = self.lay_out(talk, add_generation_prompt=False)
         except ValueError:
             return frozenset()
-        end = self._control.search(text, text.rfind(mark) + 1)
+        # Each message has a mark before it and one behind.
+        behind = text.rpartition(f"{mark}b{mark}")[2].partition(mark)[0]
+        end = self._control.search(behind)
         return frozenset([self._controls[end[0]]] if end else [])
 
 
 def encode_special(tokenizer: Tokenizer, text: str) -> list[int]:
     """The ids of a text in which control tokens are written as files write them."""
-    return _special_ids(tokenizer, _control_pattern(tokenizer).split(text))
+    return _ids(tokenizer, _parts(tokenizer, _control_pattern(tokenizer).split(text)))
 
 
 def _control_pattern(tokenizer: Tokenizer) -> re.Pattern[str]:
     return re.compile(f"({_any_of(list(filter(None, tokenizer.controls)))})")
 
 
-def _special_ids(tokenizer: Tokenizer, parts: Sequence[str], mark: str = "") -> list[int]:
-    """The ids of a text that was split at its control tokens, which are every second part."""
-    ids: list[int] = []
-    for place, part in enumerate(parts):
+def _parts(tokenizer: Tokenizer, split: Sequence[str], mark: str = "") -> list[int | str]:
+    """Control tokens as ids, and the texts between, of a text that was split at its control tokens.
+
+    A text that begins with a control token has an empty text before it.
+    """
+    parts: list[int | str] = []
+    for place, part in enumerate(split):
         if place % 2:
-            ids.append(tokenizer.controls[part])
+            parts.append(tokenizer.controls[part])
             continue
         words = part.replace(mark, "") if mark else part
-        if place and parts[place - 1] in tokenizer.strips:
-            words = words.lstrip()
-        if words:
-            # An empty first part means that the text begins with a control token.
-            ids += tokenizer.encode_behind(words) if place else tokenizer.encode(words)
+        parts.append(words.lstrip() if place and split[place - 1] in tokenizer.strips else words)
+    return parts
+
+
+def _ids(
+    tokenizer: Tokenizer, parts: Sequence[int | str], known: Mapping[str, list[int]] = MappingProxyType({})
+) -> list[int]:
+    """The ids of `_parts`; those of texts behind control tokens may be `known`."""
+    first, *others = parts
+    ids = tokenizer.encode(first) if isinstance(first, str) and first else []
+    for part in others:
+        if isinstance(part, int):
+            ids.append(part)
+        elif part:
+            ids += known[part] if part in known else tokenizer.encode_behind(part)
     return ids
+
+
+def _ids_of_all(
+    tokenizer: Tokenizer, all_parts: Sequence[list[int | str] | ValueError]
+) -> list[list[int] | ValueError]:
+    """As `_ids`, encoding what several have in common once, and all of it together."""
+    texts = {part: None for parts in all_parts if isinstance(parts, list) for part in parts[1:] if part}
+    behind = [text for text in texts if isinstance(text, str)]
+    known: dict[str, list[int]] = {}
+    with suppress(ValueError):  # a text that cannot be encoded: below, each conversation encodes its own
+        known = dict(zip(behind, tokenizer.encode_all_behind(behind), strict=True))
+    found: list[list[int] | ValueError] = []
+    for parts in all_parts:
+        try:
+            found.append(parts if isinstance(parts, ValueError) else _ids(tokenizer, parts, known))
+        except ValueError as error:
+            found.append(error)
+    return found
 
 
 def _any_of(texts: Sequence[str]) -> str:

@@ -5,7 +5,8 @@ but nothing in Python ends `{{ 10 ** (10 ** 10) }}`, which holds the interpreter
 the memory of a text that was doubled forty times. Here the operating system does: a template that uses more
 than CPU_SECONDS or MEMORY ends with its process, and the next render starts another.
 
-    Renderer ── {"source", "values", "limit"}\\n ──> this file as a script ── {"text"} or {"error"}\\n ──>
+    Renderer ── {"source", "items": [[values, limit], …]}\\n ──> this file as a script
+             <── [{"text"} or {"error"}, …]\\n ──
 
 The names that a template is given, and its filters, are those that transformers gives.
 """
@@ -19,7 +20,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -34,6 +35,7 @@ CPU_SECONDS = 1.0
 WALL_SECONDS = 30.0  # where the machine is so busy that the process hardly runs
 MEMORY = 512 << 20  # bytes of address space
 MAX_OUTPUT = 16 << 20  # characters
+Item = tuple[Mapping[str, Any] | None, int]  # values, None to compile alone; limit in characters
 
 
 # ---- in the process of the caller ---------------------------------------------------------------
@@ -53,18 +55,31 @@ class Renderer:
         Raises:
             ValueError: when it is not valid.
         """
-        self._ask({"source": source})
+        self.render(source, None, 0)
 
-    def render(self, source: str, values: Mapping[str, Any], limit: int = MAX_OUTPUT) -> str:
+    def render(self, source: str, values: Mapping[str, Any] | None, limit: int = MAX_OUTPUT) -> str:
         """The text of a template with these values, of at most `limit` characters.
 
         Raises:
             ValueError: in one line, whatever the template did.
         """
-        return self._ask({"source": source, "values": values, "limit": limit})
+        (text,) = self._replies(source, [(values, limit)])
+        if isinstance(text, ValueError):
+            raise text
+        return text
 
-    def _ask(self, request: Mapping[str, Any]) -> str:
-        data = json.dumps(request).encode() + b"\n"
+    def render_all(self, source: str, items: Sequence[Item]) -> list[str | ValueError]:
+        """As `render`, for many values in one exchange with the process; an error takes its text's place."""
+        try:
+            return self._replies(source, items)
+        except ValueError as error:
+            if len(items) == 1:
+                return [error]
+            # One of them ended the process; each alone shows which.
+            return [reply for item in items for reply in self.render_all(source, [item])]
+
+    def _replies(self, source: str, items: Sequence[Item]) -> list[str | ValueError]:
+        data = json.dumps({"source": source, "items": items}).encode() + b"\n"
         with self._lock:
             reply = self._exchange(self._running(), data)
             if reply is None:
@@ -72,11 +87,8 @@ class Renderer:
                 raise ValueError(
                     f"it did not end within {CPU_SECONDS:g} s of CPU time and {MEMORY >> 20} MB of memory"
                 )
-        answer = json.loads(reply)
-        if "error" in answer:
-            raise ValueError(answer["error"])
-        text: str = answer["text"]
-        return text
+        answers = json.loads(reply)
+        return [answer["text"] if "text" in answer else ValueError(answer["error"]) for answer in answers]
 
     def _running(self) -> subprocess.Popen[bytes]:
         # After a fork the pipes belong to the parent as well.
@@ -180,15 +192,15 @@ def _compiled(source: str) -> Template:
     return environment.from_string(source)
 
 
-def _answer(request: Mapping[str, Any]) -> dict[str, str]:
+def _answer(source: str, values: Mapping[str, Any] | None, limit: int) -> dict[str, str]:
     try:
-        template = _compiled(request["source"])
+        template = _compiled(source)
         parts, size = [], 0
-        for part in template.generate(request["values"]) if "values" in request else ():
+        for part in () if values is None else template.generate(values):
             parts.append(part)
             size += len(part)
-            if size > request["limit"]:
-                return {"error": f"it writes more than {request['limit']:,} characters"}
+            if size > limit:
+                return {"error": f"it writes more than {limit:,} characters"}
         return {"text": "".join(parts)}
     except TemplateSyntaxError as error:
         return {"error": f"line {error.lineno}: {_one_line(error)}"}
@@ -209,10 +221,13 @@ def _serve() -> None:
     if sys.platform == "linux":  # elsewhere the limit is not kept, or is more than the process may set
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for line in sys.stdin.buffer:
-        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # SIGPROF ends the process, within any call
-        reply = json.dumps(_answer(json.loads(line))).encode()
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        sys.stdout.buffer.write(reply + b"\n")
+        request = json.loads(line)
+        answers = []
+        for values, limit in request["items"]:
+            signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # SIGPROF ends the process, within any call
+            answers.append(_answer(request["source"], values, limit))
+            signal.setitimer(signal.ITIMER_PROF, 0)
+        sys.stdout.buffer.write(json.dumps(answers).encode() + b"\n")
         sys.stdout.buffer.flush()
 
 

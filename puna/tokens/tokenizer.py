@@ -14,6 +14,7 @@ its start, and only if it gives the same ids (puna.tokens.fast).
 import codecs
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,9 +77,14 @@ class Tokenizer:
     @cached_property
     def settings(self) -> Settings:
         """BOS, end tokens and chat template, as the vocabulary's files give them."""
-        model = self._model
-        if self._own_settings is not None:
-            return self._own_settings
+        model, own = self._model, self._own_settings
+        if own is not None:
+            if self.path.name != GGUF:
+                return own
+            # A vocabulary alone, apart from its model: files beside it say what a finetuned run changed.
+            beside = settings_beside(self.path, own.adds_bos)
+            template = beside.chat_template or own.chat_template
+            return replace(own, chat_template=template, end_ids=own.end_ids | beside.end_ids)
         if isinstance(model, PieceModel):
             return settings_beside(self.path, adds_bos=True)
         # A vocabulary that we wrote is one that we trained with, and there every document began with BOS.
@@ -140,10 +146,22 @@ class Tokenizer:
         Raises:
             ValueError: as `encode`.
         """
-        self._require_spelled(text)
-        if self._model.marks_spaces and SPACE in text:
-            return self._encode_marked(text, self._model.encode_behind)
-        return self._model.encode_behind(text)
+        return self.encode_all_behind([text])[0]
+
+    def encode_all_behind(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `encode_behind`, for many texts, which is faster.
+
+        Raises:
+            ValueError: as `encode`, at the first text that cannot be encoded.
+        """
+        for text in texts:
+            self._require_spelled(text)
+        ids = self._model.encode_behind(texts)
+        if self._model.marks_spaces:
+            for place, text in enumerate(texts):
+                if SPACE in text:
+                    ids[place] = self._encode_marked(text, lambda text: self._model.encode_behind([text])[0])
+        return ids
 
     @property
     def strips(self) -> frozenset[str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 import sentencepiece
 
 from puna.corpus.finished import Finished, as_inputs, find_finished
+from puna.energy import Meter, of_uses
 from puna.files import atomic_file, code_version, fingerprint, remove_partials
 from puna.manifest import Manifest, Output, trained_before, write_manifest
 from puna.progress import Bar
@@ -60,8 +61,9 @@ def train_tokenizer(
     out.mkdir(parents=True, exist_ok=True)
     remove_partials(out)
 
-    sample = _sample(documents, sample_bytes, weights or {}, seed, out)
-    model = _train(sample, vocab_size, out)
+    with Meter() as meter:
+        sample = _sample(documents, sample_bytes, weights or {}, seed, out)
+        model = _train(sample, vocab_size, out)
     with atomic_file(out / MODEL) as temporary:
         temporary.write_bytes(model)
     digest = hashlib.sha256(model).hexdigest()
@@ -75,6 +77,7 @@ def train_tokenizer(
         outputs=(Output(MODEL, len(model), digest),),
         bytes=len(model),
         seconds=round(time.monotonic() - started, 3),
+        energy=of_uses([meter.use()]),
         details={"sample": sample.report()},
     )
     write_manifest(out, manifest)

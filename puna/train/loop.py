@@ -21,11 +21,12 @@ from types import FrameType
 from typing import Any
 
 from puna.config import RunConfig
-from puna.devices import DeviceName
+from puna.devices import DeviceName, gpus
+from puna.energy import Meter
 from puna.files import MANIFEST
 from puna.manifest import load_manifest
 from puna.model.llama import Llama
-from puna.rundir import SAMPLES
+from puna.rundir import ENERGY, SAMPLES
 from puna.train import checkpoint
 from puna.train.batches import BatchSource
 from puna.train.checkpoint import TrainState
@@ -117,6 +118,7 @@ def train(
         return found
 
     with (
+        Meter(gpus(run.device), out / ENERGY),
         _stop_signals() as stop,
         open_log(out, config, data.sources, peak, state, ranks.is_first) as log,
         profiler(out, config.watch.profile_steps if ranks.is_first else 0) as profile_step,
@@ -130,7 +132,7 @@ def train(
             if not batch.global_tokens:
                 raise ValueError(f"step {step + 1}: the batch has no target token; check the data's answers")
             lr = learning_rate(step, steps, config.optim)
-            result = train_step(model, optimizer, guard, batch, len(data.sources), lr, config, ranks)
+            result = train_step(model, optimizer, guard, batch, len(data.sources), lr, config, ranks, step)
             state = state.after(batch.global_tokens)
             log.add(state, result, lr, batch.global_tokens)
             profile_step()
@@ -156,6 +158,7 @@ def train(
 
     if state.step < steps:
         return Outcome(state, False, validation)
+    ranks.any(False)  # waits until every process has written down its energy
     if validation is None:  # the last step was done by an earlier start, which ended before the manifest
         validation = held_out_loss(model, data, config.schedule.micro_batch, None, ranks)
     ranks.first(partial(write_run_manifest, out, config, data, state, validation, trainer.machine))

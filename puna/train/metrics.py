@@ -1,6 +1,7 @@
 """What a run records: JSON lines, progress on the terminal, and the machine that it ran on.
 
 RUN/metrics.jsonl
+    {"kind": "start", "step": 0, "time": "2026-11-26T08:00:00+00:00"}
     {"kind": "train", "step": 1, "loss": 8.32, "loss_by_source": {"books": 8.31}, "lr": ..., ...}
     {"kind": "validation", "step": 200, "loss": 5.9, "loss_by_source": {...}, ...}
 """
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,9 @@ class JsonLines:
         # Bytes, split at \n alone: str.splitlines would also cut at the line separators inside a text.
         for line in self.path.read_bytes().split(b"\n"):
             try:
-                if json.loads(line)["step"] <= step:
+                record = json.loads(line)
+                is_repeated = step == 0 and record.get("kind") == "validation"  # before the first step
+                if record["step"] <= step and not is_repeated:
                     kept.append(line + b"\n")
             except (ValueError, KeyError):
                 break
@@ -149,7 +153,9 @@ def open_log(
         yield StepLog(sources, flops, peak, [], state.seconds, may_skip)
         return
     metrics = JsonLines(out / METRICS)
-    metrics.rewind(state.step or -1)  # a run that begins anew measures step 0 again
+    metrics.rewind(state.step)
+    began = datetime.now(UTC).isoformat(timespec="seconds")
+    metrics.write({"kind": "start", "step": state.step, "time": began})
     steps = config.schedule.steps
     total = steps * config.schedule.batch_tokens
     with (

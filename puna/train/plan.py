@@ -223,6 +223,10 @@ def _root_elements(model: ModelConfig, tp: int) -> float:
 
 
 def _memory(job: Job, mesh: MeshConfig, micro_batch: int) -> dict[str, float]:
+    """Bytes of a rank at the fuller of two moments: the last micro-batch's loss, and the end of its backward.
+
+    The model itself, run on tensors without values (dry_run.py), needs as much within 5 %.
+    """
     model, tp = job.model, mesh.tp
     block = sum(_block_elements(model, tp))
     root = _root_elements(model, tp)
@@ -230,23 +234,24 @@ def _memory(job: Job, mesh: MeshConfig, micro_batch: int) -> dict[str, float]:
     owned = whole / mesh.dp_shard
     tokens = micro_batch * model.context
     accumulates = job.sequences // mesh.dp > micro_batch
-    gathered = 0.0 if mesh.dp_shard == 1 else (2 * block + root) * job.gather_bytes
-    if mesh.dp == 1:
-        unreduced = 0.0
-    elif accumulates:
-        unreduced = whole * 4  # kept whole until the last micro-batch reduces it
-    else:
-        unreduced = (2 * block + root) * 4
-    return {
-        "parameters": 4 * owned,
-        "gradients": 4 * owned,
-        "optimiser moments": 8 * owned,
-        "gathered layers": gathered,
-        "gradients before reduction": unreduced,
+    held = {"parameters": 4 * owned, "optimiser moments": 8 * owned}
+    held["rotary tables"] = 2 * 4 * model.context * model.head_dim / 2
+    shards = mesh.dp_shard > 1
+    loss = {
+        # FSDP2 adds up the gradients of micro-batches in the weights' whole shape, before it reduces them.
+        "gradients": 4 * whole if accumulates else 0.0,
+        "gathered layers": (block + root) * job.gather_bytes if shards else 0.0,
         "activations": _activations(job, tp, tokens),
         "logits and loss": _loss(job, tp, tokens),
-        "rotary tables": 2 * 4 * model.context * model.head_dim / 2,
     }
+    backward = {
+        "gradients": 4 * (whole if accumulates or mesh.dp == 1 else owned + block + root),
+        "gradients being reduced": 4 * (block + owned if mesh.dp > 1 and accumulates else 0.0),
+        "gathered layers": (2 * block + root) * job.gather_bytes if shards else 0.0,
+        "activations": _activations(job, tp, tokens) / model.n_layers,
+        "logits and loss": 4 * ceil(model.vocab_size / tp) * model.dim if accumulates else 0.0,
+    }
+    return held | max(loss, backward, key=lambda moment: sum(moment.values()))
 
 
 def _activations(job: Job, tp: int, tokens: int) -> float:
@@ -264,10 +269,13 @@ def _activations(job: Job, tp: int, tokens: int) -> float:
 
 
 def _loss(job: Job, tp: int, tokens: int) -> float:
-    """Hidden states and their gradient, the projection's gradient, a block of logits and its gradient."""
+    """Hidden states, the projection in the compute precision, a block of logits; the gradients of each."""
     vocabulary = ceil(job.model.vocab_size / tp)
-    hidden = tokens * job.model.dim * (4 + 2 * job.compute_bytes)
-    return hidden + 4 * vocabulary * job.model.dim + 2 * LOGITS_ROWS * vocabulary * job.compute_bytes
+    hidden = tokens * job.model.dim * 2 * job.compute_bytes
+    projection = vocabulary * job.model.dim * (4 + (job.compute_bytes if job.compute_bytes < 4 else 0))
+    # With a vocabulary that is split, the probabilities are computed in fp32, in several passes.
+    numbers = 2 * job.compute_bytes + (8 if tp > 1 else 0)
+    return hidden + projection + LOGITS_ROWS * vocabulary * numbers
 
 
 def _traffic(job: Job, machine: Machine, mesh: MeshConfig, micro_batch: int) -> list[Traffic]:

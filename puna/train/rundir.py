@@ -8,10 +8,11 @@ from typing import Any
 
 from puna.config import RunConfig, read_config, to_dict
 from puna.devices import Machine
+from puna.energy import of_folder
 from puna.files import code_version, fingerprint, read_json, write_json
 from puna.manifest import Manifest, write_manifest
 from puna.model.sizes import parameters
-from puna.rundir import CONFIG, TOKENIZER
+from puna.rundir import CONFIG, ENERGY, TOKENIZER
 from puna.train.batches import BatchSource
 from puna.train.checkpoint import TrainState, latest, read_state
 from puna.train.metrics import machine_record
@@ -120,6 +121,7 @@ def write_run_manifest(
             counts={"parameters": parameters(config.model), "steps": state.step, "tokens": state.tokens},
             inputs=data.inputs,
             seconds=round(state.seconds, 3),
+            energy=of_folder(out / ENERGY),
             details={
                 "machine": machine_record(machine),
                 "mixture": data.report(state.step),

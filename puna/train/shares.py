@@ -24,10 +24,12 @@ Read = Callable[[str, torch.Size, tuple[slice, ...]], Tensor]
 def split_axis(name: str) -> int | None:
     """The axis along which a tp group splits a parameter; None for norms, which every rank holds whole.
 
-    The embedding is split by rows, which are tokens; Meta's files split it by columns.
+    The embedding is split by rows, which are tokens; Meta's files split it by columns. Of an adapter B @ A,
+    B has the rows of its matrix and A the columns; the other one is whole.
     """
-    role = name.rpartition(".")[2]
-    return 0 if role == "embedding" else SPLIT_AXIS.get(role)
+    role, _, factor = name.rpartition(".")[2].partition("_lora_")
+    axis = 0 if role == "embedding" else SPLIT_AXIS.get(role)
+    return axis if factor in ("", "BA"[axis or 0]) else None
 
 
 def share_of(size: int, rank: int, ranks: int) -> tuple[int, int]:

@@ -87,6 +87,7 @@ def train_step(
     lr: float,
     config: RunConfig,
     ranks: Ranks = ALONE,
+    step: int = 0,
 ) -> StepResult:
     """Accumulate the gradient of a global batch over micro-batches, clip it, and step if it is accepted.
 
@@ -97,13 +98,16 @@ def train_step(
     sources_B = to_device(batch.sources, device)
     segments = None if batch.segments is None else to_device(batch.segments, device)
     micro = min(config.schedule.micro_batch, len(inputs))
+    first = (step * ranks.dp_world + ranks.dp_rank) * len(inputs)
     losses = []
     for rows in (slice(row, row + micro) for row in range(0, len(inputs), micro)):
         reduce_gradients(model, rows.stop >= len(inputs))
         # Divided by the target tokens of the whole global batch: each token has the same weight, on whichever
         # rank and in whichever micro-batch it is, also beside padding.
         examples = None if segments is None else segments[rows]
-        total, losses_BT = model.loss(inputs[rows], targets[rows], 1 / batch.global_tokens, examples)
+        total, losses_BT = model.loss(
+            inputs[rows], targets[rows], 1 / batch.global_tokens, examples, first + rows.start
+        )
         total.backward()
         losses.append(losses_BT.sum(1))
     losses_B = torch.cat(losses)

@@ -13,6 +13,7 @@ the products: the gather of n beside dy @ W, the reduction of dn beside dy.T @ n
     plain      for autograd: the plain operations between differentiable collectives
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -111,7 +112,10 @@ class NormLinear(Function):
         x, r, norm_D, *weights = ctx.saved_tensors
         gathering = gather(elementwise.rms_recompute(x, r, norm_D, ctx.dtype), ctx.group)
         scattering = scatter(Weights(ctx.dtype, *weights).backward(grads[0]), ctx.group)
-        dweights = weight_gradients(grads[0], gathering.wait(), *weights)
+        n = gathering.wait()
+        dweights: Sequence[Tensor | None] = [None] * len(weights)
+        if any(ctx.needs_input_grad[5:]):
+            dweights = weight_gradients(grads[0], n, *weights)
         dx, dnorm_D = elementwise.rms_backward(scattering.wait(), x, r, norm_D)
         return None, dx, summed(dnorm_D, ctx.group), None, None, *dweights
 
@@ -129,7 +133,8 @@ class Linear(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_OI = ctx.saved_tensors
         dy = gather(grads[0], ctx.group).wait()
-        return None, Weights(dy.dtype, weight_OI).backward(dy), *weight_gradients(dy, x, weight_OI)
+        dweight = weight_gradients(dy, x, weight_OI) if ctx.needs_input_grad[2] else (None,)
+        return None, Weights(dy.dtype, weight_OI).backward(dy), *dweight
 
 
 class SwiGLULinear(Function):
@@ -147,7 +152,7 @@ class SwiGLULinear(Function):
         gate_up, weight_DF = ctx.saved_tensors
         dy = gather(grads[0], ctx.group).wait()
         dgate_up, z = elementwise.swiglu_backward(Weights(dy.dtype, weight_DF).backward(dy), gate_up)
-        return None, dgate_up, *weight_gradients(dy, z, weight_DF)
+        return None, dgate_up, *(weight_gradients(dy, z, weight_DF) if ctx.needs_input_grad[2] else (None,))
 
 
 class Embedding(Function):
@@ -293,6 +298,7 @@ def by_hand(group: dist.ProcessGroup, first: int) -> Ops:
         swiglu_linear=partial(SwiGLULinear.apply, group),
         loss=partial(LinearCrossEntropy.apply, group, first),
         losses=partial(losses, group, first),
+        whole=partial(Shared.apply, group),
     )
 
 
@@ -320,4 +326,5 @@ def plain(group: dist.ProcessGroup, first: int) -> Ops:
         swiglu_linear=swiglu_linear,
         loss=partial(LinearCrossEntropy.apply, group, first),
         losses=partial(losses, group, first),
+        whole=partial(Shared.apply, group),
     )

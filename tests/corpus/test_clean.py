@@ -49,12 +49,12 @@ def clean_books(folder: Path, out: Path, **options: object) -> dict:
 def timeless(value: object) -> object:
     """A record without what a clock decides."""
     if isinstance(value, dict):
-        return {key: timeless(item) for key, item in value.items() if key != "seconds"}
+        return {key: timeless(item) for key, item in value.items() if key not in ("seconds", "energy")}
     return [timeless(item) for item in value] if isinstance(value, list) else value
 
 
 def contents(out: Path) -> dict[str, object]:
-    """Every file of a stage's output: JSON without its seconds, the rest as bytes."""
+    """Every file of a stage's output: JSON without seconds and energy, the rest as bytes."""
     return {
         path.name: timeless(read_json(path)) if path.suffix == ".json" else path.read_bytes()
         for path in out.iterdir()

@@ -79,6 +79,12 @@ def test_a_run_from_given_weights_is_scored_before_its_first_step(run, tmp_path)
     def half(name, shape, where):
         return torch.full(shape, 0.01)[where]
 
+    def fail(model):
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):  # after the one at step 0
+        scores = iter([lambda model: {"own": {"score": 1.0}}, fail])
+        train(config, tmp_path, evaluate=lambda m: next(scores)(m), start=Start(weights=half))
     train(config, tmp_path, evaluate=lambda model: {"own": {"score": 1.0}}, start=Start(weights=half))
     assert [r["step"] for r in validations(tmp_path) if "evaluation" in r] == [0, 2, 4]
 

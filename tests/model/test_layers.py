@@ -10,7 +10,7 @@ from torch.autograd import gradcheck
 from puna.config import ModelConfig
 from puna.kernels.attention import is_fused
 from puna.model import layers
-from puna.model.layers import Linear, Norm, NormLinear, SplitRotate, SwiGLULinear
+from puna.model.layers import BY_HAND, Norm, SplitRotate
 from puna.model.llama import Llama
 from puna.model.loss import IGNORE, LinearCrossEntropy, cross_entropy
 from puna.model.sizes import saved_bytes_per_token_and_layer
@@ -26,13 +26,13 @@ def values(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def test_gradients_of_every_function_are_right_in_fp64():
     eps, cos, sin = 1e-6, *layers.rope_table(4, 5, 100.0)
-    assert gradcheck(Linear.apply, (values(2, 3, 4), values(5, 4)))
+    assert gradcheck(BY_HAND.linear, (values(2, 3, 4), values(5, 4)))
     assert gradcheck(lambda x, n: Norm.apply(x, n, eps, torch.float64), (values(2, 3, 4), values(4)))
     assert gradcheck(
-        lambda x, n, *weights: NormLinear.apply(x, n, eps, torch.float64, *weights),
+        lambda x, n, *weights: BY_HAND.norm_linear(x, n, eps, torch.float64, *weights),
         (values(2, 3, 4), values(4), values(5, 4), values(2, 4), values(3, 4)),
     )
-    assert gradcheck(SwiGLULinear.apply, (values(2, 3, 8), values(5, 4)))
+    assert gradcheck(BY_HAND.swiglu_linear, (values(2, 3, 8), values(5, 4)))
     assert gradcheck(lambda qkv: SplitRotate.apply(qkv, cos.double(), sin.double(), 2, 1), values(2, 5, 4, 4))
 
 

@@ -1,10 +1,14 @@
 """Charts are honest: round ticks, centred means, no extreme lost."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 
-from puna.report.charts import Chart, Series, draw, log_ticks, round_ticks, smooth, thin
+from puna.report.axes import log_ticks, round_ticks
+from puna.report.charts import Chart, draw
+from puna.report.series import series, smooth, thin
 
 
 @pytest.mark.parametrize(
@@ -31,18 +35,40 @@ def test_the_mean_is_centred_and_leaves_out_what_is_not_finite():
     assert math.isnan(values[1])
 
 
-def test_a_thinned_curve_keeps_every_extreme():
-    points = [(float(x), math.sin(x / 900)) for x in range(100_000)]
-    points[4321] = (4321.0, 99.0)
-    points[77_777] = (77_777.0, -99.0)
-    kept = thin(points)
-    assert len(kept) <= 1200
-    assert {(4321.0, 99.0), (77_777.0, -99.0)} <= set(kept)
-    assert kept == sorted(kept)
+def test_a_thinned_curve_keeps_every_extreme_and_every_gap():
+    values = np.sin(np.arange(100_000) / 900)
+    values[4321], values[77_777], values[50_000:50_400] = 99.0, -99.0, math.nan
+    kept = thin(values)
+    assert len(kept) <= 3 * 600
+    assert {4321, 77_777} <= set(kept.tolist())
+    assert np.isnan(values[kept]).any()
+    assert (np.diff(kept) > 0).all()
 
 
 def test_a_chart_of_one_point_or_a_constant_can_be_drawn():
-    for points in ([(4096.0, 8.3)], [(0.0, 0.0)], [(1.0, 5.0), (2.0, 5.0)]):
-        drawn = draw(Chart("c", "t", "d", "loss", [Series("s", points, "points")]))
+    for points in ([(1, 4096, 8.3)], [(0, 0, 0.0)], [(1, 1, 5.0), (2, 2, 5.0)]):
+        drawn = draw(Chart("c", "t", "d", "loss", [series("s", points, style="points")]))
         assert "nan" not in drawn
         assert "<svg" in drawn
+
+
+def test_the_script_gets_bins_with_their_means_and_extremes():
+    values = np.zeros(100_000)
+    values[31_415] = 7.0
+    points = [(step, 10 * step, y) for step, y in enumerate(values, 1)]
+    raw = series("raw", points, style="raw")
+    mean = series("mean", points, style="mean")
+    drawn = draw(Chart("c", "t", "d", "loss", [raw, mean]))
+    data = json.loads(drawn.split('<script type="application/json">')[1].split("</script>")[0])
+    first, second = data["series"]
+    assert second["of"] == 0
+    assert "y" not in second
+    assert len(first["y"]) == 4000
+    assert max(first["high"]) == 7.0
+    assert max(first["y"]) == pytest.approx(7 / 25)
+    assert first["tokens"] == [10 * step for step in first["steps"]]
+
+
+def test_no_name_ends_the_block_of_data():
+    drawn = draw(Chart("c", "t", "d", "loss", [series("</script><script>alert(1)", [(1, 1, 5.0)])]))
+    assert drawn.count("<script") == drawn.count("</script>") == 1

@@ -45,7 +45,7 @@ def tiny(shards: Path, **sections) -> RunConfig:
 
 
 def curve(run: Path) -> list[tuple]:
-    """What must be the same in a resumed run: all but the times."""
+    """What must be the same in a resumed run: all but the times and the starts."""
     return [
         (
             record["kind"],
@@ -55,6 +55,7 @@ def curve(run: Path) -> list[tuple]:
             record.get("grad_norm"),
         )
         for record in read_json_lines(run / "metrics.jsonl")
+        if record["kind"] != "start"
     ]
 
 
@@ -170,6 +171,11 @@ def test_killed_at_any_moment_it_ends_with_the_same_curve_and_weights(undisturbe
     assert process.returncode == 0, errors.decode()
     assert curve(run) == curve(undisturbed)
     assert final_weights(run) == final_weights(undisturbed)
+    # Every start has written down what it used, the killed ones too (up to some seconds before).
+    starts = list((run / "energy").glob("*.json"))
+    energy = load_manifest(run / "manifest.json").energy
+    assert len(starts) == 4
+    assert energy.seconds == pytest.approx(sum(read_json(start)["seconds"] for start in starts))
 
 
 def test_ctrl_c_saves_and_the_next_start_goes_on(undisturbed, tmp_path, shards):

@@ -25,6 +25,7 @@ from safetensors.numpy import load, save
 from puna.corpus.document import Document
 from puna.corpus.finished import Finished, as_inputs, find_finished
 from puna.corpus.wikipedia.citations import page_key, read_references
+from puna.energy import Meter, of_uses
 from puna.files import atomic_file, code_version, fingerprint, remove_partials, sha256_file
 from puna.manifest import Input, Manifest, Output, read_manifest, trained_before, write_manifest
 from puna.progress import Bar
@@ -125,9 +126,9 @@ def train_classifier(
     out.mkdir(parents=True, exist_ok=True)
     remove_partials(out)
 
-    chosen = _choose(_labelled(found, references), max_each, seed, out)
-    trained_on, held_out = chosen
-    weights, bias = _fit(*trained_on, seed, out)
+    with Meter() as meter:
+        trained_on, held_out = _choose(_labelled(found, references), max_each, seed, out)
+        weights, bias = _fit(*trained_on, seed, out)
     data = save({"weights": weights, "bias": np.array([bias], np.float32)})
     with atomic_file(out / WEIGHTS) as temporary:
         temporary.write_bytes(data)
@@ -142,6 +143,7 @@ def train_classifier(
         outputs=(Output(WEIGHTS, len(data), digest),),
         bytes=len(data),
         seconds=round(time.monotonic() - started, 3),
+        energy=of_uses([meter.use()]),
         details={"held_out": _measure(weights, bias, *held_out)},
     )
     write_manifest(out, manifest)

@@ -17,6 +17,7 @@ import re
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -29,6 +30,7 @@ from numpy.typing import ArrayLike
 from puna.corpus.finished import Finished, as_inputs, find_finished
 from puna.corpus.ngram.counts import SPECIALS
 from puna.corpus.ngram.kneser_ney import FALLBACK, train_kneser_ney
+from puna.energy import Meter, of_uses
 from puna.extras import require
 from puna.files import (
     MANIFEST,
@@ -134,7 +136,9 @@ def train_language_model(
     remove_partials(out)
 
     lines = out / f".lines.{MANIFEST}.partial"
-    try:
+    with ExitStack() as at_end:
+        at_end.callback(lines.unlink, missing_ok=True)
+        meter = at_end.enter_context(Meter())
         counts = _write_lines(found, max_documents, whole, lines, out)
         _train_pieces(lines, vocab_size, counts, out)
         pieces = WordPieces(out / PIECES)
@@ -142,8 +146,6 @@ def train_language_model(
         with Bar("train language model", counts["bytes"], "bytes", out / "progress.jsonl") as bar:
             ids = _ids(pieces, lines, bar)
             model = train_kneser_ney(ids, pieces.names, out / ARPA, order, prune, memory, fallback)
-    finally:
-        lines.unlink(missing_ok=True)
 
     outputs = tuple(Output.file(out / name) for name in (PIECES, ARPA))
     digests = [item.sha256 for item in outputs]
@@ -157,6 +159,7 @@ def train_language_model(
         outputs=outputs,
         bytes=sum(item.bytes for item in outputs),
         seconds=round(time.monotonic() - started, 3),
+        energy=of_uses([meter.use()]),
         details={"ngrams": model["ngrams"], "discounts": model["discounts"]},
     )
     write_manifest(out, manifest)

@@ -22,6 +22,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from puna.corpus.document import DamagedRecord
+from puna.energy import Meter, of_uses
 from puna.files import atomic_file, code_version, fingerprint, human_bytes, remove_partials, write_json
 from puna.manifest import Input, Manifest, Output
 from puna.progress import Bar
@@ -141,7 +142,7 @@ def write_references(dumps: Sequence[Path], out: Path, max_bad: float = 0.1) -> 
             bar.advance(path.stat().st_size)
 
     remove_partials(out.parent, out.name)
-    with Bar("read references", total, "bytes") as bar, atomic_file(out) as temporary:
+    with Meter() as meter, Bar("read references", total, "bytes") as bar, atomic_file(out) as temporary:
         counts["urls"] = write_sorted(urls(bar), temporary)
         if len(bad) > max_bad * max(counts["pages"] + len(bad), 1):
             raise ValueError(
@@ -162,6 +163,7 @@ def write_references(dumps: Sequence[Path], out: Path, max_bad: float = 0.1) -> 
         outputs=(output,),
         bytes=output.bytes,
         seconds=round(time.monotonic() - started, 3),
+        energy=of_uses([meter.use()]),
         details={"damaged": [vars(item) for item in bad]},
     )
     write_json(out.with_name(f"{out.name}.json"), manifest.to_json())

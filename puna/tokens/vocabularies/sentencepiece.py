@@ -20,6 +20,7 @@ from typing import Any
 import sentencepiece
 
 from puna.added_tokens import added_tokens
+from puna.tokens.vocabularies.definition import added_token, definition
 
 # SentencePiece writes a space as U+2581 and so would decode a literal one as a space.
 SPACE = "\u2581"
@@ -97,9 +98,10 @@ class PieceModel:
         ids: list[list[int]] = self._model.encode(list(texts), num_threads=threads)
         return ids
 
-    def encode_behind(self, text: str) -> list[int]:
-        """The ids of a text that follows a control token."""
-        ids: list[int] = (self._model if self._space_behind_control else self._without_prefix).encode(text)
+    def encode_behind(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of texts that follow control tokens."""
+        model = self._model if self._space_behind_control else self._without_prefix
+        ids: list[list[int]] = model.encode(list(texts))
         return ids
 
     @cached_property
@@ -130,39 +132,13 @@ class PieceModel:
         merges.sort()
         prefix = [{"type": "Prepend", "prepend": SPACE}] if self.adds_space else []
         spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-        return {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [
-                {
-                    "id": id,
-                    "content": text,
-                    "single_word": False,
-                    "lstrip": False,
-                    "rstrip": False,
-                    "normalized": False,
-                    "special": False,
-                }
-                for id, text in self._user_defined.items()
-            ],
-            "normalizer": {"type": "Sequence", "normalizers": [*prefix, spaces]},
-            "pre_tokenizer": None,
-            "post_processor": None,
-            "decoder": None,
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": pieces[self._model.unk_id()],
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": None,
-                "fuse_unk": True,
-                "byte_fallback": True,
-                "ignore_merges": False,
-                "vocab": {piece: id for id, piece in enumerate(pieces)},
-                "merges": [[left, right] for _, _, left, right in merges],
-            },
-        }
+        return definition(
+            {piece: id for id, piece in enumerate(pieces)},
+            [[left, right] for _, _, left, right in merges],
+            [added_token(id, text, special=False) for id, text in self._user_defined.items()],
+            normalizer={"type": "Sequence", "normalizers": [*prefix, spaces]},
+            unknown=pieces[self._model.unk_id()],
+        )
 
 
 def extended(file: Path) -> bytes:

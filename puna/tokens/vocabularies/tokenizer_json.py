@@ -87,9 +87,9 @@ class HubModel:
             return [item.ids for item in found]
         return [self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
 
-    def encode_behind(self, text: str) -> list[int]:
-        """The ids of a text that follows a control token: Metaspace may put a space at the start alone."""
-        return self._behind.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    def encode_behind(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of texts that follow control tokens: Metaspace may put a space at the start alone."""
+        return [item.ids for item in self._behind.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     @cached_property
     def _behind(self) -> tokenizers.Tokenizer:

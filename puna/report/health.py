@@ -1,0 +1,126 @@
+"""How a run is doing: its state, one line of health, and the steps that deserve a look.
+
+In:  a Run.
+Out: a Health; the outlier steps and the stalls, each with the step that it is about.
+"""
+
+import shlex
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from puna.files import human_seconds
+from puna.report.run import Record, Run, number
+
+QUIET_SECONDS = 300.0  # without a record for so long, and for 20 steps, a run counts as stopped
+WINDOW = 64  # steps whose median a step is compared with
+OUTLIER = 5.0  # times that median
+STALL = 4.0  # times the median duration of all steps
+SHOWN = 12  # rows of a table
+
+
+@dataclass(frozen=True)
+class Health:
+    """`state` is finished, running, stopped, diverged or not begun; `line` says the rest in a sentence."""
+
+    state: str
+    line: str
+
+
+def health(run: Run, now: float | None = None) -> Health:
+    """The state of a run, from its records and the time of the last one."""
+    state = _state(run, time.time() if now is None else now)
+    steps, losses = run.config.schedule.steps, run.column("loss")
+    facts = [f"step {run.step:,} of {steps:,}"]
+    if len(losses):
+        facts.append(f"last loss {losses[-1]:.3f}")
+        facts += _trend(losses)
+    held_out = run.validation.get("loss")
+    if held_out is not None:
+        facts.append(f"held-out loss {number(held_out):.3f}")
+    missing = int((~np.isfinite(losses)).sum())
+    skipped = sum(bool(record.get("skipped")) for record in run.train)
+    facts.append(f"{missing:,} steps not finite" if missing else "no step not finite")
+    facts.append(f"{skipped:,} skipped" if skipped else "none skipped")
+    if state == "running" and len(losses):
+        left = (steps - run.step) * float(np.median(run.step_seconds[-200:]))
+        facts.append(f"about {human_seconds(left)} left")
+    return Health(state, ", ".join(facts) + ".")
+
+
+def _state(run: Run, now: float) -> str:
+    if run.manifest:
+        return "finished"
+    if not run.train:
+        return "not begun"
+    last = run.train[-1]
+    # NaN steps may be skipped; a run that ends with one that was not skipped has diverged.
+    if not np.isfinite(number(last.get("loss"))) and not last.get("skipped"):
+        return "diverged"
+    patience = max(QUIET_SECONDS, 20 * float(np.median(run.step_seconds)))
+    return "running" if now - run.written < patience else "stopped"
+
+
+def _trend(losses: Any) -> list[str]:
+    """How the loss moved over the last tenth of the steps, if that is more than noise."""
+    last = losses[-max(20, len(losses) // 10) :]
+    last = last[np.isfinite(last)]
+    if len(last) < 20:
+        return []
+    x = np.arange(len(last)) - (len(last) - 1) / 2
+    slope = float((x * last).sum() / (x**2).sum())
+    rest = last - last.mean() - slope * x
+    error = float(np.sqrt((rest**2).sum() / (len(last) - 2) / (x**2).sum()))
+    if abs(slope) <= 2 * error:
+        return [f"level over the last {len(last):,} steps"]
+    way = "rising" if slope > 0 else "falling"
+    return [f"{way} by {abs(slope) * len(last):.3f} over the last {len(last):,} steps"]
+
+
+def outliers(run: Run) -> list[Record]:
+    """Steps that were skipped, are not finite, or have a gradient norm far above the median before them."""
+    norms = run.column("grad_norm")
+    found = []
+    for at, record in enumerate(run.train):
+        norm = norms[at]
+        before = norms[max(0, at - WINDOW) : at]
+        usual = float(np.median(before)) if len(before) >= 16 and norm > OUTLIER * before.min() else np.inf
+        reasons = ["skipped"] if record.get("skipped") else []
+        if not (np.isfinite(norm) and np.isfinite(number(record.get("loss")))):
+            reasons.append("not finite")
+        elif norm > OUTLIER * usual:
+            reasons.append(f"gradient norm {norm / usual:.1f} times the median")
+        if reasons:
+            found.append({**record, "why": ", ".join(reasons), "command": _inspect(run, record["step"])})
+    return found
+
+
+def _inspect(run: Run, step: int) -> str:
+    # The records count steps from 1, the mixture from 0.
+    data = " ".join(shlex.quote(path) for path in run.config.data)
+    return f"puna tokens inspect {data} --step {step - 1} --model {shlex.quote(str(run.path))}"
+
+
+def stalls(run: Run) -> list[Record]:
+    """Steps that lasted far longer than the median, the longest first."""
+    seconds = run.step_seconds
+    known = seconds[np.isfinite(seconds)]
+    if len(known) < 10:
+        return []
+    usual = float(np.median(known))
+    places = [at for at in np.argsort(-np.nan_to_num(seconds)).tolist() if seconds[at] > STALL * usual]
+    return [
+        {"step": run.train[at]["step"], "seconds": float(seconds[at]), "times": float(seconds[at]) / usual}
+        for at in places
+    ]
+
+
+def time_by_part(run: Run) -> list[tuple[str, float]]:
+    """Seconds by part of the run, the largest first; empty where the records do not say."""
+    total: dict[str, float] = {}
+    for record in run.train:
+        for part, seconds in record.get("seconds_by_part", {}).items():
+            total[part] = total.get(part, 0.0) + number(seconds)
+    return sorted(total.items(), key=lambda item: -item[1])
