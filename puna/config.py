@@ -269,6 +269,21 @@ class WatchConfig:
 
 @strict
 @dataclass(frozen=True)
+class EvalConfig:
+    """Benchmarks that are scored while a run trains."""
+
+    tasks: tuple[str, ...] = ()
+    """Names of tasks or groups, as in `puna eval`; none by default."""
+    every: Count = 1000
+    """Number of steps between evaluations; 0 evaluates only at the end."""
+    limit: Positive = 200
+    """Examples of each task in each evaluation."""
+    data: str = "data/eval"
+    """Directory of the benchmark files in their original formats."""
+
+
+@strict
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a training run."""
 
@@ -286,6 +301,7 @@ class RunConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
 
     def validate(self) -> None:
         """Raises ValueError naming the first invalid field and how to fix it."""
