@@ -5,14 +5,22 @@ VENV   := .venv
 PEERS  := .venv-peers
 PEER_NAMES := $(patsubst benchmarks/peers-%.txt,%,$(wildcard benchmarks/peers-*.txt))
 BIN    := $(VENV)/bin
+WORKERS ?= 2
 
-.PHONY: demo test check slow bench peers clean
+.PHONY: demo finetune-demo test check slow bench peers clean
 
 demo: $(VENV)/.installed          ## raw dumps -> a model that answers
 	$(BIN)/puna demo
 
+finetune-demo: $(VENV)/.installed  ## a small chat model learns an answer format, and keeps what it knew
+	$(BIN)/python examples/finetune_answers.py
+
+# Most tests use one thread, so two processes share the suite; a module's tests, and its fixtures, stay together.
+# Compiled modules are kept, whatever the environment says: each test that starts `puna` would compile them again.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
+
 test: check                       ## lint, types, and the test suite (with coverage from Python 3.12 on)
-	$(BIN)/python -m pytest $$($(BIN)/python -c 'import sys; print("--cov" * (sys.version_info >= (3, 12)))')
+	$(PYTEST) --no-loadscope-reorder $$($(BIN)/python -c 'import sys; print("--cov" * (sys.version_info >= (3, 12)))')
 
 check: $(VENV)/.installed-dev     ## ruff (lint, format), mypy, spelling; the code's size beside its budgets
 	$(BIN)/ruff check .

@@ -96,3 +96,25 @@ def _special(values: Mapping[str, Any]) -> set[str]:
             found.append(value)
     texts = [value.get("content") if isinstance(value, dict) else value for value in found]
     return {text for text in texts if isinstance(text, str)}
+
+
+def end_ids(values: Mapping[str, Any], file: Path) -> list[int]:
+    """`eos_token_id` of a configuration, which is one id, several, or none.
+
+    Raises:
+        ValueError: naming the file, when it is anything else.
+    """
+    value = values.get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(id, int) and not isinstance(id, bool) for id in ids):
+        raise ValueError(f"{file}: eos_token_id is {value!r}; it must be a token id, or a list of them")
+    return ids
+
+
+def named_template(config: Mapping[str, Any]) -> str | None:
+    """The chat template of a tokenizer_config.json: the only one, or the one named "default" of several."""
+    found = config.get("chat_template")
+    if isinstance(found, list):
+        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None

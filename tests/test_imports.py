@@ -11,8 +11,8 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 GROUND = {
-    "added_tokens", "carbon", "config", "devices", "energy", "extras", "files", "gguf", "manifest", "paper",
-    "progress", "recipes", "retry", "rundir", "validation",
+    "added_tokens", "carbon", "config", "config_upgrade", "devices", "energy", "extras", "files", "gguf",
+    "manifest", "paper", "progress", "recipes", "retry", "rundir", "validation",
 }  # fmt: skip
 # A part of the package -> the parts that it may import, besides the ground and itself.
 ALLOWED = {

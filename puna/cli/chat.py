@@ -274,7 +274,7 @@ class Chat:
                 first = time.monotonic() if not count else first
                 count += len(chunk.tokens)
                 answer, finish = answer + chunk.text, chunk.finish
-                self._write(_printable(chunk.text))
+                self._write(printable(chunk.text))
                 yield answer
                 if is_stopped():
                     break
@@ -302,7 +302,7 @@ def _rate(count: int, waited: float, seconds: float, finish: Finish | None) -> s
     return f"[{count} tokens, {rate}first after {waited:.2f} s{end}]\n"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """A model's text without control characters, which could command the terminal."""
     return "".join(c if c in "\n\t" or c.isprintable() or ord(c) > 0x9F else "\ufffd" for c in text)
 

@@ -1,7 +1,7 @@
 """What the verbs share: common options, and how a result is printed."""
 
 import json as json_module
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from puna.config import Sampling
 from puna.devices import DeviceName
+from puna.files import human_bytes, human_seconds
 
 if TYPE_CHECKING:
     from puna.generate.engine import Engine
@@ -65,3 +66,10 @@ def energy_lines(manifest: "Manifest") -> list[str]:
 def print_result(result: dict[str, Any], json: bool, lines: Sequence[str]) -> None:
     """Print a verb's result: all of it as JSON, or a summary in lines."""
     print(json_module.dumps(result, ensure_ascii=False) if json else "\n".join(lines))
+
+
+def print_stage(manifest: "Manifest", json: bool, lines: Iterable[str], out: object, after: str) -> None:
+    """Print what a stage wrote: its counts, where, its energy, and the next command."""
+    work = f"{out}: {human_bytes(manifest.bytes)} in {human_seconds(manifest.seconds)} of work"
+    result = {"finished": True, **manifest.to_json()}
+    print_result(result, json, [*lines, work, *energy_lines(manifest), f"next: {after}"])

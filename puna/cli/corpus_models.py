@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from puna.cli.common import Json, Many, print_result
+from puna.cli.common import Json, Many, print_result, print_stage
 
 _MEGABYTE = 1_000_000
 
@@ -22,33 +22,32 @@ def language_model(
     memory: int = 1000,
     json: Json = False,
 ) -> int:
-    """Train the language model that perplexity is taken from: SentencePiece and a Kneser-Ney n-gram model.
+    """Train the n-gram language model for perplexity filtering (SentencePiece, modified Kneser-Ney).
 
     Parameters
     ----------
     documents
-        Directories of finished documents, Wikipedia's for the paper.
+        Directories that `puna corpus` wrote; the paper uses Wikipedia's.
     out
-        The directory to write: sentencepiece.model, model.arpa, manifest.json.
+        Directory to write: sentencepiece.model, model.arpa, manifest.json.
     vocab_size
-        Pieces, at most; little text gives fewer.
+        Maximum size of the vocabulary, in pieces; a small corpus gives fewer.
     order
-        The longest n-grams, 2 to 5.
+        Length of the longest n-grams, from 2 to 5.
     prune
-        Pruning thresholds for orders 1, 2, …; the last one holds for all longer n-grams. N-grams that occur
-        that often or less are omitted. 0 0 1 omits n-grams of 3 and more pieces that occur once, which are
+        Pruning thresholds of orders 1, 2, …; the last one applies to all higher orders. N-grams that occur at
+        most that often are omitted. 0 0 1 omits n-grams of three or more pieces that occur once, which are
         most of a model.
     max_documents
-        The first so many documents are taken.
+        Maximum number of documents to train on: the first ones.
     whole
-        Take whole texts, not the part before the first heading.
+        Train on whole documents; by default only on the part before the first heading.
     discount_fallback
-        Where a small corpus gives no discounts for an order, take 0.5, 1 and 1.5 instead of stopping.
+        Use the discounts 0.5, 1 and 1.5 where a small corpus gives none for an order, instead of an error.
     memory
-        Megabytes that are held while n-grams are sorted; the rest is on disk beside the output.
+        Memory for sorting n-grams, in megabytes; larger models are sorted on disk, beside the output.
     """
     from puna.corpus.commoncrawl.perplexity import train_language_model
-    from puna.files import human_bytes, human_seconds
 
     manifest = train_language_model(
         documents, out, vocab_size, order, prune, max_documents, whole, discount_fallback, memory * _MEGABYTE
@@ -58,10 +57,9 @@ def language_model(
         f"{counts['documents']:>14,}  documents",
         f"{counts['tokens']:>14,}  tokens of {counts['pieces']:,} pieces",
         *(f"{kept:>14,}  {n}-grams" for n, kept in enumerate(manifest.details["ngrams"], 1)),
-        f"{out}: {human_bytes(manifest.bytes)} in {human_seconds(manifest.seconds)} of work",
-        f"next: puna corpus commoncrawl INPUT… --language-model {out} --out documents/commoncrawl",
     ]
-    print_result(manifest.to_json(), json, lines)
+    after = f"puna corpus commoncrawl INPUT… --language-model {out} --out documents/commoncrawl"
+    print_stage(manifest, json, lines, out, after)
     return 0
 
 
@@ -71,11 +69,11 @@ def references(dumps: list[Path], /, *, out: Path, max_bad: float = 0.1, json: J
     Parameters
     ----------
     dumps
-        MediaWiki XML dumps, or folders that are searched for them.
+        MediaWiki XML dumps, or folders to search for them.
     out
-        The file to write: one URL a line, sorted; its manifest is written beside it.
+        File to write: one URL per line, sorted; its manifest is written beside it.
     max_bad
-        The share of damaged pages above which the list is an error.
+        Maximum share of damaged pages; more are an error.
     """
     from puna.corpus.wikipedia.citations import summary, write_references
 
@@ -103,30 +101,26 @@ def classifier(
     Parameters
     ----------
     out
-        The directory to write: weights.safetensors, manifest.json.
+        Directory to write: weights.safetensors, manifest.json.
     positives
-        Documents of pages that Wikipedia cites.
+        Directories of documents: pages that Wikipedia cites.
     negatives
-        Documents of other pages.
+        Directories of documents: other pages.
     pages
-        Instead of both: documents of a crawl, told apart by their URLs.
+        Directories of crawled documents, used instead of both; --references says which are cited.
     references
-        With --pages: the list of cited URLs.
+        File of cited URLs, one per line, as `puna corpus references` writes it; required with --pages.
     max_each
-        Pages of each kind, at most; both kinds give as many.
+        Maximum number of pages of each kind; the same number is taken of both.
     seed
-        Decides which pages are taken and in what order.
+        Random seed of the choice of pages and their order.
     """
     from puna.corpus.commoncrawl.citation_classifier import train_classifier
-    from puna.files import human_bytes, human_seconds
 
     manifest = train_classifier(out, positives, negatives, pages, references, max_each, seed)
     held_out = manifest.details["held_out"]
     lines = [f"{count:>14,}  pages {name}" for name, count in manifest.counts.items()]
-    lines += [
-        f"accuracy {held_out['accuracy']:.1%}, AUC {held_out['auc']:.3f} on the pages held out",
-        f"{out}: {human_bytes(manifest.bytes)} in {human_seconds(manifest.seconds)} of work",
-        f"next: puna corpus commoncrawl INPUT… --classifier {out} --out documents/commoncrawl",
-    ]
-    print_result(manifest.to_json(), json, lines)
+    lines += [f"accuracy {held_out['accuracy']:.1%}, AUC {held_out['auc']:.3f} on the pages held out"]
+    after = f"puna corpus commoncrawl INPUT… --classifier {out} --out documents/commoncrawl"
+    print_stage(manifest, json, lines, out, after)
     return 0

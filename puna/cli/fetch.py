@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
@@ -81,10 +82,7 @@ def commoncrawl(
     kind
         Kind of files: wet (extracted text) or warc (HTML pages).
     """
-    from puna.fetch import publishers
-
-    base = download.base or publishers.COMMONCRAWL
-    return _fetch("commoncrawl", lambda f: publishers.commoncrawl(f, dump, kind, base), download, 0.0, json)
+    return _fetch("commoncrawl", lambda p, f, base: p.commoncrawl(f, dump, kind, base), download, 0.0, json)
 
 
 @app.command
@@ -98,10 +96,7 @@ def wikipedia(language: str, /, *, download: Download, date: str = "latest", jso
     date
         Date of the dump, such as 20230101; latest is the newest finished one.
     """
-    from puna.fetch import publishers
-
-    base = download.base or publishers.WIKIMEDIA
-    return _fetch("wikipedia", lambda f: publishers.wikipedia(f, language, date, base), download, 1.0, json)
+    return _fetch("wikipedia", lambda p, f, base: p.wikipedia(f, language, date, base), download, 1.0, json)
 
 
 @app.command
@@ -113,10 +108,7 @@ def stackexchange(sites: Annotated[list[str], Many], /, *, download: Download, j
     sites
         Names of the sites, such as coffee.stackexchange.com or stackoverflow.com.
     """
-    from puna.fetch import publishers
-
-    base = download.base or publishers.ARCHIVE
-    return _fetch("stackexchange", lambda f: publishers.stackexchange(f, sites, base), download, 1.0, json)
+    return _fetch("stackexchange", lambda p, f, base: p.stackexchange(f, sites, base), download, 1.0, json)
 
 
 @app.command
@@ -137,8 +129,6 @@ def books(
     ids_file
         File with one such number per line.
     """
-    from puna.fetch import publishers
-
     numbers = list(ids or [])
     if ids_file is not None:
         lines = ids_file.read_text(encoding="utf-8").split()
@@ -147,8 +137,7 @@ def books(
         numbers += map(int, lines)
     if not numbers:
         raise ValueError("no book is named; give Project Gutenberg's numbers, or --ids-file")
-    base = download.base or publishers.GUTENBERG
-    return _fetch("books", lambda _: publishers.books(numbers, base), download, 2.0, json)
+    return _fetch("books", lambda p, _, base: p.books(numbers, base), download, 2.0, json)
 
 
 @app.command
@@ -164,12 +153,9 @@ def arxiv(
     months
         Months to download, such as 2301; defaults to all.
     """
-    from puna.fetch import publishers
-
-    base = download.base
-    if base is None:
+    if download.base is None:
         raise ValueError("arxiv needs --base URL: arXiv's own bucket is served only to requesters who pay")
-    return _fetch("arxiv", lambda f: publishers.arxiv(f, base, months or ()), download, 1.0, json)
+    return _fetch("arxiv", lambda p, f, base: p.arxiv(f, base, months or ()), download, 1.0, json)
 
 
 @app.command
@@ -181,9 +167,7 @@ def github(folder: str, /, *, target: Target, json: Json = False) -> int:
     folder
         URL that BigQuery wrote to, such as gs://bucket/github; needs fsspec's file system for it (gcsfs).
     """
-    from puna.fetch import publishers
-
-    return _fetch("github", lambda _: publishers.exports(to_path(folder)), target, 0.0, json)
+    return _fetch("github", lambda p, *_: p.exports(to_path(folder)), target, 0.0, json)
 
 
 @app.command(name="eval")
@@ -219,17 +203,26 @@ def benchmarks(
 
 
 def _fetch(
-    source: str, listed: Callable[["Fetcher"], list["Item"]], target: _Target, pause: float, json: bool
+    source: str,
+    listed: Callable[[ModuleType, "Fetcher", str], list["Item"]],
+    target: _Target,
+    pause: float,
+    json: bool,
 ) -> int:
-    """Download what `listed` names. `pause`: seconds between requests, unless the command line says."""
+    """Download what `listed` names, given puna.fetch.publishers, a fetcher and the base URL.
+
+    `pause`: seconds between requests, unless the command line says.
+    """
+    from puna.fetch import publishers
     from puna.fetch.http import Fetcher, fetch_items
 
     if target.limit is not None and target.limit < 1:
         raise ValueError(f"limit is {target.limit}; it must be 1 or more")
-    if isinstance(target, _Download) and target.pause is not None:
-        pause = target.pause
+    base = publishers.BASES.get(source, "")
+    if isinstance(target, _Download):
+        base, pause = target.base or base, pause if target.pause is None else target.pause
     with Fetcher(pause) as fetcher:
-        items = listed(fetcher)[: target.limit]
+        items = listed(publishers, fetcher, base)[: target.limit]
         manifest = fetch_items(source, items, target.out, fetcher, lambda text: print(text, file=sys.stderr))
     lines = [
         f"{target.out}: {len(manifest.outputs):,} files, {human_bytes(manifest.bytes)}",

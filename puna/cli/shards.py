@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from puna.cli.common import Json, energy_lines, print_result
+from puna.cli.common import Json, print_stage
 
 
 def shards(
@@ -30,7 +30,6 @@ def shards(
     workers
         Number of processes; defaults to the number of CPU cores. The output does not depend on it.
     """
-    from puna.files import human_bytes, human_seconds
     from puna.tokens.shards import write_shards
 
     manifest = write_shards(documents, tokenizer, out, validation_share, workers)
@@ -38,11 +37,7 @@ def shards(
         f"{source:>16}  {counts['train_tokens']:>14,} training tokens, {counts['val_tokens']:,} held out"
         for source, counts in manifest.details["sources"].items()
     ]
-    lines += [
-        f"{out}: {human_bytes(manifest.bytes)} in {human_seconds(manifest.seconds)} of work",
-        *energy_lines(manifest),
-        f"next: puna train --recipe 15m --model.vocab-size {manifest.details['vocab_size']} "
-        f"--data {out} --out runs/first",
-    ]
-    print_result(manifest.to_json(), json, lines)
+    size = manifest.details["vocab_size"]
+    after = f"puna train --recipe 15m --model.vocab-size {size} --data {out} --out runs/first"
+    print_stage(manifest, json, lines, out, after)
     return 0

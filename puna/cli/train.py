@@ -13,7 +13,6 @@ from puna.files import MANIFEST
 from puna.manifest import load_manifest
 from puna.recipes import recipe
 from puna.rundir import TOKENIZER
-from puna.train.plan import describe
 
 
 def fill_from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -82,7 +81,12 @@ def train(
     from puna.train.loop import train as train_run
 
     sample = sampler(out / TOKENIZER, prompts, Sampling())
-    outcome = train_run(config, out, sample, device=device)
+    evaluate = None
+    if config.eval.tasks:
+        from puna.evaluate.in_training import evaluator
+
+        evaluate = evaluator(config.eval, out / TOKENIZER)
+    outcome = train_run(config, out, sample, evaluate, device)
     result = {"step": outcome.state.step, "finished": outcome.finished, "validation": outcome.validation}
     if not outcome.finished:
         print_result(result, json, [f"stopped after step {outcome.state.step}; to resume, run it again"])
@@ -103,6 +107,7 @@ def train(
 def _dry_run(config: RunConfig, device: DeviceName, json: bool) -> int:
     from puna.cli.plan import plan_lines
     from puna.train.here import plan_here
+    from puna.train.plan import describe
 
     found, machine = plan_here(config, device)
     print_result(

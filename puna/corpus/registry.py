@@ -40,7 +40,7 @@ SOURCES = {
 
 
 @cache
-def _registered() -> dict[str, EntryPoint]:
+def registered() -> dict[str, EntryPoint]:
     """The sources of other packages by name."""
     found: dict[str, EntryPoint] = {}
     for entry in entry_points(group=GROUP):
@@ -57,7 +57,7 @@ def _package(entry: EntryPoint) -> str:
 
 def source_names() -> dict[str, str]:
     """Every registered source with one line about it. No source is imported."""
-    others = {name: f"Source of the package {_package(entry)}." for name, entry in _registered().items()}
+    others = {name: f"Source of the package {_package(entry)}." for name, entry in registered().items()}
     return SOURCES | dict(sorted(others.items()))
 
 
@@ -70,9 +70,9 @@ def load_source(name: str) -> Any:
     """
     if name in SOURCES:
         return importlib.import_module(f"puna.corpus.{name}.source")
-    if name not in _registered():
+    if name not in registered():
         raise ValueError(f"unknown source {name!r}; choose one of: {', '.join(source_names())}")
-    entry = _registered()[name]
+    entry = registered()[name]
     where = f"the source {name} of the package {_package(entry)}"
     try:
         source = entry.load()

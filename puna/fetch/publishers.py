@@ -20,10 +20,12 @@ from typing import Literal
 
 from puna.fetch.http import Fetcher, FetchError, Item
 
-COMMONCRAWL = "https://data.commoncrawl.org"
-WIKIMEDIA = "https://dumps.wikimedia.org"
-ARCHIVE = "https://archive.org"
-GUTENBERG = "https://www.gutenberg.org/cache/epub"
+BASES = {
+    "commoncrawl": "https://data.commoncrawl.org",
+    "wikipedia": "https://dumps.wikimedia.org",
+    "stackexchange": "https://archive.org",
+    "books": "https://www.gutenberg.org/cache/epub",
+}
 
 _DATE = re.compile(r'href="(\d{8})/"')
 _DUMP = re.compile(r"CC-MAIN-\d{4}(-\d{2}|-\d{4})?(-[a-z-]+)?")
@@ -31,7 +33,7 @@ _JOBS = ("articlesmultistreamdump", "articlesdump")
 
 
 def commoncrawl(
-    fetcher: Fetcher, dump: str, kind: Literal["wet", "warc"] = "wet", base: str = COMMONCRAWL
+    fetcher: Fetcher, dump: str, kind: Literal["wet", "warc"] = "wet", base: str = BASES["commoncrawl"]
 ) -> list[Item]:
     """The files of a crawl, in the publisher's order.
 
@@ -48,7 +50,9 @@ def commoncrawl(
     return [Item(f"{base}/{path}", path.rpartition("/")[2]) for path in paths]
 
 
-def wikipedia(fetcher: Fetcher, language: str, date: str = "latest", base: str = WIKIMEDIA) -> list[Item]:
+def wikipedia(
+    fetcher: Fetcher, language: str, date: str = "latest", base: str = BASES["wikipedia"]
+) -> list[Item]:
     """The files of a language's articles at a date (YYYYMMDD), or of the newest dump that is finished.
 
     Raises:
@@ -78,7 +82,7 @@ def wikipedia(fetcher: Fetcher, language: str, date: str = "latest", base: str =
     raise FetchError(f"{base}/{wiki}/ has no finished dump of articles ({date}); give a --date that has")
 
 
-def stackexchange(fetcher: Fetcher, sites: Iterable[str], base: str = ARCHIVE) -> list[Item]:
+def stackexchange(fetcher: Fetcher, sites: Iterable[str], base: str = BASES["stackexchange"]) -> list[Item]:
     """The archives of some sites; Stack Overflow's posts lie in an archive of their own.
 
     Raises:
@@ -101,7 +105,7 @@ def stackexchange(fetcher: Fetcher, sites: Iterable[str], base: str = ARCHIVE) -
     return items
 
 
-def books(ids: Iterable[int], base: str = GUTENBERG) -> list[Item]:
+def books(ids: Iterable[int], base: str = BASES["books"]) -> list[Item]:
     """The plain text of some Gutenberg ids."""
     return [Item(f"{base}/{number}/pg{number}.txt", f"pg{number}.txt") for number in ids]
 

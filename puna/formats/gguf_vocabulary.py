@@ -10,12 +10,11 @@ from pathlib import Path
 import sentencepiece
 from gguf import GGUFValueType, GGUFWriter, TokenType
 
-from puna.added_tokens import CONFIG
+from puna.added_tokens import CONFIG, end_ids, named_template
 from puna.formats.special_ids import (
     GENERATION,
     MODEL,
     added_to_pieces,
-    end_ids,
     named_ids,
     read_beside,
     vocabulary_entries,
@@ -59,11 +58,7 @@ def _template(tokenizer: dict[str, Path | bytes]) -> str | None:
     file = tokenizer.get("chat_template.jinja")
     if isinstance(file, Path):
         return file.read_text(encoding="utf-8")
-    found = read_beside(tokenizer, CONFIG).get("chat_template")
-    if isinstance(found, list):  # several by name
-        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) else None
+    return named_template(read_beside(tokenizer, CONFIG))
 
 
 def _add_sentencepiece(writer: GGUFWriter, tokenizer: dict[str, Path | bytes], vocab_size: int) -> None:

@@ -24,11 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from puna.added_tokens import end_ids
 from puna.config import ModelConfig, RopeScaling
 from puna.files import read_object, write_json
 from puna.formats.fields import Fields
 from puna.formats.safetensors_stream import SafetensorsReader, SafetensorsWriter
-from puna.formats.special_ids import GENERATION, end_ids, special_ids
+from puna.formats.special_ids import GENERATION, special_ids
 from puna.model.parts import Part, Source, cast, check_shapes, parts, tokenizer_beside
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"

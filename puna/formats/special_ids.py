@@ -38,19 +38,6 @@ def special_ids(tokenizer: dict[str, Path | bytes]) -> dict[str, Any]:
     return ids | {name: said[name] for name in names if said.get(name) is not None}
 
 
-def end_ids(values: dict[str, Any], file: Path) -> list[int]:
-    """`eos_token_id` of a configuration, which is one id, several, or none.
-
-    Raises:
-        ValueError: naming the file, when it is anything else.
-    """
-    value = values.get("eos_token_id")
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(id, int) and not isinstance(id, bool) for id in ids):
-        raise ValueError(f"{file}: eos_token_id is {value!r}; it must be a token id, or a list of them")
-    return ids
-
-
 def read_beside(tokenizer: dict[str, Path | bytes], name: str) -> dict[str, Any]:
     """What one of a tokenizer's JSON files says; nothing where it is missing."""
     file = tokenizer.get(name)

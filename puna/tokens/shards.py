@@ -169,7 +169,7 @@ def _write_shard(
                 total = sources[source]
                 if (source, split) not in appenders:
                     path = out / f"{shard.name}.{source}.{split}.npy"
-                    appenders[source, split] = files.enter_context(_npy_file(path, dtype))
+                    appenders[source, split] = files.enter_context(npy_file(path, dtype))
                     total[split].append(path.name)
                     outputs.append(path)
                 appenders[source, split](np.concatenate([bos, ids, eos], dtype=dtype, casting="same_kind"))
@@ -210,7 +210,7 @@ def _groups(documents: Iterator[Document]) -> Iterator[list[Document]]:
 
 
 @contextmanager
-def _npy_file(path: Path, dtype: DTypeLike) -> Iterator[Callable[[NDArray[Any]], None]]:
+def npy_file(path: Path, dtype: DTypeLike) -> Iterator[Callable[[NDArray[Any]], None]]:
     """An append function for a one-dimensional .npy file whose length is known only at its end."""
     length = 0
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from puna.cli.chat import Chat, _printable
+from puna.cli.chat import Chat, printable
 from puna.config import Sampling
 from puna.generate.engine import Engine
 from puna.generate.runners.pytorch import PlainRunner
@@ -37,7 +37,7 @@ def told(engine, tokenizer) -> Engine:
 
 def says(engine: Engine, prompt, sampling: Sampling, max_tokens: int) -> str:
     """What the model answers, as the terminal shows it."""
-    return _printable(generated(engine, prompt, sampling, max_tokens))
+    return printable(generated(engine, prompt, sampling, max_tokens))
 
 
 def talk(engine: Engine, *lines: str, sampling: Sampling = GREEDY, write=None, **options) -> str:
@@ -78,7 +78,7 @@ def test_a_template_lays_the_turns_out(told):
     first = generated(told, told.template.encode(messages), GREEDY, 8)
     messages += [{"role": "assistant", "content": first}, {"role": "user", "content": "and"}]
     second = says(told, told.template.encode(messages), GREEDY, 8)
-    assert talk(told, "The llama", "and").endswith(f"> {_printable(first)}\n\n> {second}\n\n> \n")
+    assert talk(told, "The llama", "and").endswith(f"> {printable(first)}\n\n> {second}\n\n> \n")
 
 
 def test_the_system_text_comes_first(told):
@@ -187,4 +187,4 @@ def test_the_token_rate_is_shown_on_a_terminal_only(engine):
 
 
 def test_a_model_cannot_command_the_terminal():
-    assert _printable("a\x1b[2J\x9b\rb\n\tç🦙") == "a�[2J��b\n\tç🦙"
+    assert printable("a\x1b[2J\x9b\rb\n\tç🦙") == "a�[2J��b\n\tç🦙"

@@ -7,7 +7,7 @@ import pytest
 
 from puna.api import find_model
 from puna.cli import main
-from puna.cli.chat import _printable
+from puna.cli.chat import printable
 from puna.config import RunConfig, Sampling, to_dict
 from puna.files import write_json
 from puna.generate.engine import Engine
@@ -132,7 +132,7 @@ def test_a_model_that_is_not_there_is_named_with_the_ways_to_one(capsys):
 def test_chat_talks_through_pipes(run, engine, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("The llama\n/quit\n"))
     text = out(capsys, "chat", "--model", str(run), *GREEDY)
-    assert f"> {_printable(greedy(engine, 'The llama'))}\n" in text
+    assert f"> {printable(greedy(engine, 'The llama'))}\n" in text
     assert "\x1b" not in text
 
 

@@ -3,15 +3,15 @@
 import importlib
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from puna.cli import main
 from puna.corpus import registry
 from puna.corpus.clean import clean_source
 from puna.corpus.parquet import read_documents
-from puna.stages.stage import Executor
+from puna.stages.stage import Executor, plan_shards
 
 MODULE = '''
 """Recipes: a line per recipe."""
@@ -51,10 +51,10 @@ def installed(tmp_path, monkeypatch) -> Path:
     monkeypatch.syspath_prepend(site)
     monkeypatch.setenv("PYTHONPATH", str(site), prepend=":")
     importlib.invalidate_caches()
-    for cached in (registry._registered, registry.load_source):
+    for cached in (registry.registered, registry.load_source):
         cached.cache_clear()
     yield site
-    for cached in (registry._registered, registry.load_source):
+    for cached in (registry.registered, registry.load_source):
         cached.cache_clear()
 
 
@@ -69,7 +69,7 @@ def recipes(tmp_path) -> Path:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_registered_source_is_cleaned_like_puna_s_own(installed, recipes, tmp_path, workers, monkeypatch):
-    monkeypatch.setattr("puna.stages.stage.SHARD_BYTES", 1)
+    monkeypatch.setattr("puna.corpus.clean.plan_shards", partial(plan_shards, shard_bytes=1))
     manifest = clean_source(
         "recipes", [recipes], tmp_path / "out", executor=Executor(workers=workers, max_bad=1)
     )
@@ -96,6 +96,7 @@ def test_the_command_line_has_a_verb_for_it_with_its_options(installed, recipes,
     assert "fewer characters are dropped" in " ".join(run("recipes", "--help").stdout.split())
     done = run("recipes", recipes, "--out", tmp_path / "out", "--shortest", 1, "--max-bad", 1)
     assert done.returncode == 0 and "4  kept" in done.stdout, done.stderr
+    assert run("broken", recipes, "--out", tmp_path / "out").returncode == 2
 
 
 def test_a_source_that_does_not_work_is_named_with_its_package(installed, caplog):
@@ -107,4 +108,3 @@ def test_a_source_that_does_not_work_is_named_with_its_package(installed, caplog
         registry.load_source("recipe")
     assert "ignored the source c4 of kitchen" in caplog.text
     assert registry.load_source("c4").__name__ == "puna.corpus.c4.source"
-    assert main(["corpus", "broken", "x", "--out", "y"]) == 2

@@ -97,7 +97,6 @@ DIFFERENT = [
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}"),
     (r"4210_5", r"4210_6"),
     (r"(1,2,3)", r"(1,2)"),
-    (r"9^{9^{9^9}}", r"1"),
     (r"x\le 3", r"x\ge 3"),
     (r"x<3", r"x\le 3"),
     (r"\text{none}", r"0"),
@@ -128,7 +127,7 @@ def test_different_answers_are_different(algebra):
 def test_a_comparison_that_hangs_ends_and_the_next_one_works(algebra):
     assert same_value("0.5", r"\frac{1}{2}")  # started
     began = time.monotonic()
-    assert not same_value("9^{9^{9^{9^9}}}", "1", seconds=2)
+    assert not same_value("9^{9^{9^9}}", "1", seconds=2)
     assert time.monotonic() - began < 4
     assert same_value("0.25", r"\frac{1}{4}")
 

@@ -183,8 +183,9 @@ def test_no_way_out(name, outside):
     assert not outcome.passed, outcome
     assert time.monotonic() - began < LIMITS.seconds + 2
     assert not (home / "written").exists()
-    time.sleep(0.1)
-    assert not descendants(sandbox_child.__doc__[:40])
+    while left := descendants(sandbox_child.__doc__[:40]):  # what was killed may still be ending
+        assert time.monotonic() - began < LIMITS.seconds + 5, left
+        time.sleep(0.05)
 
 
 @isolated

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from puna.cli import main
 from puna.corpus.parquet import read_documents
 from puna.manifest import load_manifest
-from puna.tokens.shards import _npy_file, hold_out, token_dtype, write_shards
+from puna.tokens.shards import hold_out, npy_file, token_dtype, write_shards
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_the_command_line_holds_out_what_it_is_told_to(make, small_tokenizer, tm
 def test_an_appended_file_is_what_numpy_would_have_saved(tmp_path_factory, lengths, dtype):
     path = tmp_path_factory.mktemp("npy") / "tokens.npy"
     parts = [np.arange(length, dtype=dtype) for length in lengths]
-    with _npy_file(path, dtype) as append:
+    with npy_file(path, dtype) as append:
         for part in parts:
             append(part)
     whole = np.concatenate([np.array([], dtype), *parts])

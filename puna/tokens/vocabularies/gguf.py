@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.gguf import read_header
+from puna.tokens.vocabularies.definition import added_token, definition
 from puna.tokens.vocabularies.sentencepiece import Kind, Piece, PieceModel, model_of_pieces
 from puna.tokens.vocabularies.settings import Settings
 from puna.tokens.vocabularies.tokenizer_json import SEPARATORS, HubModel
@@ -146,17 +147,9 @@ def byte_level_model(
     kind_of = {id: Kind(kind) for id, kind in enumerate(kinds)}
     kind_of |= dict.fromkeys(separators.values(), Kind.CONTROL)
     vocab = {text: id for id, text in enumerate(tokens) if kind_of[id] == Kind.NORMAL}
+    # Special is all that text never holds: control tokens, and places that no token fills.
     added = [
-        {
-            "id": id,
-            "content": text,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            # All that text never holds: control tokens, and places that no token fills.
-            "special": kind_of[id] != Kind.USER_DEFINED,
-        }
+        added_token(id, text, special=kind_of[id] != Kind.USER_DEFINED)
         for id, text in enumerate(tokens)
         if kind_of[id] != Kind.NORMAL
     ]
@@ -170,28 +163,12 @@ def byte_level_model(
     ]
     as_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     as_bytes["use_regex"] = _GPT_2 in patterns
-    return HubModel(
-        {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": added,
-            "normalizer": None,
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*cuts, as_bytes]} if cuts else as_bytes,
-            "post_processor": None,
-            "decoder": as_bytes,
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": None,
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "ignore_merges": whole_words,
-                "vocab": vocab,
-                "merges": [merge.split(" ", 1) for merge in merges],
-            },
-            SEPARATORS: separators,
-        }
+    found = definition(
+        vocab,
+        [merge.split(" ", 1) for merge in merges],
+        added,
+        pre_tokenizer={"type": "Sequence", "pretokenizers": [*cuts, as_bytes]} if cuts else as_bytes,
+        decoder=as_bytes,
+        whole_words=whole_words,
     )
+    return HubModel(found | {SEPARATORS: separators})

@@ -20,6 +20,7 @@ from typing import Any
 import sentencepiece
 
 from puna.added_tokens import added_tokens
+from puna.tokens.vocabularies.definition import added_token, definition
 
 # SentencePiece writes a space as U+2581 and so would decode a literal one as a space.
 SPACE = "\u2581"
@@ -40,6 +41,8 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Piece:
+    """A piece of a vocabulary, as SentencePiece writes it: a space is U+2581."""
+
     text: str
     score: float
     kind: Kind
@@ -94,6 +97,7 @@ class PieceModel:
         return UNKNOWN if self._model.is_unknown(id) else piece.replace(SPACE, " ").encode()
 
     def encode(self, texts: Sequence[str], threads: int) -> list[list[int]]:
+        """The ids of each text, which begins a document; `threads` only make it faster."""
         ids: list[list[int]] = self._model.encode(list(texts), num_threads=threads)
         return ids
 
@@ -131,39 +135,13 @@ class PieceModel:
         merges.sort()
         prefix = [{"type": "Prepend", "prepend": SPACE}] if self.adds_space else []
         spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-        return {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [
-                {
-                    "id": id,
-                    "content": text,
-                    "single_word": False,
-                    "lstrip": False,
-                    "rstrip": False,
-                    "normalized": False,
-                    "special": False,
-                }
-                for id, text in self._user_defined.items()
-            ],
-            "normalizer": {"type": "Sequence", "normalizers": [*prefix, spaces]},
-            "pre_tokenizer": None,
-            "post_processor": None,
-            "decoder": None,
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": pieces[self._model.unk_id()],
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": None,
-                "fuse_unk": True,
-                "byte_fallback": True,
-                "ignore_merges": False,
-                "vocab": {piece: id for id, piece in enumerate(pieces)},
-                "merges": [[left, right] for _, _, left, right in merges],
-            },
-        }
+        return definition(
+            {piece: id for id, piece in enumerate(pieces)},
+            [[left, right] for _, _, left, right in merges],
+            [added_token(id, text, special=False) for id, text in self._user_defined.items()],
+            normalizer={"type": "Sequence", "normalizers": [*prefix, spaces]},
+            unknown=pieces[self._model.unk_id()],
+        )
 
 
 def extended(file: Path) -> bytes:

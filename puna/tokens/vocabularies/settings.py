@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from puna.added_tokens import end_ids, named_template
 from puna.files import read_object
 
 _SPECIAL = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
@@ -39,21 +40,13 @@ def settings_beside(file: Path, adds_bos: bool) -> Settings:
     """
     config = read_object(file.parent / "tokenizer_config.json", optional=True)
     template = file.parent / "chat_template.jinja"
-    ends = read_object(file.parent / "generation_config.json", optional=True).get("eos_token_id")
+    generation = file.parent / "generation_config.json"
     return Settings(
         bool(config.get("add_bos_token", adds_bos)),
-        template.read_text(encoding="utf-8") if template.is_file() else _template(config),
-        frozenset(_ids(ends, file.parent)),
+        template.read_text(encoding="utf-8") if template.is_file() else named_template(config),
+        frozenset(end_ids(read_object(generation, optional=True), generation)),
         _special(read_object(file.parent / "special_tokens_map.json", optional=True) | config),
     )
-
-
-def _ids(value: Any, folder: Path) -> list[int]:
-    """One id, or several, or none."""
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(id, int) for id in ids):
-        raise ValueError(f"{folder / 'generation_config.json'}: eos_token_id is {value!r}; it must be ids")
-    return ids
 
 
 def _special(config: Mapping[str, Any]) -> dict[str, str] | None:
@@ -93,11 +86,3 @@ def is_tiktoken(file: Path) -> bool:
     """Whether a tokenizer.model is tiktoken's: lines of a token in base64 and its rank."""
     with file.open("rb") as stream:
         return re.fullmatch(rb"[A-Za-z0-9+/]+=* \d+\r?\n", stream.readline(200)) is not None
-
-
-def _template(config: Mapping[str, Any]) -> str | None:
-    """One template, or the one named "default" of several."""
-    found = config.get("chat_template")
-    if isinstance(found, list):
-        found = next((entry.get("template") for entry in found if entry.get("name") == "default"), None)
-    return found if isinstance(found, str) else None

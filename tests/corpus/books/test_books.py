@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from functools import partial
 
 import pytest
 
@@ -9,7 +10,7 @@ from puna.corpus.books.source import Book, Options, clean, decode, read
 from puna.corpus.clean import clean_source
 from puna.corpus.document import DamagedRecord, Document, Drop
 from puna.corpus.parquet import read_documents
-from puna.stages.stage import Executor
+from puna.stages.stage import Executor, plan_shards
 from tests.corpus.killed import run_killed
 
 BODY = "\n".join(
@@ -206,8 +207,7 @@ def test_a_book_that_is_in_another_is_removed_and_said_so(library, tmp_path):
 
 def test_the_same_books_are_kept_in_whatever_order_and_shards_they_come(library, tmp_path, monkeypatch):
     clean_source("books", [library], tmp_path / "one", executor=Executor(workers=1))
-    monkeypatch.setattr("puna.stages.stage.SHARD_BYTES", 1)
-    monkeypatch.setattr("puna.stages.stage.plan_shards.__defaults__", (1,))
+    monkeypatch.setattr("puna.corpus.pipeline.plan_shards", partial(plan_shards, shard_bytes=1))
     files = sorted(library.iterdir())
     random.Random(4).shuffle(files)
     clean_source("books", files, tmp_path / "many", executor=Executor(workers=2))

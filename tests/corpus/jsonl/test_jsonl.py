@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from puna.corpus.clean import clean_source
 from puna.corpus.document import DamagedRecord
 from puna.corpus.jsonl.source import Options, read
 from puna.corpus.parquet import read_documents
-from puna.stages.stage import Executor
+from puna.stages.stage import Executor, plan_shards
 from puna.tokens.mixture import Mixture
 from tests.conftest import sentences
 
@@ -106,7 +107,7 @@ def test_bytes_of_a_parquet_string_that_are_not_utf_8_cost_their_row(tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ids_are_unique_over_the_corpus_whatever_the_files_say(tmp_path, workers, monkeypatch):
-    monkeypatch.setattr("puna.stages.stage.SHARD_BYTES", 1)
+    monkeypatch.setattr("puna.corpus.clean.plan_shards", partial(plan_shards, shard_bytes=1))
     for folder in ("a", "b"):
         records = [{"text": f"{folder}{number}", "id": number // 2} for number in range(4)]
         write_lines(tmp_path / folder / "x.jsonl", [*records, {"text": f"{folder} without"}])
