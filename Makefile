@@ -7,10 +7,13 @@ PEER_NAMES := $(patsubst benchmarks/peers-%.txt,%,$(wildcard benchmarks/peers-*.
 BIN    := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test check slow bench peers docs clean
+.PHONY: demo finetune-demo test check slow bench peers docs clean
 
 demo: $(VENV)/.installed          ## raw dumps -> a model that answers
 	$(BIN)/puna demo
+
+finetune-demo: $(VENV)/.installed  ## a small chat model learns an answer format, and keeps what it knew
+	$(BIN)/python examples/finetune_answers.py
 
 # Most tests use one thread, so two processes share the suite; a module's tests, and its fixtures, stay together.
 # Compiled modules are kept, whatever the environment says: each test that starts `puna` would compile them again.

@@ -175,6 +175,45 @@ def train(
     return work(from_dict(RunConfig, values), out, sample, device=device)
 
 
+def finetune(
+    out: AnyPath,
+    model: AnyPath,
+    data: Paths,
+    lora: Mapping[str, Any] | None = None,
+    device: DeviceName = "auto",
+    sections: Mapping[str, Mapping[str, Any]] | None = None,
+    **options: Any,
+) -> "Outcome":
+    """Finetune a model on instruction data, or resume the run in `out` from its newest checkpoint.
+
+        puna.finetune("runs/answers", "smollm2", "answers.jsonl", lora={"r": 16}, epochs=2)
+
+    Args:
+        out: run directory to write.
+        model: as for `load`.
+        data: files of instruction data, each with a weight behind it if wanted: "answers.jsonl=2".
+        lora: fields of `LoraConfig`; None trains all weights.
+        device: device to train on; `auto` is a CUDA device if there is one, else the CPU.
+        sections: fields of the sections compute, parallel, save and watch of the configuration.
+        options: fields of `FinetuneConfig`, and `seed`.
+
+    Returns:
+        The last step's state, whether training finished, and the held-out loss.
+
+    Raises:
+        ValueError: an invalid model, data or option, too little memory, or `out` of another run.
+        FloatingPointError: the loss is no longer finite.
+    """
+    from puna.config import TuneConfig
+    from puna.finetune import run
+
+    given = [data] if isinstance(data, str | Path) else data
+    values = {"data": [str(file) for file in given], "lora": lora, "seed": options.pop("seed", 1)}
+    values["finetune"] = {**options, "model": str(find_model(str(model)).resolve())}
+    job = run.prepare(from_dict(TuneConfig, {**values, **(sections or {})}))
+    return run.finetune(job, Path(out), device=device)
+
+
 def load(
     model: AnyPath,
     weights: "Weights | None" = None,

@@ -269,6 +269,21 @@ class WatchConfig:
 
 @strict
 @dataclass(frozen=True)
+class EvalConfig:
+    """Benchmarks that are scored while a run trains."""
+
+    tasks: tuple[str, ...] = ()
+    """Names of tasks or groups, as in `puna eval`; none by default."""
+    every: Count = 1000
+    """Number of steps between evaluations; 0 evaluates only at the end."""
+    limit: Positive = 200
+    """Examples of each task in each evaluation."""
+    data: str = "data/eval"
+    """Directory of the benchmark files in their original formats."""
+
+
+@strict
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a training run."""
 
@@ -286,6 +301,7 @@ class RunConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
 
     def validate(self) -> None:
         """Raises ValueError naming the first invalid field and how to fix it."""
@@ -346,12 +362,29 @@ class FinetuneConfig:
     """Model to start from: run directory, Hugging Face or Meta directory, .gguf file, or smollm2."""
     template: str | None = None
     """Chat template by name (chatml, alpaca, puna, plain). Default: the one that the model comes with."""
+    format: str | None = None
+    """Format of the data: messages, sharegpt, alpaca, tasks, prompt, flan or text. Default: by the fields of
+    each record."""
     context: Positive | None = None
     """Tokens per packed row, and of the longest example. Default: the model's context, at most 1024."""
     held_out: Annotated[Fraction, Lt(1)] = 0.01
     """Share of the examples that are held out for the validation loss."""
     max_bad: Fraction = 0.1
     """Share of malformed records above which the data is refused."""
+    epochs: PositiveNumber = 3.0
+    """Number of passes over the data."""
+    steps: Positive | None = None
+    """Number of optimiser steps. Default: those of --epochs."""
+    batch_tokens: Positive = 16_384
+    """Tokens per optimiser step, padding included; a multiple of the context."""
+    micro_batch: Positive = 4
+    """Largest number of rows per forward pass; gradients are accumulated over a step."""
+    lr: PositiveNumber | None = None
+    """Learning rate, constant after warm-up. Default: 2e-5, with LoRA 2e-4."""
+    warmup: Fraction = 0.03
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: NonNegativeNumber = 0.0
+    """Weight decay of matrices."""
 
 
 @strict

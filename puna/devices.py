@@ -139,7 +139,7 @@ def fp32_error() -> float:
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(512, 512, generator=generator) for _ in range(2))
     exact = a.double() @ b.double()
-    return ((a @ b - exact).norm() / exact.norm()).item()
+    return float((a @ b - exact).norm() / exact.norm())
 
 
 def matrix_rate(device: "torch.device", precision: Precision, seconds: float, size: int = SMALLEST) -> float:

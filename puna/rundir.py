@@ -7,7 +7,8 @@
       samples.jsonl          continuations of fixed prompts
       progress.jsonl         what the progress bar shows
       checkpoints/
-        step-000100/         weights.safetensors, optimizer.safetensors, state.json
+        step-000100/         weights.safetensors, optimizer.safetensors, state.json; from several machines a
+                             file of each: weights-00001-of-00002.safetensors
       energy/                what each process of each start used
       trace.json             the profile, when one was asked for
       report.html
@@ -47,6 +48,16 @@ def checkpoints(run: Path) -> list[Path]:
     return [steps[step] for step in sorted(steps)]
 
 
+def part_of(file: Path, number: int, count: int) -> Path:
+    """The name of one of `count` files, counted from 0, that hold the tensors of `file` between them."""
+    return file if count == 1 else file.with_stem(f"{file.stem}-{number + 1:05d}-of-{count:05d}")
+
+
+def parts_of(file: Path) -> list[Path]:
+    """`file`, or the files that hold its tensors between them; none if neither is there."""
+    return [file] if file.is_file() else sorted(file.parent.glob(f"{file.stem}-*-of-*{file.suffix}"))
+
+
 def newest_weights(run: Path) -> Path:
     """The directory with a run's newest weights: a checkpoint, or `run` itself when it was converted.
 
@@ -55,7 +66,7 @@ def newest_weights(run: Path) -> Path:
     """
     if (run / WEIGHTS).is_file():
         return run
-    found = [path for path in checkpoints(run) if (path / WEIGHTS).is_file()]
+    found = [path for path in checkpoints(run) if parts_of(path / WEIGHTS)]
     if not found:
         raise ValueError(f"{run} holds no checkpoint; train it first: puna train --out {run}")
     return found[-1]

@@ -15,6 +15,7 @@ SHOWN = {
     "own_mixture.py": "people: held-out loss",
     "own_sampler.py": "The llama",
     "convert_weights.py": "small.gguf:",
+    "finetune_answers.py": "speaks the format",
 }
 
 

@@ -1,7 +1,7 @@
 """The command line, a verb per file. A verb's module is imported only when it is called: --help is quick.
 
-    puna demo · fetch · corpus · tokenizer train|encode|decode · shards · tokens inspect · train · generate
-         chat · serve · convert · eval · carbon · report
+    puna demo · fetch · corpus · tokenizer train|encode|decode · shards · tokens inspect · train · finetune
+         generate · chat · serve · convert · eval · carbon · report
 
 Results go to stdout (`--json` for programs), progress and errors to stderr. Exit codes: 0 success; 1 a bug;
 2 an invalid input, named in one line with its fix; 130 stopped by Ctrl-C, resumed by the same command.
@@ -29,6 +29,7 @@ VERBS = {
     "tokens": "Show the training batches that token shards give.",
     "plan": "Estimate a training run before it is paid for: memory, time, energy, cost.",
     "train": "Train a model on token shards; the same command resumes from the newest checkpoint.",
+    "finetune": "Finetune a model on instruction data, whole or with LoRA; the same command resumes.",
     "generate": "Generate continuations of one or many prompts.",
     "chat": "Chat with a model in the terminal.",
     "serve": "Serve a model over HTTP: OpenAI-compatible API and a chat page.",

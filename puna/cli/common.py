@@ -69,8 +69,7 @@ def print_result(result: dict[str, Any], json: bool, lines: Sequence[str]) -> No
 
 
 def print_stage(manifest: "Manifest", json: bool, lines: Iterable[str], out: object, after: str) -> None:
-    """Print what a stage wrote: its counts, where, and the next command."""
-    work = f"{human_bytes(manifest.bytes)} in {human_seconds(manifest.seconds)} of work"
-    print_result(
-        manifest.to_json(), json, [*lines, f"{out}: {work}", *energy_lines(manifest), f"next: {after}"]
-    )
+    """Print what a stage wrote: its counts, where, its energy, and the next command."""
+    work = f"{out}: {human_bytes(manifest.bytes)} in {human_seconds(manifest.seconds)} of work"
+    result = {"finished": True, **manifest.to_json()}
+    print_result(result, json, [*lines, work, *energy_lines(manifest), f"next: {after}"])

@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from puna.cli.common import Json, energy_lines, print_result
+from puna.cli.common import Json, print_result, print_stage
 from puna.corpus.clean import clean_source
 from puna.corpus.registry import load_source, source_names
-from puna.files import human_bytes, human_seconds, to_path
+from puna.files import to_path
 from puna.stages.stage import Executor, Unfinished
 
 
@@ -33,12 +33,7 @@ def source_verb(source: str) -> Callable[..., int]:
         lines = [f"{count:>12,}  {reason}" for reason, count in manifest.counts.items()]
         if manifest.damaged:
             lines.append(f"{manifest.damaged:>12,}  damaged (listed in *.bad.jsonl under {out})")
-        lines += [
-            f"{out}: {human_bytes(manifest.bytes)} in {human_seconds(manifest.seconds)} of work",
-            *energy_lines(manifest),
-            f"next: puna tokenizer train {out} --out tokenizer",
-        ]
-        print_result({"finished": True, **manifest.to_json()}, json, lines)
+        print_stage(manifest, json, lines, out, f"puna tokenizer train {out} --out tokenizer")
         return 0
 
     verb.__doc__ = f"""{source_names()[source]}

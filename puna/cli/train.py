@@ -81,7 +81,12 @@ def train(
     from puna.train.loop import train as train_run
 
     sample = sampler(out / TOKENIZER, prompts, Sampling())
-    outcome = train_run(config, out, sample, device=device)
+    evaluate = None
+    if config.eval.tasks:
+        from puna.evaluate.in_training import evaluator
+
+        evaluate = evaluator(config.eval, out / TOKENIZER)
+    outcome = train_run(config, out, sample, evaluate, device)
     result = {"step": outcome.state.step, "finished": outcome.finished, "validation": outcome.validation}
     if not outcome.finished:
         print_result(result, json, [f"stopped after step {outcome.state.step}; to resume, run it again"])

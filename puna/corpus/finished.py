@@ -21,6 +21,7 @@ class Finished:
 
     @property
     def bytes(self) -> int:
+        """Size of the files."""
         return sum(file.stat().st_size for file in self.files)
 
     def documents(self) -> Iterator[Document]:

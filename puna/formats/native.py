@@ -19,7 +19,7 @@ from puna.files import read_object, write_json
 from puna.formats.safetensors_stream import SafetensorsReader, SafetensorsWriter
 from puna.model.parts import Part, Source, cast, check_shapes, parts, tokenizer_beside
 from puna.model.weights import fused_rows
-from puna.rundir import CONFIG, WEIGHTS, newest_weights
+from puna.rundir import CONFIG, WEIGHTS, newest_weights, parts_of
 
 
 class NativeSource:
@@ -39,7 +39,7 @@ class NativeSource:
             raise ValueError(str(error) if str(file) in str(error) else f"{file}: {error}") from error
         self.tokenizer = tokenizer_beside(directory)
         path = newest_weights(directory) / WEIGHTS
-        self._reader = SafetensorsReader([path])
+        self._reader = SafetensorsReader(parts_of(path))
         for name, shape in list(self._reader.shapes.items()):
             rows = fused_rows(name, self.config)
             if rows and shape[:1] == (sum(rows.values()),):

@@ -12,7 +12,6 @@ step, and nothing is written.
 
 import logging
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
@@ -26,7 +25,7 @@ from puna.generate.runners.packed import PackedRunner, library_for, plain_model
 from puna.generate.runners.pytorch import PlainRunner
 from puna.model.parts import Source, parts
 from puna.tokens.chat_template import ChatTemplate
-from puna.tokens.tokenizer import Tokenizer
+from puna.tokens.model_files import tokenizer_of
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ def load_engine(
     if max_batch < 1:
         raise ValueError(f"max-batch is {max_batch}; it must be positive")
     kind, source = open_source(path)
-    tokenizer = _load_tokenizer(path, kind, source)
+    tokenizer = tokenizer_of(path, source.tokenizer)
     chosen = weights or _default_weights(path, kind, source)
     dtype = DTYPES[cache_dtype or ("fp32" if chosen == "fp32" else "bf16")]
     n_blocks = _n_blocks(source.config, dtype, max_batch, cache_tokens)
@@ -74,27 +73,6 @@ def _default_weights(path: Path, kind: Format, source: Source) -> Weights:
         return "fp32" if trained == "auto" else trained
     embedding = next(parts(source.config))
     return "fp32" if kind != "gguf" and source.dtype(embedding) == torch.float32 else "bf16"
-
-
-def _load_tokenizer(path: Path, kind: Format, source: Source) -> Tokenizer:
-    """The model's own tokenizer.
-
-    Raises:
-        ValueError: when there is none, or it is not one that puna reads.
-    """
-    if not source.tokenizer:
-        raise ValueError(f"{path} holds no tokenizer; put the model's own tokenizer beside its weights")
-    if kind == "gguf":
-        return Tokenizer(path)
-    folders = {file.parent if isinstance(file, Path) else None for file in source.tokenizer.values()}
-    if len(folders) == 1 and (folder := folders.pop()):
-        return Tokenizer(folder)
-    with TemporaryDirectory() as together:  # in two folders, or completed from other files in memory
-        for name, file in source.tokenizer.items():
-            (Path(together) / name).write_bytes(file if isinstance(file, bytes) else file.read_bytes())
-        tokenizer = Tokenizer(together)
-        _ = tokenizer.settings  # read while the files exist
-    return tokenizer
 
 
 def _n_blocks(config: ModelConfig, dtype: torch.dtype, max_batch: int, cache_tokens: int | None) -> int:

@@ -120,8 +120,11 @@ class Token:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one step added to an answer. A token belongs to the chunk of the step that sampled it; its text
-    may come in a later one, because unfinished characters and possible stop strings are held back."""
+    """What one step added to an answer.
+
+    A token belongs to the chunk of the step that sampled it; its text may come in a later one, because
+    unfinished characters and possible stop strings are held back.
+    """
 
     text: str
     tokens: tuple[Token, ...] = ()

@@ -18,7 +18,7 @@ from puna.kernels import build
 
 def is_fused(x: Tensor) -> bool:
     """Whether one of our kernels takes a tensor (..., E): fp32 or bf16 on the CPU, an even head dimension."""
-    return x.is_cpu and _kernel(x.dtype, x.shape[-1]) is not None
+    return build.in_memory(x) and _kernel(x.dtype, x.shape[-1]) is not None
 
 
 @cache

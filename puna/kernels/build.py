@@ -29,6 +29,7 @@ from functools import cache
 from pathlib import Path
 
 import torch  # also loads the OpenMP runtime that our libraries must find
+from torch import nn
 
 from puna.devices import cpu_limit
 from puna.files import atomic_file, cache_dir
@@ -45,6 +46,11 @@ TIMEOUT = 600.0
 def compiler() -> str | None:
     """The path of the C++ compiler: $CXX, else g++, else clang++; None when there is none."""
     return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+
+
+def in_memory(x: torch.Tensor) -> bool:
+    """Whether our kernels can read a tensor: a plain one on the CPU, none that only stands for one."""
+    return x.is_cpu and type(x) in (torch.Tensor, nn.Parameter, nn.Buffer)
 
 
 @cache

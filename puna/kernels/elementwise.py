@@ -21,7 +21,7 @@ from typing import Generic, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from puna.kernels import build
 
@@ -98,7 +98,7 @@ def _is_for_cpp(values: tuple[object, ...]) -> bool:
     """Whether all tensors are plain ones in a CPU's memory, and of types that the C++ kernels know."""
     for value in values:
         if isinstance(value, Tensor):
-            dtype, known = value.dtype, value.is_cpu and type(value) in (Tensor, nn.Parameter, nn.Buffer)
+            dtype, known = value.dtype, build.in_memory(value)
         elif isinstance(value, torch.dtype):
             dtype, known = value, True
         else:

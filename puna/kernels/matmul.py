@@ -59,7 +59,7 @@ def _kernels(dtype: torch.dtype) -> _Kernels | None:
 
 
 def _kernels_for(weights: Sequence[Tensor], dtype: torch.dtype) -> _Kernels | None:
-    if not all(weight.is_cpu and weight.dtype == torch.float32 for weight in weights):
+    if not all(build.in_memory(weight) and weight.dtype == torch.float32 for weight in weights):
         return None
     kernels = _kernels(dtype)
     if kernels is None or any(size % kernels.multiple for weight in weights for size in weight.shape):

@@ -1,11 +1,11 @@
-"""A model's weights as one safetensors file, names as in `llama.py`.
+"""A model's weights as safetensors, in one file or several; names as in `llama.py`.
 
 Older files hold a block's wq, wk, wv as one tensor `wqkv`, and w1, w3 as one tensor `w13`. They are still
 read, as is the optimiser's state beside them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from puna.config import ModelConfig
 from puna.model.llama import Llama
-from puna.rundir import WEIGHTS
+from puna.rundir import WEIGHTS, parts_of
 
 
 def trained(model: Llama) -> dict[str, nn.Parameter]:
@@ -64,7 +64,8 @@ def load_weights(directory: Path, model: Llama) -> None:
     """
     path = directory / WEIGHTS
     try:
-        tensors = split_fused(load_file(path), model.config)
+        files = [load_file(part) for part in parts_of(path) or [path]]
+        tensors = split_fused({name: file[name] for file in files for name in file}, model.config)
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}); delete {directory} to use the one before"
@@ -81,14 +82,17 @@ def load_weights(directory: Path, model: Llama) -> None:
 
 @contextmanager
 def open_tensors(path: Path, config: ModelConfig) -> Iterator[Callable[[str, tuple[slice, ...]], Tensor]]:
-    """A function that reads some slices of a tensor of a file, without reading the rest.
+    """A function that reads some slices of a tensor of a file, or of its parts, without reading the rest.
 
     Raises:
         ValueError: the file is corrupt, or lacks a tensor.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
+        with ExitStack() as stack:
+            files = [
+                stack.enter_context(safe_open(part, framework="pt")) for part in parts_of(path) or [path]
+            ]
+            names = {name: file for file in files for name in file.keys()}  # noqa: SIM118
             # Older files: which fused tensor holds a parameter, and from which row on.
             fused: dict[str, tuple[str, int]] = {}
             for name in names:
@@ -99,11 +103,13 @@ def open_tensors(path: Path, config: ModelConfig) -> Iterator[Callable[[str, tup
             def read(name: str, region: tuple[slice, ...]) -> Tensor:
                 held, first = (name, 0) if name in names else fused[name]
                 if not region:
-                    return file.get_tensor(held).clone()  # parameters of one fused tensor share its bytes
+                    return (
+                        names[held].get_tensor(held).clone()
+                    )  # parameters of one fused tensor share its bytes
                 if any(part.start == part.stop for part in region):
                     return torch.empty([part.stop - part.start for part in region])
                 rows = slice(region[0].start + first, region[0].stop + first)
-                return file.get_slice(held)[(rows, *region[1:])]
+                return names[held].get_slice(held)[(rows, *region[1:])]
 
             yield read
     except (SafetensorError, OSError, KeyError) as error:

@@ -48,6 +48,7 @@ class Shard:
 
     @property
     def bytes(self) -> int:
+        """Size of the input files."""
         return sum(path.stat().st_size for path in self.inputs)
 
 

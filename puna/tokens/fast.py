@@ -31,9 +31,11 @@ class Reference(Protocol):
     table: list[bytes]
     marks_spaces: bool  # SentencePiece-like, not byte-level
 
-    def encode(self, texts: Sequence[str], threads: int) -> list[list[int]]: ...
+    def encode(self, texts: Sequence[str], threads: int) -> list[list[int]]:
+        """The ids of each text."""
 
-    def definition(self) -> dict[str, Any]: ...
+    def definition(self) -> dict[str, Any]:
+        """The vocabulary as a tokenizer.json."""
 
 
 class FastEncoder:

@@ -45,6 +45,7 @@ class Sample:
 
     @property
     def bytes(self) -> int:
+        """Size of the lines, in UTF-8."""
         return sum(self.budgets.values())
 
     def lines(self) -> Iterator[str]:

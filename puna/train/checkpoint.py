@@ -6,16 +6,20 @@
         state.json               step, tokens, seconds, the data's fingerprint
 
 The directory is written under a temporary name, synced, and renamed: a visible checkpoint is complete, at
-whatever moment the process or the machine crashed. PyTorch's distributed checkpoint reads it unchanged
+whatever moment the process or the machine crashed. Of several machines each writes a part of the tensors
+(`weights-00001-of-00002.safetensors`), so that none needs memory for all; RUN is then on a file system that
+they share. PyTorch's distributed checkpoint reads it unchanged
 (`HuggingFaceStorageReader`), on any mesh.
 """
 
+import os
 import shutil
 import threading
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -82,9 +86,10 @@ class Saver:
             for name, parameter in names.items()
             for key, value in optimizer.state[parameter].items()
         }
-        weights, weights_ready = copy_to_cpu(collect(names, self.ranks))
-        moments, moments_ready = copy_to_cpu(collect(moments, self.ranks))
-        if not self.ranks.is_first:
+        writers = self.ranks.writers
+        weights, weights_ready = copy_to_cpu(collect(names, self.ranks, writers))
+        moments, moments_ready = copy_to_cpu(collect(moments, self.ranks, writers))
+        if self.ranks.rank not in writers:
             return
 
         def write() -> None:
@@ -113,20 +118,55 @@ class Saver:
 
     def _write(self, state: TrainState, weights: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
         path = rundir.checkpoint(self.run, state.step)
+        agreed = False
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            remove_partials(path.parent)
-            with atomic_directory(path) as temporary:
-                save_file(weights, temporary / WEIGHTS)
-                save_file(moments, temporary / OPTIMIZER)
-                write_json(temporary / STATE, asdict(state))
-            for old in checkpoints(self.run)[: -self.keep]:
-                shutil.rmtree(old)
-        except (OSError, SafetensorError) as error:
+            if self.ranks.is_first:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                remove_partials(path.parent)
+                with atomic_directory(path) as temporary:
+                    agreed = True
+                    self._agree(temporary)
+                    write_json(temporary / STATE, asdict(state))
+                    self._write_part(temporary, weights, moments)
+                for old in checkpoints(self.run)[: -self.keep]:
+                    shutil.rmtree(old)
+            else:
+                self._write_part(self._agree(None), weights, moments)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if self.ranks.is_first and not agreed:
+                self._agree(None)
             newest = latest(self.run)
             older = f"{newest.name} before it is complete" if newest else "there is none before it"
             number = error.errno if isinstance(error, OSError) else None
             self._error = OSError(number, f"checkpoint {path} could not be written ({error}); {older}")
+
+    def _write_part(self, folder: Path, weights: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
+        """Write this process's tensors; returns when every writer has, and raises what one of them met."""
+        number, count = self.ranks.writers.index(self.ranks.rank), len(self.ranks.writers)
+        failure: Exception | None = None
+        try:
+            for name, tensors in ((WEIGHTS, weights), (OPTIMIZER, moments)):
+                file = rundir.part_of(folder / name, number, count)
+                save_file(tensors, file)
+                with file.open("rb+") as handle:
+                    os.fsync(handle.fileno())
+        except (OSError, SafetensorError) as error:
+            failure = error
+        if self.ranks.writing is not None:
+            failures: list[Exception | None] = [None] * count
+            dist.all_gather_object(failures, failure, group=self.ranks.writing)
+            failure = next(filter(None, failures), None)
+        if failure is not None:
+            raise failure
+
+    def _agree(self, folder: Path | None) -> Path:
+        """The first process's folder, in every writer; None of it means that it could not make one."""
+        found = [folder]
+        if self.ranks.writing is not None:
+            dist.broadcast_object_list(found, src=0, group=self.ranks.writing)
+        if found[0] is None and not self.ranks.is_first:
+            raise OSError("the first process could not begin it")
+        return found[0]  # type: ignore[return-value]
 
 
 def read_state(checkpoint: Path) -> TrainState:

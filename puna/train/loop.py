@@ -42,8 +42,8 @@ from puna.train.validate import held_out_loss
 # Given the model after a step, returns records for samples.jsonl. Generation is above training in the
 # import order, so the caller passes the function.
 Sampler = Callable[[Llama], list[dict[str, Any]]]
-# Likewise evaluation: given the model, returns scores for metrics.jsonl.
-Evaluator = Callable[[Llama], dict[str, float]]
+# Likewise evaluation: given the model, returns each task's score, error, chance and n for metrics.jsonl.
+Evaluator = Callable[[Llama], dict[str, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ def train(
     """Train a model into the run directory `out`, resuming from its newest checkpoint if it has one.
 
     It trains on `data`; None: on the token shards that the configuration names. `sample` is called every
-    `watch.sample_every` steps, `evaluate` with each validation; both at the end.
+    `watch.sample_every` steps, `evaluate` every `eval.every`; both at the end, and `evaluate` also before the
+    first step of a run that starts from given weights.
 
     Raises:
         ValueError: an invalid configuration, data of another vocabulary, a device that is missing, an `out`
@@ -105,8 +106,16 @@ def train(
     steps = config.schedule.steps
     save_steps = Every(config.save.every, steps)
     validate_steps = Every(config.watch.validate_every, steps)
+    evaluate_steps = Every(config.eval.every, steps)
     sample_steps = Every(config.watch.sample_every, steps)
     validation = None
+
+    def measured(is_evaluated: bool) -> dict[str, Any]:
+        limit = None if state.step == steps else config.watch.validation_windows
+        found = held_out_loss(model, data, config.schedule.micro_batch, limit, ranks)
+        if evaluate is not None and is_evaluated:
+            found["evaluation"] = ranks.first(partial(evaluate, whole_model(model, ranks)))
+        return found
 
     with (
         Meter(gpus(run.device), out / ENERGY),
@@ -115,6 +124,8 @@ def train(
         profiler(out, config.watch.profile_steps if ranks.is_first else 0) as profile_step,
         ranks.named_failures(lambda: state.step),
     ):
+        if evaluate is not None and start.weights is not None and state.step == 0:
+            log.validation(state, measured(True), is_final=False)
         for step in range(state.step, steps):
             log.begin()
             batch = data.batch(step, ranks.dp_rank, ranks.dp_world)
@@ -126,13 +137,10 @@ def train(
             log.add(state, result, lr, batch.global_tokens)
             profile_step()
 
-            if state.step in validate_steps:
+            is_evaluated = evaluate is not None and state.step in evaluate_steps
+            if is_evaluated or state.step in validate_steps:
                 log.flush()  # the step's time is not to include what follows
-                limit = None if state.step == steps else config.watch.validation_windows
-                validation = held_out_loss(model, data, config.schedule.micro_batch, limit, ranks)
-                if evaluate is not None:
-                    whole = whole_model(model, ranks)
-                    validation["evaluation"] = ranks.first(partial(evaluate, whole))
+                validation = measured(is_evaluated)
                 log.validation(state, validation, is_final=state.step == steps)
             if sample is not None and state.step in sample_steps:
                 log.flush()

@@ -53,7 +53,9 @@ class JsonLines:
         # Bytes, split at \n alone: str.splitlines would also cut at the line separators inside a text.
         for line in self.path.read_bytes().split(b"\n"):
             try:
-                if json.loads(line)["step"] <= step:
+                record = json.loads(line)
+                is_repeated = step == 0 and record.get("kind") == "validation"  # before the first step
+                if record["step"] <= step and not is_repeated:
                     kept.append(line + b"\n")
             except (ValueError, KeyError):
                 break

@@ -64,7 +64,14 @@ def join(config: ParallelConfig, device: torch.device) -> Ranks:
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     shape = config.dp_replicate, config.dp_shard, config.tp
     place = ranks_of(init_device_mesh(device.type, shape, mesh_dim_names=AXES))
-    return replace(place, side=dist.new_group(backend="gloo"))
+    writers = tuple(range(0, world, int(os.environ.get("LOCAL_WORLD_SIZE", world))))
+    writing = dist.new_group(list(writers), backend="gloo") if len(writers) > 1 else None
+    return replace(
+        place,
+        writers=writers,
+        writing=writing if rank in writers else None,
+        side=dist.new_group(backend="gloo"),
+    )
 
 
 def ranks_of(mesh: DeviceMesh) -> Ranks:

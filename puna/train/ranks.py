@@ -33,6 +33,10 @@ class Ranks:
     """Which rows of a batch are this process's; the ranks of a tp group share them."""
     dp_world: int = 1
     """Number of ranks with different rows."""
+    writers: tuple[int, ...] = (0,)
+    """The first rank of each machine: they share the writing of checkpoints."""
+    writing: dist.ProcessGroup | None = None
+    """The group of the writers; None if there is one alone, and in other ranks."""
     side: dist.ProcessGroup | None = None
     """A group of all ranks for finding out who is missing, when the others' collectives have failed."""
 

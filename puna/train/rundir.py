@@ -25,7 +25,7 @@ Files = Mapping[str, Path | bytes]
 
 # Settings that change neither the weights nor the order of the data: they may change when a run is resumed.
 # (The number of threads changes rounding, as another machine does.)
-_FREE_SECTIONS = ("save", "watch", "parallel")
+_FREE_SECTIONS = ("save", "watch", "eval", "parallel")
 _FREE_FIELDS = (("compute", "threads"), ("compute", "allocator"))
 
 

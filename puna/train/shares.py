@@ -4,7 +4,7 @@ name, whole shape ─> region: slices of the whole ─> initial values, a checkp
 own part          ─> whole: on every rank        ─> a checkpoint that does not depend on the mesh
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -76,14 +76,19 @@ def whole(name: str, tensor: Tensor, mesh: DeviceMesh) -> Tensor:
     return torch.cat([share.narrow(axis, 0, length) for share, length in pairs], axis)
 
 
-def collect(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
-    """The whole tensors, in the first process; a collective. Other processes get an empty dictionary."""
+def collect(tensors: Mapping[str, Tensor], ranks: Ranks, writers: Sequence[int] = (0,)) -> dict[str, Tensor]:
+    """The whole tensors, in the first process or divided among `writers`; a collective.
+
+    Each of the writers gets about as many bytes, other processes an empty dictionary.
+    """
     if ranks.mesh is None:
         return dict(tensors)
-    collected = {}
+    collected, given = {}, dict.fromkeys(writers, 0)
     for name, tensor in tensors.items():
         found = whole(name, tensor, ranks.mesh)
-        if ranks.is_first:
+        writer = min(given, key=given.__getitem__)
+        given[writer] += found.nbytes
+        if ranks.rank == writer:
             collected[name] = found
     return collected
 

@@ -54,7 +54,16 @@ def test_a_mesh_trains_like_one_process(results, variant, mesh):
     [name for name, shape in zip(NAMES, MESHES, strict=True) if shape[0] * shape[1] * shape[2] == WORLD],
 )
 def test_a_checkpoint_loads_on_another_mesh_and_in_one_process_bitwise(results, mesh):
-    assert results["checkpoints"][mesh]
+    found = results["checkpoints"][mesh]
+    assert found["equal"]
+    small, large = sorted(found["sizes"])
+    assert large < 1.5 * small, "each machine writes about half"
+
+
+def test_a_machine_whose_disk_is_full_ends_the_checkpoint_of_all(results):
+    for found in results["checkpoints"].values():
+        assert "step-000099 could not be written ([Errno 28]" in found["refusal"]
+        assert "step-000099" not in found["complete"]
 
 
 @pytest.mark.parametrize("name", MUTATIONS)

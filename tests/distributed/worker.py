@@ -3,6 +3,7 @@
 python -m tests.distributed.worker FOLDER RANK
 """
 
+import errno
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ from puna.train.setup import initialise
 from puna.train.shares import collect
 from puna.train.step import OutlierGuard, train_step
 
-WORLD, STEPS, SEQUENCES, OUTLIER = 4, 6, 12, 4
+WORLD, STEPS, SEQUENCES, OUTLIER = 4, 20, 12, 18
 NORMS = (1.2,) * 16  # as if steps had come before: what an outlier is compared with
 CONFIG = RunConfig(
     # Grouped-query heads; sizes that 2, 3 and 4 ranks divide, and a vocabulary that they do not.
@@ -253,16 +254,33 @@ def main(folder: Path, rank: int) -> None:
     dist.destroy_process_group()
 
 
+def full_disk(*arguments: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def check_checkpoint(
     folder: Path, run: Run, shape: tuple[int, ...], options: dict[str, Any], results: dict[str, Any]
 ) -> None:
-    """Written on this mesh, a checkpoint loads on the mesh with its axes turned, and in one process."""
-    saver = Saver(folder, 100, run.place)
+    """Written on this mesh, a checkpoint loads on the mesh with its axes turned, and in one process.
+
+    The ranks are those of two machines, each of which writes a part.
+    """
+    writers = (0, 2)
+    group = dist.new_group(list(writers), backend="gloo")
+    two = replace(run.place, writers=writers, writing=group if run.place.rank in writers else None)
+    saver = Saver(folder, 100, two)
     number = len(list((folder / "checkpoints").glob("step-*"))) + 1 if run.place.is_first else 0
     number = run.place.first(lambda: number)
     saver.save(TrainState(step=number), run.model, run.optimizer)
     saver.wait()
     path = folder / "checkpoints" / f"step-{number:06d}"
+    with patched(checkpoint, "save_file", full_disk if run.place.rank == 2 else checkpoint.save_file):
+        saver.save(TrainState(step=99), run.model, run.optimizer)
+        try:
+            saver.wait()
+            refusal = ""
+        except OSError as error:
+            refusal = str(error)
     weights, moments = run.weights(), run.moments()
     turned = shape[1:] + shape[:1]
     mesh = DeviceMesh("cpu", torch.arange(WORLD).view(turned), mesh_dim_names=AXES)
@@ -272,9 +290,13 @@ def check_checkpoint(
     if run.place.is_first:
         checkpoint.load(path, alone.model, alone.optimizer)
         single = alone.weights(), alone.moments()
-        results.setdefault("checkpoints", {})["×".join(map(str, shape))] = all(
-            is_equal(a, weights) and is_equal(b, moments) for a, b in (found, single)
-        )
+        sizes = [file.stat().st_size for file in sorted(path.glob("weights-0000?-of-00002.safetensors"))]
+        results.setdefault("checkpoints", {})["×".join(map(str, shape))] = {
+            "equal": all(is_equal(a, weights) and is_equal(b, moments) for a, b in (found, single)),
+            "sizes": sizes,
+            "refusal": refusal,
+            "complete": [one.name for one in checkpoint.checkpoints(folder)],
+        }
 
 
 if __name__ == "__main__":

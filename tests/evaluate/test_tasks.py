@@ -105,6 +105,8 @@ def test_mmlu_keeps_none_as_text_and_both_headers(real):
     header, shots = TASKS["mmlu"].prefix(real, 5, "us_foreign_policy")
     assert header == "The following are multiple choice questions (with answers) about us foreign policy.\n\n"
     assert len(shots) == 5 and re.search(r"\nD\. .+\nAnswer: [ABCD]\n\n$", shots[0])
+    stripped, original = ([*TASKS[name].read(real)] for name in ("mmlu", "mmlu_original_header"))
+    assert sum(a.question != b.question for a, b in zip(stripped, original, strict=True)) == 963
     assert "about  anatomy." in TASKS["mmlu_original_header"].prefix(real, 0, "anatomy")[0]
 
 

@@ -165,9 +165,8 @@ CONFIGURATIONS = [
     ],
 )
 def test_the_model_itself_takes_as_much_memory_within_5_percent(
-    monkeypatch, name, layers, mesh, micro_batch, micro_batches, activations
+    name, layers, mesh, micro_batch, micro_batches, activations
 ):
-    monkeypatch.setenv("PUNA_NATIVE", "0")
     model = replace(recipe(name).model, n_layers=layers)
     chosen = MeshConfig(*mesh)
     batch = chosen.dp * micro_batch * micro_batches * model.context

@@ -44,8 +44,9 @@ def ends_in_control_word(text: str) -> bool:
 
 
 def after_line(text: str, start: int, end: int) -> int:
-    """Where the text continues after removing text[start:end]: past the line break, if nothing else was on
-    its lines.
+    """Where the text continues after removing text[start:end].
+
+    That is past the line break, if nothing else was on its lines.
     """
     rest = _BLANK_REST.match(text, end)
     if rest and not text[text.rfind("\n", 0, start) + 1 : start].strip():

@@ -342,8 +342,10 @@ class _Files:
         self._lifted: dict[str, str] = {}
 
     def find(self, name: str, folder: str) -> tuple[str, str] | None:
-        """The path and the lifted text of a file named as in `\\input{name}`, relative to the main file's
-        folder or else to the top folder."""
+        """The path and the lifted text of a file named as in `\\input{name}`.
+
+        It is looked for in the main file's folder, then in the top folder.
+        """
         for base in dict.fromkeys((self._folder, "")):
             place = posixpath.normpath(posixpath.join(base, folder.strip("/"), name))
             for path in (f"{place}.tex", place):

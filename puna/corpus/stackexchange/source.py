@@ -120,8 +120,10 @@ def clean(thread: Thread, options: Options = Options()) -> Document | Drop:
 
 
 def site_of(path: Path) -> str:
-    """`coffee.stackexchange.com` for its folder's Posts.xml or its archive, `stackoverflow.com` for
-    `stackoverflow.com-Posts.7z`."""
+    """The site of a folder's Posts.xml or of an archive.
+
+    `coffee.stackexchange.com.7z` is that site's, `stackoverflow.com-Posts.7z` that of stackoverflow.com.
+    """
     return _ARCHIVE.sub("", path.name) if path.suffix == ".7z" else path.absolute().parent.name
 
 

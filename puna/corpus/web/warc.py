@@ -185,6 +185,7 @@ class Splitter:
         return self._size > 0 or self._lost
 
     def push(self, piece: _Piece) -> Iterator[WarcRecord | DamagedRecord]:
+        """Take the next piece; yields the records that it completes."""
         if not self._size:
             self._offset = piece.offset
         self._parts.append(piece.data)

@@ -15,6 +15,7 @@ from puna.evaluate.tasks import (
     truthfulqa,
 )
 
+_ALSO = {"arc-e": "arc_easy", "arc-c": "arc_challenge"}
 _MODULES = (commonsense, closed_book, reading, mathematics, code, mmlu, bias, truthfulqa)
 TASKS: dict[str, Task] = {task.name: task for module in _MODULES for task in module.TASKS}
 GROUPS: dict[str, list[str]] = {"llama": [task.name for task in TASKS.values() if task.group]}
@@ -26,11 +27,13 @@ for _task in TASKS.values():
 def find(names: Sequence[str]) -> list[Task]:
     """The tasks with these names, of these groups, or in these files (.py with TASKS, .yaml); each once.
 
+    Names may also be separated by commas.
+
     Raises:
         ValueError: an unknown name, with those that exist.
     """
     found: dict[str, Task] = {}
-    for name in names:
+    for name in (_ALSO.get(name, name) for given in names for name in given.split(",")):
         if name.endswith((".py", ".yaml", ".yml")):
             from puna.evaluate.tasks.own import read_tasks
 

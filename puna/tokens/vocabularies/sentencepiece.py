@@ -41,6 +41,8 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Piece:
+    """A piece of a vocabulary, as SentencePiece writes it: a space is U+2581."""
+
     text: str
     score: float
     kind: Kind
@@ -95,6 +97,7 @@ class PieceModel:
         return UNKNOWN if self._model.is_unknown(id) else piece.replace(SPACE, " ").encode()
 
     def encode(self, texts: Sequence[str], threads: int) -> list[list[int]]:
+        """The ids of each text, which begins a document; `threads` only make it faster."""
         ids: list[list[int]] = self._model.encode(list(texts), num_threads=threads)
         return ids
 

@@ -81,6 +81,7 @@ class HubModel:
         self.adds_space = self.table[first].startswith(b" ")
 
     def encode(self, texts: Sequence[str], threads: int) -> list[list[int]]:
+        """The ids of each text, which begins a document; `threads` only make it faster."""
         # Unlike `encode`, this lets other threads run meanwhile; for a short text it is slower.
         if (threads > 1 and len(texts) > 1) or max(map(len, texts), default=0) > _LONG:
             found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)

@@ -1,0 +1,291 @@
+"""A finetuning run: learns, resumes exactly, is read like any model, and says what is wrong."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from puna import api
+from puna.cli import main
+from puna.config import (
+    ComputeConfig,
+    FinetuneConfig,
+    LoraConfig,
+    SaveConfig,
+    TuneConfig,
+    WatchConfig,
+    read_config,
+    to_dict,
+)
+from puna.files import read_json_lines, write_json
+from puna.finetune import run
+from puna.formats.convert import convert, open_source
+from puna.generate.runners.packed import plain_model
+from puna.model.llama import Llama
+from puna.rundir import newest_weights
+from puna.tokens.mixture import Batch
+from tests.conftest import sentences
+
+LORA = LoraConfig(r=4, alpha=16.0, dropout=0.1)
+
+
+@pytest.fixture(scope="module")
+def base(shards, tmp_path_factory) -> Path:
+    """A small random model in Hugging Face's format, with the vocabulary of the tests' shards."""
+    torch.manual_seed(1)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=512,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+            tie_word_embeddings=False,
+        )
+    )
+    path = tmp_path_factory.mktemp("base") / "hf"
+    model.save_pretrained(path)
+    (path / "tokenizer.model").write_bytes((shards.parent / "tokenizer/tokenizer.model").read_bytes())
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Questions of some words, whose answers are always the same two sentences."""
+    path = tmp_path_factory.mktemp("data") / "answers.jsonl"
+    answers = [sentences(seed, 1) for seed in (1, 2)]
+    rows = [{"prompt": sentences(seed, 1 + seed % 3), "completion": answers[seed % 2]} for seed in range(120)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def settings(base: Path, data: Path, lora: LoraConfig | None = None, **fields: Any) -> TuneConfig:
+    chosen = {"template": "puna", "batch_tokens": 8 * 64, "context": 64, "epochs": 5.0, "held_out": 0.1}
+    return TuneConfig(
+        data=(str(data),),
+        finetune=FinetuneConfig(model=str(base), lr=3e-3, **{**chosen, **fields}),
+        lora=lora,
+        compute=ComputeConfig(precision="fp32", threads=1, allocator="system"),
+        save=SaveConfig(every=5),
+        watch=WatchConfig(validate_every=10),
+    )
+
+
+def tune(config: TuneConfig, out: Path, **options: Any) -> Any:
+    return run.finetune(run.prepare(config), out, **options)
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def finished(request, base, data, tmp_path_factory) -> tuple[TuneConfig, Path]:
+    config = settings(base, data, LORA if request.param == "lora" else None)
+    out = tmp_path_factory.mktemp("finished") / request.param
+    assert tune(config, out).finished
+    return config, out
+
+
+def curve(out: Path) -> list[tuple[Any, ...]]:
+    return [
+        (record["kind"], record["step"], record["loss"], record.get("grad_norm"), record.get("lr"))
+        for record in read_json_lines(out / "metrics.jsonl")
+    ]
+
+
+def weights(out: Path) -> bytes:
+    return (newest_weights(out) / "weights.safetensors").read_bytes()
+
+
+def test_the_answers_are_learnt_at_a_constant_rate(finished):
+    _, out = finished
+    records = [r for r in read_json_lines(out / "metrics.jsonl") if r["kind"] == "train"]
+    assert records[-1]["loss"] < 0.4 * records[0]["loss"]
+    assert records[-1]["lr"] == max(r["lr"] for r in records) == 3e-3
+    held_out = [r for r in read_json_lines(out / "metrics.jsonl") if r["kind"] == "validation"]
+    assert held_out[-1]["loss"] < held_out[0]["loss"]
+
+
+def test_the_run_answers_with_the_template_that_trained_it(finished):
+    _, out = finished
+    model = api.load(out)
+    answer = model.chat([{"role": "user", "content": sentences(7, 2)}], temperature=0, max_tokens=40)
+    assert answer.strip() in {sentences(1, 1), sentences(2, 1)}
+
+
+def test_a_second_call_finds_it_finished_and_another_configuration_is_refused(finished):
+    config, out = finished
+    before = weights(out)
+    assert tune(config, out).finished
+    assert weights(out) == before
+    with pytest.raises(ValueError, match=r"another configuration \(.*epochs is 5"):
+        tune(replace(config, finetune=replace(config.finetune, epochs=4.0)), out)
+
+
+@torch.no_grad()
+def test_a_lora_run_is_read_merged_and_peft_reads_its_adapter(base, finished, tmp_path):
+    config, out = finished
+    if config.lora is None:
+        return
+    tokens = torch.randint(512, (2, 40), generator=torch.Generator().manual_seed(1))
+    merged = plain_model(open_source(out)[1], "fp32")(tokens)
+    theirs = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), out / run.ADAPTER)
+    torch.testing.assert_close(merged, theirs(tokens).logits, rtol=1e-4, atol=1e-4)
+    convert(out, tmp_path / "merged", "hf")
+    exported = LlamaForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(merged, exported(tokens).logits, rtol=1e-4, atol=1e-4)
+    assert (tmp_path / "merged/chat_template.jinja").is_file()
+    exact, rounded = run.merged_losses(run.prepare(config), out)
+    last = [r for r in read_json_lines(out / "metrics.jsonl") if r["kind"] == "validation"][-1]
+    assert exact == pytest.approx(last["loss"], rel=1e-5)
+    assert 0 < abs(rounded - exact) < 0.05
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from puna.config import read_config
+from puna.finetune import run
+job = run.prepare(read_config(Path(sys.argv[1])))
+run.finetune(job, Path(sys.argv[2]))
+"""
+
+
+def kill_and_resume(config: TuneConfig, undisturbed: Path, folder: Path, kills: int) -> None:
+    """Kill a run as often at random moments, and compare how it ends."""
+    folder.mkdir()
+    write_json(folder / "settings.json", to_dict(config))
+    command = [sys.executable, "-c", SCRIPT, folder / "settings.json", folder / "run"]
+    draw, killed = random.Random(kills), 0
+    steps = read_config(undisturbed).schedule.steps
+    while killed < kills:
+        at = draw.randrange(1, steps)  # killed once it has recorded so many steps
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        metrics = folder / "run/metrics.jsonl"
+        while process.poll() is None:
+            lines = read_json_lines(metrics) if metrics.is_file() else []
+            if lines and lines[-1]["step"] >= at:
+                os.kill(process.pid, signal.SIGKILL)
+                break
+            time.sleep(0.005)
+        process.wait()
+        killed += 1
+    subprocess.run(command, check=True, capture_output=True)
+    assert curve(folder / "run") == curve(undisturbed)
+    assert weights(folder / "run") == weights(undisturbed)
+
+
+def test_a_killed_run_resumes_bitwise(finished, tmp_path):
+    config, out = finished
+    kill_and_resume(config, out, tmp_path / "killed", kills=1)
+
+
+@pytest.mark.slow
+def test_a_run_killed_ten_times_resumes_bitwise(finished, tmp_path):
+    config, out = finished
+    kill_and_resume(config, out, tmp_path / "killed", kills=10)
+
+
+@pytest.mark.slow
+def test_two_ranks_finetune_like_one(finished, tmp_path):
+    config, out = finished
+    config = replace(config, parallel=replace(config.parallel, dp_shard=2))
+    write_json(tmp_path / "settings.json", to_dict(config))
+    torchrun = [Path(sys.executable).with_name("torchrun"), "--nproc-per-node", "2", "--no-python"]
+    script = [sys.executable, "-c", SCRIPT, tmp_path / "settings.json", tmp_path / "run"]
+    subprocess.run([*torchrun, *script], check=True, capture_output=True, timeout=300)
+    for ours, alone in zip(curve(tmp_path / "run"), curve(out), strict=True):
+        assert ours[:2] == alone[:2]
+        assert ours[2] == pytest.approx(alone[2], rel=1e-2)
+
+
+def test_the_cost_is_printed_before_anything_trains(base, data, tmp_path, capsys):
+    def stop(model: Llama) -> list[dict[str, Any]]:
+        return []
+
+    config = settings(base, data, LORA, steps=1)
+    tune(config, tmp_path / "run", sample=stop)
+    said = capsys.readouterr().err
+    assert "data: 120 examples" in said
+    assert "training: 1 steps of 8 rows of 64 tokens" in said
+    adapters = 4 * 2 * (4 * 64 + 2 * (64 + 32) + 3 * (64 + 128)) - 4 * 2 * 0
+    assert f"{run.prepare(config).trained:,} of " in said
+    assert run.prepare(config).trained == 4 * 2 * (2 * 128 + 2 * 96 + 3 * 192), adapters
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"template": None}, r"has no chat template; choose one by --template"),
+        ({"template": "chatml"}, r"needs the control tokens <\|im_start\|>"),
+        ({"context": 256, "batch_tokens": 1024}, r"--context is 256, but the model was made for 128"),
+        ({"batch_tokens": 100}, r"--batch-tokens is 100, not a multiple of --context 64"),
+    ],
+)
+def test_what_does_not_fit_is_named_in_one_line(base, data, fields, words):
+    with pytest.raises(ValueError, match=words):
+        run.prepare(settings(base, data, **fields))
+
+
+def test_weights_of_files_are_checked(base, data):
+    config = settings(base, data)
+    job = run.prepare(replace(config, data=(f"{data}=2.5",)))
+    assert job.data.shares == {"answers": 1.0}
+    for wrong in (f"{data}=much", f"{data}=-1"):
+        with pytest.raises(ValueError, match="the weight"):
+            run.prepare(replace(config, data=(wrong,)))
+
+
+def test_lora_that_is_not_supported_is_named(base, data):
+    config = settings(base, data, replace(LORA, targets=("lm_head",)))
+    with pytest.raises(ValueError, match=r"lora\.targets names lm_head"):
+        run.prepare(config)
+    recomputed = replace(settings(base, data, LORA), compute=ComputeConfig(activations="full"))
+    with pytest.raises(ValueError, match=r"--lora\.dropout needs --compute\.activations manual"):
+        run.prepare(recomputed)
+
+
+def test_a_model_too_large_for_the_memory_is_refused_before_it_is_read(base, data, monkeypatch):
+    job = run.prepare(settings(base, data))
+    pages = os.sysconf("SC_PHYS_PAGES")
+    monkeypatch.setattr(os, "sysconf", lambda name: 1000 if name == "SC_PHYS_PAGES" else 4096)
+    assert pages > 1000
+    with pytest.raises(ValueError, match=r"needs .* of memory, and there are 4\.1 MB; use .*--lora\.r 16"):
+        run.cost(job)
+
+
+def test_a_batch_without_targets_stops_the_run(base, data, tmp_path, monkeypatch):
+    job = run.prepare(settings(base, data))
+    batch = job.data.batch
+
+    def empty(*arguments: int) -> Batch:
+        return replace(batch(*arguments), global_tokens=0)
+
+    monkeypatch.setattr(job.data, "batch", empty)
+    with pytest.raises(ValueError, match="step 1: the batch has no target token"):
+        run.finetune(job, tmp_path / "run")
+
+
+def test_the_command_previews_and_trains(base, data, tmp_path, capsys):
+    command = ["finetune", "--model", str(base), "--data", str(data), "--out", str(tmp_path / "run")]
+    command += ["--template", "puna", "--context", "64", "--batch-tokens", "512", "--steps", "2"]
+    command += ["--compute.precision", "fp32", "--compute.allocator", "system", "--lora.r", "2"]
+    assert main([*command, "--preview", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "⟦" in shown
+    assert not (tmp_path / "run").exists()
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "adapter in PEFT's layout" in said
+    assert "merged: held-out loss" in said
+    assert main(["generate", "--model", str(tmp_path / "run"), "The", "--max-tokens", "4"]) == 0
