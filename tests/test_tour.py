@@ -68,6 +68,7 @@ def run(line: str) -> None:
     assert main(words) == 0, line
 
 
+@pytest.mark.slow
 def test_the_tour_runs(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PUNA_CACHE", str(tmp_path / "cache"))
