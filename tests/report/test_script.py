@@ -26,7 +26,8 @@ change(".tools input[type=range]", 100, "input");
 const svg = document.querySelector("figure.chart svg"), box = svg.getBoundingClientRect();
 svg.setPointerCapture = () => {};
 const point = (kind, share) => svg.dispatchEvent(new PointerEvent(kind, {
-  clientX: box.left + box.width * share, clientY: box.top + box.height / 2, pointerType: "mouse", button: 0, pointerId: 1 }));
+  clientX: box.left + box.width * share, clientY: box.top + box.height / 2,
+  pointerType: "mouse", button: 0, pointerId: 1 }));
 point("pointerdown", 0.4);
 point("pointermove", 0.7);
 point("pointerup", 0.7);
