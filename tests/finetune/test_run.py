@@ -99,6 +99,7 @@ def curve(out: Path) -> list[tuple[Any, ...]]:
     return [
         (record["kind"], record["step"], record["loss"], record.get("grad_norm"), record.get("lr"))
         for record in read_json_lines(out / "metrics.jsonl")
+        if record["kind"] != "start"
     ]
 
 
