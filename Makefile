@@ -7,7 +7,7 @@ PEER_NAMES := $(patsubst benchmarks/peers-%.txt,%,$(wildcard benchmarks/peers-*.
 BIN    := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo finetune-demo test check slow bench peers clean
+.PHONY: demo finetune-demo test check slow bench peers docs clean
 
 demo: $(VENV)/.installed          ## raw dumps -> a model that answers
 	$(BIN)/puna demo
@@ -28,6 +28,10 @@ check: $(VENV)/.installed-dev     ## ruff (lint, format), mypy, spelling; the co
 	$(BIN)/mypy
 	$(BIN)/codespell
 	$(BIN)/python tests/code_size.py
+
+docs: $(VENV)/.installed-docs     ## the docs site, into site/; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "docs: site/index.html"
 
 slow: $(VENV)/.installed-dev      ## the tests that take minutes or need the package index
 	$(BIN)/python -m pytest -m "slow or network"
@@ -54,6 +58,10 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
 	$(BIN)/pip install -e ".[perplexity]" || echo "kenlm needs a C++ compiler: its tests are skipped"
 	touch $@
 
+$(VENV)/.installed-docs: pyproject.toml | $(VENV)/.installed
+	$(BIN)/pip install -e ".[docs]"
+	touch $@
+
 # An environment per peer, because their requirements conflict. A peer that cannot be installed is left out.
 $(PEERS)/%/.installed: benchmarks/peers-%.txt
 	rm -rf $(@D)
@@ -63,4 +71,4 @@ $(PEERS)/%/.installed: benchmarks/peers-%.txt
 	else rm -rf $(@D); echo "peer $* could not be installed; the benchmarks leave it out"; fi
 
 clean:
-	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
