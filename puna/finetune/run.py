@@ -46,7 +46,7 @@ from puna.validation import require
 
 ADAPTER = "adapter"
 WITHOUT_WEIGHT_GRADIENTS = 2 / 3
-"""The arithmetic of a step of LoRA, relative to training: the gradients of the weights are left out."""
+"""The arithmetic of a step of LoRA, relative to training: the gradients of the weights are skipped."""
 
 
 @dataclass(frozen=True)
