@@ -362,6 +362,9 @@ class FinetuneConfig:
     """Model to start from: run directory, Hugging Face or Meta directory, .gguf file, or smollm2."""
     template: str | None = None
     """Chat template by name (chatml, alpaca, puna, plain). Default: the one that the model comes with."""
+    format: str | None = None
+    """Format of the data: messages, sharegpt, alpaca, tasks, prompt, flan or text. Default: by the fields of
+    each record."""
     context: Positive | None = None
     """Tokens per packed row, and of the longest example. Default: the model's context, at most 1024."""
     held_out: Annotated[Fraction, Lt(1)] = 0.01

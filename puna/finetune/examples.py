@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.finetune.formats import Format, Malformed, Row, read_rows
+from puna.finetune.formats import Malformed, Row, read_rows
 from puna.progress import Bar
 from puna.tokens.chat_template import ChatTemplate, Message
 from puna.tokens.tokenizer import Tokenizer
@@ -91,7 +91,7 @@ def read_examples(
     template: ChatTemplate,
     tokenizer: Tokenizer,
     context: int,
-    format: Format | None = None,
+    format: str | None = None,
     max_bad: float = 0.1,
     name: str = "",
 ) -> Examples:

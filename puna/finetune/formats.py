@@ -72,7 +72,7 @@ class _Refused(Exception):
     """Reason and detail."""
 
 
-def read_rows(path: Path, format: Format | None = None) -> Iterator[Row | Malformed]:
+def read_rows(path: Path, format: str | None = None) -> Iterator[Row | Malformed]:
     """The examples of a file, in its order. Malformed records are returned in their places.
 
     Raises:
@@ -82,11 +82,12 @@ def read_rows(path: Path, format: Format | None = None) -> Iterator[Row | Malfor
         raise ValueError(f"format is {format!r}; it must be one of: {', '.join(_FIELDS)}")
     if not path.is_file():
         raise ValueError(f"there is no file {path}; give instruction data as JSON lines, JSON or Parquet")
+    given = next((name for name in _FIELDS if name == format), None)
     for place, values in _records(path):
         try:
             if isinstance(values, DamagedRecord):
                 raise _Refused(*_damage(values))
-            yield from _rows(values, format, place)
+            yield from _rows(values, given, place)
         except _Refused as refused:
             yield Malformed(place, *refused.args)
 
@@ -144,7 +145,7 @@ def _recognised(values: Mapping[str, Any]) -> Format:
     if len(fitting) > 1 and fitting[-1] == "text":  # some files hold the rendered conversation beside it
         del fitting[-1]
     if len(fitting) > 1:
-        raise _Refused("fits several formats", f"{' and '.join(fitting)}; choose one by the option format")
+        raise _Refused("fits several formats", f"{' and '.join(fitting)}; choose one by --format")
     if not fitting:
         raise _Refused("fields of no known format", ", ".join(sorted(held))[:80])
     return fitting[0]

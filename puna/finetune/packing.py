@@ -30,6 +30,7 @@ from puna.tokens.order import ORDER, Schedule, digest64, permute, quotas
 from puna.tokens.tokenizer import Tokenizer
 
 PACKING = 1  # version of the packing, a part of the fingerprint
+_NAMED = 1000  # malformed records of a set that the manifest names; all are counted
 
 
 def pack(lengths: NDArray[np.int64], context: int) -> list[list[int]]:
@@ -177,12 +178,6 @@ class PackedExamples:
         """The records that were set aside."""
         return [item for examples in self._sets.values() for item in examples.malformed]
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """Examples, and what was cut and refused by reason, over all sets."""
-        names = {name: None for examples in self._sets.values() for name in examples.counts}
-        return {name: sum(examples.counts.get(name, 0) for examples in self._sets.values()) for name in names}
-
     def steps_of(self, epochs: float) -> int:
         """The steps that read as many rows as `epochs` passes over all sets; at least one."""
         rows = sum(map(len, self._rows.values()))
@@ -239,7 +234,7 @@ class PackedExamples:
         return int(self._validation[source].targets.sum()) / size if size else 0.0
 
     def report(self, steps: int) -> list[dict[str, Any]]:
-        """What `steps` steps train on: one row per set."""
+        """What `steps` steps train on, and what was cut and set aside: one row per set, for the manifest."""
         given = dict(zip(self.sources, self._schedule.given(steps * self.batch_sequences), strict=True))
         tokens = {name: self._targets_in(name, int(count)) for name, count in given.items()}
         total = sum(tokens.values())
@@ -254,6 +249,8 @@ class PackedExamples:
                 "documents": len(self._sets[name]),
                 "bytes": int(self._sets[name].target_bytes.sum()),
                 "padding": rows.padding / (len(rows) * self.context),
+                "counts": self._sets[name].counts,
+                "malformed": [str(item) for item in self._sets[name].malformed[:_NAMED]],
             }
             for name, rows in self._rows.items()
         ]

@@ -85,7 +85,9 @@ def prepare(config: TuneConfig) -> Job:
     row = config.row_tokens
     _check(config, tokenizer)
     paths, weights = _files(config.data)
-    sets = tuple(read_examples(path, template, tokenizer, row, max_bad=chosen.max_bad) for path in paths)
+    sets = tuple(
+        read_examples(path, template, tokenizer, row, chosen.format, chosen.max_bad) for path in paths
+    )
     data = PackedExamples(
         sets,
         {examples.name: weight for examples, weight in zip(sets, weights, strict=True) if weight},

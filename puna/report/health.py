@@ -13,6 +13,7 @@ import numpy as np
 
 from puna.files import human_seconds
 from puna.report.run import Record, Run, number
+from puna.report.series import Array
 
 QUIET_SECONDS = 300.0  # without a record for so long, and for 20 steps, a run counts as stopped
 WINDOW = 64  # steps whose median a step is compared with
@@ -42,7 +43,7 @@ def health(run: Run, now: float | None = None) -> Health:
         facts.append(f"held-out loss {number(held_out):.3f}")
     missing = int((~np.isfinite(losses)).sum())
     skipped = sum(bool(record.get("skipped")) for record in run.train)
-    facts.append(f"{missing:,} steps not finite" if missing else "no step not finite")
+    facts.append(f"{missing:,} steps not finite" if missing else "every step finite")
     facts.append(f"{skipped:,} skipped" if skipped else "none skipped")
     if state == "running" and len(losses):
         left = (steps - run.step) * float(np.median(run.step_seconds[-200:]))
@@ -81,20 +82,35 @@ def _trend(losses: Any) -> list[str]:
 
 def outliers(run: Run) -> list[Record]:
     """Steps that were skipped, are not finite, or have a gradient norm far above the median before them."""
-    norms = run.column("grad_norm")
+    norms, losses = run.column("grad_norm"), run.column("loss")
+    usual = _median_before(norms)
+    is_finite = np.isfinite(norms) & np.isfinite(losses)
+    skipped = np.array([bool(record.get("skipped")) for record in run.train], bool)
     found = []
-    for at, record in enumerate(run.train):
-        norm = norms[at]
-        before = norms[max(0, at - WINDOW) : at]
-        usual = float(np.median(before)) if len(before) >= 16 and norm > OUTLIER * before.min() else np.inf
+    for at in np.flatnonzero(skipped | ~is_finite | (norms > OUTLIER * usual)).tolist():
+        record, norm = run.train[at], norms[at]
         reasons = ["skipped"] if record.get("skipped") else []
-        if not (np.isfinite(norm) and np.isfinite(number(record.get("loss")))):
+        if not is_finite[at]:
             reasons.append("not finite")
-        elif norm > OUTLIER * usual:
-            reasons.append(f"gradient norm {norm / usual:.1f} times the median")
-        if reasons:
-            found.append({**record, "why": ", ".join(reasons), "command": _inspect(run, record["step"])})
+        elif norm > OUTLIER * usual[at]:
+            reasons.append(f"gradient norm {norm / usual[at]:.1f} times the median")
+        command = _inspect(run, record["step"])
+        found.append({**record, "why": ", ".join(reasons), "command": command})
     return found
+
+
+def _median_before(norms: Array) -> Array:
+    """The median of the WINDOW values before each; infinite where fewer than 16 are known."""
+    padded = np.concatenate([np.full(WINDOW, np.nan), norms[:-1]])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[: len(norms)]
+    usual = np.full(len(norms), np.inf)
+    lowest = np.fmin.reduce(windows, axis=1) if len(norms) else usual
+    # A median is computed only where the norm is far above the lowest before it: elsewhere it is no outlier.
+    for at in np.flatnonzero(norms > OUTLIER * lowest).tolist():
+        known = windows[at][np.isfinite(windows[at])]
+        if len(known) >= 16:
+            usual[at] = np.median(known)
+    return usual
 
 
 def _inspect(run: Run, step: int) -> str:

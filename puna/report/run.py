@@ -84,7 +84,17 @@ class Run:
 
     def column(self, key: str) -> Array:
         """A figure of every step; what is missing is not a number."""
-        return np.array([number(record.get(key)) for record in self.train])
+        if key not in self._columns:
+            values = [record.get(key) for record in self.train]
+            try:
+                self._columns[key] = np.array(values, np.float64)  # None becomes NaN
+            except (TypeError, ValueError):
+                self._columns[key] = np.array([number(value) for value in values])
+        return self._columns[key]
+
+    @cached_property
+    def _columns(self) -> dict[str, Array]:
+        return {}
 
     def series(self, key: str, name: str, **more: Any) -> Series:
         """A figure over the steps; steps that lack it are not a number."""
@@ -147,11 +157,13 @@ def read_run(run: Path) -> Run:
         raise ValueError(f"{run / MANIFEST} is not a run's; delete it and run puna train again")
     records = _read_lines(run / METRICS, ("step",))
     train = _by_step(record for record in records if record.get("kind") == "train")
+    for record in train:
+        record.setdefault("tokens", record["step"] * config.schedule.batch_tokens)
     return Run(
         path=run,
         config=config,
         manifest=manifest,
-        train=[{"tokens": one["step"] * config.schedule.batch_tokens, **one} for one in train],
+        train=train,
         validations=_by_step(record for record in records if record.get("kind") == "validation"),
         samples=_read_lines(run / SAMPLES, ("step", "prompt", "text")),
         starts=[record for record in records if record.get("kind") == "start"],
@@ -171,7 +183,7 @@ def _read_lines(path: Path, required: tuple[str, ...]) -> list[Record]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(line.decode())
         except ValueError:  # also of bytes that are not UTF-8
             if not any(rest.strip() for rest in lines[number:]):
                 break

@@ -78,27 +78,21 @@ class ChatTemplate:
         return self.ids(*self.lay_out(messages, add_generation_prompt))
 
     def encode_all(self, requests: Sequence[tuple[Sequence[Message], bool]]) -> list[list[int] | ValueError]:
-        """As `encode`, for many conversations at once, which is faster; an error is returned for its ids.
+        """As `encode`, for many conversations at once, which is faster.
 
-        What they have in common, as the beginnings of one conversation do, is encoded once.
+        What they have in common, as the beginnings of one conversation do, is encoded once. The error of a
+        conversation that the template refuses, or that cannot be encoded, is returned instead of its ids.
         """
         mark = self._mark([message for messages, _ in requests for message in messages])
         marked = cache(lambda content: self._marked(content, mark))
-        found: list[Item | ValueError] = []
-        for messages, add_generation_prompt in requests:
-            try:
-                found.append(self._item(self._checked(messages, marked), add_generation_prompt))
-            except ValueError as error:
-                found.append(error)
-        texts = iter(RENDERER.render_all(self.source, [it for it in found if not isinstance(it, ValueError)]))
-        parts: list[list[int | str] | ValueError] = []
-        for item in found:
-            text = item if isinstance(item, ValueError) else next(texts)
-            if not isinstance(text, ValueError):
-                parts.append(self._parts(text, mark))
-            else:
-                parts.append(text if text is item else ValueError(f"{_REFUSES}: {text}"))
-        return _ids_of_all(self._tokenizer, parts)
+        items = [self._item(self._checked(messages, marked), goes_on) for messages, goes_on in requests]
+        return _ids_of_all(
+            self._tokenizer,
+            [
+                ValueError(f"{_REFUSES}: {text}") if isinstance(text, ValueError) else self._parts(text, mark)
+                for text in RENDERER.render_all(self.source, items)
+            ],
+        )
 
     def lay_out(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> tuple[str, str]:
         """The conversation as one text for `ids`, and the mark that it has within messages.

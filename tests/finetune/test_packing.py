@@ -168,7 +168,10 @@ def test_padding_is_reported_and_small(sets, pieces):
 def test_what_a_manifest_needs(sets, pieces):
     data = packed(sets, pieces)
     assert data.inputs == tuple(Input.file(examples.path) for examples in sets[::-1])
-    assert data.counts["examples"] == sum(map(len, sets))
+    for row, examples in zip(data.report(5), sets[::-1], strict=True):
+        assert row["counts"]["examples"] == row["documents"] == len(examples)
+        assert len(row["malformed"]) == row["counts"]["malformed: longer than the context"] > 0
+        assert row["malformed"][0].startswith(f"{examples.path.name}:")
     assert data.vocab_size == pieces.vocab_size and data.tokenizer == pieces.path
     held_out = next(data.validation_windows("many", 1, 1))
     assert held_out.global_tokens == (held_out.targets >= 0).sum() > 0
