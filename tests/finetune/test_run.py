@@ -72,7 +72,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def settings(base: Path, data: Path, lora: LoraConfig | None = None, **fields: Any) -> TuneConfig:
-    chosen = {"template": "puna", "batch_tokens": 8 * 64, "context": 64, "epochs": 5.0, "held_out": 0.1}
+    chosen = {"template": "puna", "batch_tokens": 8 * 64, "context": 64, "epochs": 3.0, "held_out": 0.1}
     return TuneConfig(
         data=(str(data),),
         finetune=FinetuneConfig(model=str(base), lr=3e-3, **{**chosen, **fields}),
@@ -130,8 +130,8 @@ def test_a_second_call_finds_it_finished_and_another_configuration_is_refused(fi
     before = weights(out)
     assert tune(config, out).finished
     assert weights(out) == before
-    with pytest.raises(ValueError, match=r"another configuration \(.*epochs is 5"):
-        tune(replace(config, finetune=replace(config.finetune, epochs=4.0)), out)
+    with pytest.raises(ValueError, match="a run of another configuration"):
+        tune(replace(config, finetune=replace(config.finetune, epochs=2.0)), out)
 
 
 @torch.no_grad()
