@@ -3,6 +3,7 @@
     raw dumps ──clean──> documents ──train_tokenizer──> tokenizer
                              └──────write_shards──────> shards ──train──> run ──load──> text
                                                                            ├──convert──> other formats
+                                       instruction data ──finetune──> run ─┤
                                                                            └──report──> a page
 
 Paths are strings or Path objects. Each function does what the command of its name does, and resumes as the
@@ -186,7 +187,17 @@ def finetune(
 ) -> "Outcome":
     """Finetune a model on instruction data, or resume the run in `out` from its newest checkpoint.
 
-        puna.finetune("runs/answers", "smollm2", "answers.jsonl", lora={"r": 16}, epochs=2)
+    >>> outcome = puna.finetune(
+    ...     "runs/answers",
+    ...     "runs/first",
+    ...     "answers.jsonl",
+    ...     lora={"r": 4},
+    ...     template="puna",
+    ...     batch_tokens=128,
+    ...     steps=2,
+    ... )
+    >>> outcome.finished
+    True
 
     Args:
         out: run directory to write.

@@ -3,7 +3,7 @@
     RUN/
       config.json            the resolved configuration, written first
       tokenizer.model        the vocabulary of the data
-      metrics.jsonl          a line per step, and one per validation
+      metrics.jsonl          a line per step, validation and start
       samples.jsonl          continuations of fixed prompts
       progress.jsonl         what the progress bar shows
       checkpoints/

@@ -14,7 +14,7 @@ from puna.generate.language_model import LanguageModel
 from tests.conftest import sentences
 
 # In this order each example finds what the one before it wrote.
-PIPELINE = ["clean", "train_tokenizer", "write_shards", "train", "load", "convert", "report"]
+PIPELINE = ["clean", "train_tokenizer", "write_shards", "train", "finetune", "load", "convert", "report"]
 
 
 def test_importing_puna_imports_neither_torch_nor_numpy():
@@ -58,6 +58,8 @@ def workplace(tmp_path_factory):
     (folder / "raw/books").mkdir(parents=True)
     for seed in (1, 2):
         (folder / f"raw/books/{seed}.txt").write_text(sentences(seed, 600) + "\n")
+    answer = {"prompt": "Who?", "completion": "A llama."}
+    (folder / "answers.jsonl").write_text("\n".join([json.dumps(answer)] * 8))
     return folder
 
 

@@ -7,9 +7,10 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from puna.cli.common import STOPPED, Json, Many, print_result
-from puna.cli.train import validation_lines
+from puna.cli.train import evaluator_of, validation_lines
 from puna.config import (
     ComputeConfig,
+    EvalConfig,
     FinetuneConfig,
     LoraConfig,
     ParallelConfig,
@@ -32,6 +33,7 @@ def finetune(
     parallel: ParallelConfig = ParallelConfig(),  # noqa: B008
     save: SaveConfig = SaveConfig(),  # noqa: B008
     watch: WatchConfig = WatchConfig(),  # noqa: B008
+    evaluation: Annotated[EvalConfig, Parameter(name="--eval")] = EvalConfig(),  # noqa: B008
     prompts: Annotated[list[str], Many] = [],  # noqa: B006 (cyclopts copies it)
     preview: int = 0,
     device: DeviceName = "auto",
@@ -66,7 +68,7 @@ def finetune(
     options = replace(options, model=str(find_model(options.model).resolve()))
     config = TuneConfig(
         data=tuple(data), seed=seed, finetune=options, lora=lora,
-        compute=compute, parallel=parallel, save=save, watch=watch,
+        compute=compute, parallel=parallel, save=save, watch=watch, eval=evaluation,
     )  # fmt: skip
     if compute.allocator == "keep" and not preview:
         from puna.train.allocator import keep_freed_memory
@@ -87,7 +89,7 @@ def finetune(
         from puna.generate.samples import sampler
 
         sample = sampler(out, prompts, Sampling())
-    outcome = run.finetune(job, out, sample, device=device)
+    outcome = run.finetune(job, out, sample, evaluator_of(config, out), device)
     result = {"step": outcome.state.step, "finished": outcome.finished, "validation": outcome.validation}
     if not outcome.finished:
         print_result(result, json, [f"stopped after step {outcome.state.step}; to resume, run it again"])

@@ -1,7 +1,7 @@
 """The verb train: token shards to weights."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Dict
@@ -13,6 +13,9 @@ from puna.files import MANIFEST
 from puna.manifest import load_manifest
 from puna.recipes import recipe
 from puna.rundir import TOKENIZER
+
+if TYPE_CHECKING:
+    from puna.train.loop import Evaluator
 
 
 def fill_from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -81,12 +84,7 @@ def train(
     from puna.train.loop import train as train_run
 
     sample = sampler(out / TOKENIZER, prompts, Sampling())
-    evaluate = None
-    if config.eval.tasks:
-        from puna.evaluate.in_training import evaluator
-
-        evaluate = evaluator(config.eval, out / TOKENIZER)
-    outcome = train_run(config, out, sample, evaluate, device)
+    outcome = train_run(config, out, sample, evaluator_of(config, out), device)
     result = {"step": outcome.state.step, "finished": outcome.finished, "validation": outcome.validation}
     if not outcome.finished:
         print_result(result, json, [f"stopped after step {outcome.state.step}; to resume, run it again"])
@@ -125,3 +123,12 @@ def validation_lines(validation: dict[str, Any] | None) -> list[str]:
         bits = validation["bits_per_byte_by_source"][source]
         lines.append(f"{source:>16}  {loss:.3f} nats per token, {bits:.3f} bits per byte")
     return lines
+
+
+def evaluator_of(config: RunConfig, out: Path) -> "Evaluator | None":
+    """What scores the model while it trains, if `--eval.tasks` names a task."""
+    if not config.eval.tasks:
+        return None
+    from puna.evaluate.in_training import evaluator
+
+    return evaluator(config.eval, out / TOKENIZER)

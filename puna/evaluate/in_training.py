@@ -7,6 +7,7 @@ Score, error and chance are in the unit of `puna eval`'s table: percent for all 
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +16,7 @@ from puna.config import EvalConfig
 from puna.evaluate import harness
 from puna.evaluate.data import Data
 from puna.evaluate.model import EngineModel
+from puna.evaluate.task import Example
 from puna.evaluate.tasks import find
 from puna.generate.engine import Engine
 from puna.generate.runners.cache import BLOCK
@@ -43,7 +45,7 @@ def evaluator(config: EvalConfig, tokenizer: Path) -> Callable[[Llama], Scores]:
             )
         examples = tuple(task.read(data))[: config.limit]
         task.prefix(data, task.shots, examples[0].topic)
-        tasks.append(replace(task, read=lambda data, examples=examples: examples))
+        tasks.append(replace(task, read=partial(_given, examples)))
 
     def evaluate(model: Llama) -> Scores:
         runner = PlainRunner(model, 2 * model.config.context // BLOCK)
@@ -65,3 +67,7 @@ def evaluator(config: EvalConfig, tokenizer: Path) -> Callable[[Llama], Scores]:
         return found
 
     return evaluate
+
+
+def _given(examples: tuple[Example, ...], data: Data) -> tuple[Example, ...]:
+    return examples

@@ -37,7 +37,6 @@ from puna.tokens.model_files import tokenizer_of
 from puna.tokens.tokenizer import Tokenizer
 from puna.train.here import plan_here
 from puna.train.loop import Evaluator, Outcome, Sampler, train
-from puna.train.plan import USABLE
 from puna.train.ranks import ALONE
 from puna.train.setup import Start
 from puna.train.shares import fill
@@ -45,8 +44,6 @@ from puna.train.validate import held_out_loss
 from puna.validation import require
 
 ADAPTER = "adapter"
-WITHOUT_WEIGHT_GRADIENTS = 2 / 3
-"""The arithmetic of a step of LoRA, relative to training: the gradients of the weights are left out."""
 
 
 @dataclass(frozen=True)
@@ -169,17 +166,11 @@ def cost(job: Job, device: DeviceName = "auto") -> list[str]:
     """
     config, row = job.config, job.config.row_tokens
     as_rows = replace(config, model=replace(config.model, context=row))
-    plan, _ = plan_here(as_rows, device)
-    memory, whole = dict(plan.memory), sum(part.elements for part in parts(config.model))
+    whole = sum(part.elements for part in parts(config.model))
+    plan, _ = plan_here(as_rows, device, job.trained / whole)
     seconds = plan.step_seconds * config.schedule.steps
-    if config.lora is not None:
-        for name in ("gradients", "optimiser moments", "gradients before reduction"):
-            memory[name] *= job.trained / whole
-        tokens = as_rows.schedule.micro_batch * row
-        memory["logits and loss"] = min(memory["logits and loss"], tokens * config.model.vocab_size * 4.0)
-        seconds *= WITHOUT_WEIGHT_GRADIENTS
-    need, there = sum(memory.values()), plan.machine.memory_gb * 1e9
-    if need > USABLE * there:
+    need, there = plan.total_memory, plan.machine.memory_gb * 1e9
+    if not plan.fits:
         fix = "a lower --micro-batch or --context" + ("" if config.lora else ", --lora.r 16")
         raise ValueError(
             f"finetuning {config.finetune.model} needs {human_bytes(int(need))} of memory, and there are "

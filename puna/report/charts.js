@@ -37,9 +37,10 @@
   function axis(low, high, start, end, isLog, about) {
     const scale = isLog ? Math.log10 : (value) => value;
     const span = scale(high) - scale(low) || 1;
+    const onLog = isLog ? logTicks(low, high) : [];
     return {
       low, high, start, end,
-      ticks: isLog ? logTicks(low, high) : roundTicks(low, high, about),
+      ticks: onLog.length > 2 ? onLog : roundTicks(low, high, about),
       place: (value) => start + ((scale(value) - scale(low)) / span) * (end - start),
       value: (place) => {
         const at = scale(low) + ((place - start) / (end - start)) * span;
@@ -84,7 +85,11 @@
   function points(chart) {
     return chart.data.series.map((one) => {
       const base = one.style === "mean" ? chart.data.series[one.of] : one;
-      return { ...one, x: places(base), y: one.style === "mean" ? smoothed(base.y, view.smooth) : base.y };
+      if (one.style !== "mean") return { ...one, x: places(base) };
+      const steps = Math.round((base.steps.at(-1) - base.steps[0] + 1) / base.y.length); // of each point
+      const window = (2 * Math.floor((base.y.length * view.smooth) / 2000) + 1) * steps;
+      const name = one.name.replace(/centred mean of \d+ steps?$/, `centred mean of ${window} steps`);
+      return { ...one, name, x: places(base), y: smoothed(base.y, view.smooth) };
     });
   }
 
@@ -107,6 +112,7 @@
     chart.x = x;
     chart.y = y;
     chart.drawn = drawn;
+    drawn.forEach((one, place) => { chart.items[place].lastChild.textContent = " " + one.name; });
 
     const plot = svg.querySelector(".plot");
     plot.replaceChildren();
@@ -154,7 +160,7 @@
     if (!view.zoom) for (const [, level] of chart.data.levels) if (isDrawn(chart, level)) values.push(level);
     let low = Math.min(...values), high = Math.max(...values);
     if (!Number.isFinite(low)) [low, high] = chart.data.y;
-    if (chart.log) return axis(low / 1.1, high * 1.1, start, end, true);
+    if (chart.log) return axis(low / 1.1, high * 1.1, start, end, true, 5);
     if (chart.data.zero && !view.zoom) low = Math.min(low, 0);
     const pad = (high - low || Math.abs(high) || 1) * 0.04;
     return axis(low === 0 ? 0 : low - pad, high + pad, start, end, false, 5);
@@ -184,7 +190,7 @@
     const stroke = key[0].cloneNode();
     stroke.setAttribute("d", line);
     parent.append(stroke);
-    if (!key[1] || dots.length > 200) return;
+    if (!key[1] || dots.length > 100) return;
     for (const [across, along] of dots) {
       const dot = key[1].cloneNode();
       dot.setAttribute("transform", `translate(${across} ${along})`);
@@ -322,6 +328,7 @@
     const [width, height, left, right, top, bottom] = data.size;
     const chart = { figure, svg, data, log: data.log, hidden: new Set(), clip: `clip-${number}` };
     const items = [...figure.querySelectorAll(".legend li[data-series]")];
+    chart.items = items;
     chart.keys = items.map((item) => [...item.querySelectorAll("path")]);
     items.forEach((item, place) => toggle(chart, item, place));
     make(make(svg, "clipPath", { id: chart.clip }), "rect",

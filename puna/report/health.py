@@ -45,7 +45,7 @@ def health(run: Run, now: float | None = None) -> Health:
     skipped = sum(bool(record.get("skipped")) for record in run.train)
     facts.append(f"{missing:,} steps not finite" if missing else "every step finite")
     facts.append(f"{skipped:,} skipped" if skipped else "none skipped")
-    if state == "running" and len(losses):
+    if state == "running" and run.step < steps:
         left = (steps - run.step) * float(np.median(run.step_seconds[-200:]))
         facts.append(f"about {human_seconds(left)} left")
     return Health(state, ", ".join(facts) + ".")

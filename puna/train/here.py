@@ -13,10 +13,13 @@ MFU = 0.5
 """Share of the matrix peak: what benchmarks/train.py shows on CPUs, and large models on GPUs."""
 
 
-def plan_here(config: RunConfig, device: DeviceName = "auto") -> tuple[Plan, devices.Machine]:
+def plan_here(
+    config: RunConfig, device: DeviceName = "auto", trained: float = 1.0
+) -> tuple[Plan, devices.Machine]:
     """The plan of a run on this machine, and what was measured of the machine.
 
-    Its processes, if `config.parallel` has several, share a CPU; GPUs are counted one each.
+    `trained` is the share of the parameters that train. Its processes, if `config.parallel` has several,
+    share a CPU; GPUs are counted one each.
 
     Raises:
         ValueError: this machine has no such device.
@@ -36,6 +39,8 @@ def plan_here(config: RunConfig, device: DeviceName = "auto") -> tuple[Plan, dev
     compute = 2 if precision == "bf16" else 4
     schedule, gathered = config.schedule, compute if chosen.type == "cuda" else 4
     tokens = float(schedule.batch_tokens) * schedule.steps
-    job = Job(config.model, schedule.batch_tokens, tokens, config.compute.activations, compute, gathered)
+    job = Job(
+        config.model, schedule.batch_tokens, tokens, config.compute.activations, compute, gathered, trained
+    )
     rows = job.sequences // config.parallel.dp
     return plan(job, machine, config.parallel, min(schedule.micro_batch, rows), MFU), measured

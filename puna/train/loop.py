@@ -5,7 +5,7 @@ Out: a run directory:
 
     RUN/config.json          the whole configuration; `puna train --config RUN/config.json` reproduces the run
         tokenizer.model      so that the directory alone can generate
-        metrics.jsonl        one line per step, and one per validation
+        metrics.jsonl        one line per step, validation and start
         samples.jsonl        continuations of fixed prompts
         checkpoints/         the newest few
         manifest.json        written last: the inputs and the results of the run

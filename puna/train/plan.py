@@ -78,6 +78,8 @@ class Job:
     """Bytes of a number in the products: 2 for bf16, 4 for fp32."""
     gather_bytes: int = 2
     """Bytes of a gathered weight: FSDP gathers in bf16 on GPUs, in fp32 on CPUs."""
+    trained: float = 1.0
+    """Share of the parameters that train; with adapters, whose weights are frozen, far below 1."""
 
     @property
     def sequences(self) -> int:
@@ -234,19 +236,19 @@ def _memory(job: Job, mesh: MeshConfig, micro_batch: int) -> dict[str, float]:
     owned = whole / mesh.dp_shard
     tokens = micro_batch * model.context
     accumulates = job.sequences // mesh.dp > micro_batch
-    held = {"parameters": 4 * owned, "optimiser moments": 8 * owned}
+    held = {"parameters": 4 * owned, "optimiser moments": 8 * owned * job.trained}
     held["rotary tables"] = 2 * 4 * model.context * model.head_dim / 2
     shards = mesh.dp_shard > 1
     loss = {
         # FSDP2 adds up the gradients of micro-batches in the weights' whole shape, before it reduces them.
-        "gradients": 4 * whole if accumulates else 0.0,
+        "gradients": 4 * whole * job.trained if accumulates else 0.0,
         "gathered layers": (block + root) * job.gather_bytes if shards else 0.0,
         "activations": _activations(job, tp, tokens),
         "logits and loss": _loss(job, tp, tokens),
     }
     backward = {
-        "gradients": 4 * (whole if accumulates or mesh.dp == 1 else owned + block + root),
-        "gradients being reduced": 4 * (block + owned if mesh.dp > 1 and accumulates else 0.0),
+        "gradients": 4 * job.trained * (whole if accumulates or mesh.dp == 1 else owned + block + root),
+        "gradients being reduced": 4 * job.trained * (block + owned if mesh.dp > 1 and accumulates else 0.0),
         "gathered layers": (2 * block + root) * job.gather_bytes if shards else 0.0,
         "activations": _activations(job, tp, tokens) / model.n_layers,
         "logits and loss": 4 * ceil(model.vocab_size / tp) * model.dim if accumulates else 0.0,
@@ -272,7 +274,11 @@ def _loss(job: Job, tp: int, tokens: int) -> float:
     """Hidden states, the projection in the compute precision, a block of logits; the gradients of each."""
     vocabulary = ceil(job.model.vocab_size / tp)
     hidden = tokens * job.model.dim * 2 * job.compute_bytes
-    projection = vocabulary * job.model.dim * (4 + (job.compute_bytes if job.compute_bytes < 4 else 0))
+    projection = (
+        vocabulary
+        * job.model.dim
+        * (4 * (job.trained == 1) + (job.compute_bytes if job.compute_bytes < 4 else 0))
+    )
     # With a vocabulary that is split, the probabilities are computed in fp32, in several passes.
     numbers = 2 * job.compute_bytes + (8 if tp > 1 else 0)
     return hidden + projection + LOGITS_ROWS * vocabulary * numbers
@@ -303,8 +309,11 @@ def _traffic(job: Job, machine: Machine, mesh: MeshConfig, micro_batch: int) -> 
 
 
 def _recomputed(job: Job) -> float:
-    """Arithmetic relative to a step without recomputation: `full` computes every forward twice."""
-    return 4 / 3 if job.activations == "full" else 1.0
+    """Arithmetic relative to a step without recomputation: `full` computes every forward twice.
+
+    Frozen weights have no gradient, which is a third of it.
+    """
+    return (4 / 3 if job.activations == "full" else 1.0) - (1 / 3 if job.trained < 1 else 0.0)
 
 
 def describe(found: Plan, price: float | None = None) -> dict[str, object]:
