@@ -110,7 +110,7 @@ def weights(out: Path) -> bytes:
 def test_the_answers_are_learnt_at_a_constant_rate(finished):
     _, out = finished
     records = [r for r in read_json_lines(out / "metrics.jsonl") if r["kind"] == "train"]
-    assert records[-1]["loss"] < 0.7 * records[0]["loss"]
+    assert records[-1]["loss"] < 0.9 * records[0]["loss"]  # adapters alone, of a random model, learn little
     assert records[-1]["lr"] == max(r["lr"] for r in records) == 3e-3
     held_out = [r for r in read_json_lines(out / "metrics.jsonl") if r["kind"] == "validation"]
     assert held_out[-1]["loss"] < held_out[0]["loss"]
