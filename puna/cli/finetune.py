@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from puna.cli.common import STOPPED, Json, Many, print_result
+from puna.cli.common import STOPPED, Json, Many, energy_lines, print_result
 from puna.cli.train import evaluator_of, validation_lines
 from puna.config import (
     ComputeConfig,
@@ -20,6 +20,8 @@ from puna.config import (
     WatchConfig,
 )
 from puna.devices import DeviceName
+from puna.files import MANIFEST
+from puna.manifest import load_manifest
 
 
 def finetune(
@@ -101,6 +103,7 @@ def finetune(
         if (losses := run.merged_losses(job, out)) is not None:
             result["merged"] = {"fp32": losses[0], "bf16": losses[1]}
             lines.append(f"merged: held-out loss {losses[0]:.5f} in fp32, {losses[1]:.5f} rounded to bf16")
+    lines += energy_lines(load_manifest(out / MANIFEST))
     print_result(
         result, json, [*lines, f"next: puna chat --model {out}   or: puna convert {out} NAME --to hf"]
     )
