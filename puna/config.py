@@ -261,6 +261,8 @@ class WatchConfig:
     """Held-out sequences per source in each evaluation; the final one uses all of them."""
     sample_every: Count = 0
     """Number of steps between sample continuations; 0 samples only at the end."""
+    layers_every: Count = 100
+    """Number of steps between records of the norms of weights and updates by parameter; 0 records none."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Additional trackers that receive the metrics."""
     profile_steps: Count = 0

@@ -30,6 +30,7 @@ from puna.rundir import ENERGY, SAMPLES
 from puna.train import checkpoint
 from puna.train.batches import BatchSource
 from puna.train.checkpoint import TrainState
+from puna.train.layers import layer_norms
 from puna.train.metrics import JsonLines, open_log
 from puna.train.observe import profiler
 from puna.train.optim import learning_rate
@@ -103,15 +104,15 @@ def train(
     if ranks.is_first:
         samples.rewind(state.step)
     peak = trainer.machine.peak * config.parallel.ranks
-    steps = config.schedule.steps
+    steps, watch = config.schedule.steps, config.watch
     save_steps = Every(config.save.every, steps)
-    validate_steps = Every(config.watch.validate_every, steps)
+    validate_steps = Every(watch.validate_every, steps)
     evaluate_steps = Every(config.eval.every, steps)
-    sample_steps = Every(config.watch.sample_every, steps)
+    sample_steps = Every(watch.sample_every, steps)
     validation = None
 
     def measured(is_evaluated: bool) -> dict[str, Any]:
-        limit = None if state.step == steps else config.watch.validation_windows
+        limit = None if state.step == steps else watch.validation_windows
         found = held_out_loss(model, data, config.schedule.micro_batch, limit, ranks)
         if evaluate is not None and is_evaluated:
             found["evaluation"] = ranks.first(partial(evaluate, whole_model(model, ranks)))
@@ -121,14 +122,15 @@ def train(
         Meter(gpus(run.device), out / ENERGY),
         _stop_signals() as stop,
         open_log(out, config, data.sources, peak, state, ranks.is_first) as log,
-        profiler(out, config.watch.profile_steps if ranks.is_first else 0) as profile_step,
+        profiler(out, watch.profile_steps if ranks.is_first else 0) as profile_step,
         ranks.named_failures(lambda: state.step),
     ):
         if evaluate is not None and start.weights is not None and state.step == 0:
             log.validation(state, measured(True), is_final=False)
         for step in range(state.step, steps):
             log.begin()
-            batch = data.batch(step, ranks.dp_rank, ranks.dp_world)
+            with log.part("data"):
+                batch = data.batch(step, ranks.dp_rank, ranks.dp_world)
             if not batch.global_tokens:
                 raise ValueError(f"step {step + 1}: the batch has no target token; check the data's answers")
             lr = learning_rate(step, steps, config.optim)
@@ -137,21 +139,27 @@ def train(
             log.add(state, result, lr, batch.global_tokens)
             profile_step()
 
+            if watch.layers_every and state.step % watch.layers_every == 0:
+                log.flush()
+                log.layers(state, layer_norms(model, optimizer, ranks))
             is_evaluated = evaluate is not None and state.step in evaluate_steps
             if is_evaluated or state.step in validate_steps:
                 log.flush()  # the step's time is not to include what follows
-                validation = measured(is_evaluated)
+                with log.part("validation"):
+                    validation = measured(is_evaluated)
                 log.validation(state, validation, is_final=state.step == steps)
             if sample is not None and state.step in sample_steps:
                 log.flush()
-                items = ranks.first(partial(sample, whole_model(model, ranks)))
+                with log.part("samples"):
+                    items = ranks.first(partial(sample, whole_model(model, ranks)))
                 for item in items if ranks.is_first else ():
                     samples.write({"step": state.step, **item})
             stopping = ranks.any(stop())
             if state.step in save_steps or stopping:
                 log.flush()  # no checkpoint is ahead of the metrics
                 state = replace(state, seconds=log.seconds, norms=guard.state())
-                saver.save(state, model, optimizer)
+                with log.part("checkpoint"):
+                    saver.save(state, model, optimizer)
             if stopping:
                 break
         saver.wait()

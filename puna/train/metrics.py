@@ -4,6 +4,10 @@ RUN/metrics.jsonl
     {"kind": "start", "step": 0, "time": "2026-11-26T08:00:00+00:00"}
     {"kind": "train", "step": 1, "loss": 8.32, "loss_by_source": {"books": 8.31}, "lr": ..., ...}
     {"kind": "validation", "step": 200, "loss": 5.9, "loss_by_source": {...}, ...}
+    {"kind": "layers", "step": 200, "tokens": ..., "norm": {"blocks.0.wq": ...}, "update": {...}}
+
+A train record's `seconds_by_part` are those since the record before: a validation is in the record of the
+step after it.
 """
 
 import json
@@ -88,11 +92,19 @@ class StepLog:
         self._mfu_by_rate = flops / peak
         self._pending: tuple[StepResult, dict[str, Any], int, float] | None = None
         self._began = self._ended = 0.0  # of the current step, of the last recorded step
+        self._parts: dict[str, float] = {}  # seconds since the last record
         self._not_finite = 0  # consecutive steps that were not finite
 
     def begin(self) -> None:
         """Start the clock of a step."""
         self._began = time.perf_counter()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Measure a part of the run's time; what is in none of them is `compute`."""
+        began = time.perf_counter()
+        yield
+        self._parts[name] = self._parts.get(name, 0.0) + time.perf_counter() - began
 
     def add(self, state: TrainState, result: StepResult, lr: float, tokens: int) -> None:
         """Take the figures of the step that led to `state`; `tokens` are those of its global batch."""
@@ -111,11 +123,13 @@ class StepLog:
         ended = time.perf_counter()
         seconds, self._ended = ended - max(began, self._ended), ended
         self.seconds += seconds
+        parts, self._parts = {**self._parts, "compute": seconds - self._parts.get("data", 0.0)}, {}
         rate = tokens / seconds
         record |= {
             "tokens_per_second": round(rate, 1),
             "mfu": round(rate * self._mfu_by_rate, 4),
             "seconds": round(self.seconds, 3),
+            "seconds_by_part": {name: round(value, 4) for name, value in parts.items()},
             **figures,
         }
         self._send(record)
@@ -130,6 +144,10 @@ class StepLog:
     def validation(self, state: TrainState, figures: dict[str, Any], is_final: bool) -> None:
         """Record the held-out loss after `state`; the step before it must be flushed."""
         self._send({"kind": "validation", "step": state.step, **figures, "final": is_final})
+
+    def layers(self, state: TrainState, figures: dict[str, dict[str, float]]) -> None:
+        """Record the norms by parameter after `state`."""
+        self._send({"kind": "layers", "step": state.step, "tokens": state.tokens, **figures})
 
     def _send(self, record: dict[str, Any]) -> None:
         for sink in self.sinks:
@@ -167,7 +185,7 @@ def open_log(
         def show(record: dict[str, Any]) -> None:
             if record["kind"] == "train":
                 bar.advance(record["tokens"] - bar.done, f"step {record['step']} loss {record['loss']:.3f}")
-            if not sys.stderr.isatty():
+            if not sys.stderr.isatty() and record["kind"] != "layers":
                 print(line(record, steps), file=sys.stderr, flush=True)
 
         yield StepLog(sources, flops, peak, [metrics.write, show, *tracked], state.seconds, may_skip)
