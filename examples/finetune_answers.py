@@ -60,7 +60,7 @@ MONTHS = (  # noqa: SIM905
 HELD_OUT = 100  # questions that are asked and not trained on
 QUESTIONS = 114  # of MMLU
 OPTIONS = {
-    "context": 512, "batch_tokens": 1024, "micro_batch": 2, "steps": 48, "lr": 1e-3, "held_out": 0.2,
+    "context": 512, "batch_tokens": 1024, "micro_batch": 2, "steps": 30, "lr": 1e-3, "held_out": 0.2,
     "max_bad": 0.1,
 }  # fmt: skip
 LLAMA_CPP = """
