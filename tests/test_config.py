@@ -186,8 +186,10 @@ NEW = {
 
 def test_a_file_of_the_old_layout_is_read_as_the_same_run(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(OLD))
-    assert to_dict(read_config(tmp_path)) == NEW
-    assert to_dict(run_config(NEW)) == NEW
+    since = {"layers_every": 100}, {"tasks": [], "every": 1000, "limit": 200, "data": "data/eval"}
+    expected = {**NEW, "watch": {**NEW["watch"], **since[0]}, "eval": since[1]}
+    assert to_dict(read_config(tmp_path)) == expected
+    assert to_dict(run_config(NEW)) == expected
     without = {**OLD, "model": {**OLD["model"], "rope_factor": None}}
     assert run_config(without).model.rope_scaling is None
 

@@ -9,9 +9,11 @@ Out: one file that loads nothing, readable with style sheets and scripts off.
 """
 
 import base64
+import gc
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -70,12 +72,25 @@ def build_report(
         OSError: when the page cannot be written.
     """
     paths = [runs] if isinstance(runs, Path) else list(runs)
-    found = _by_name([read_run(path) for path in paths])
     path = out or (paths[0] / REPORT if len(paths) == 1 else Path(COMPARISON))
-    page = _render(found, list(evaluations), unit, comparisons, refresh, now).translate(_VISIBLE)
+    with _without_collection():
+        found = _by_name([read_run(path) for path in paths])
+        page = _render(found, list(evaluations), unit, comparisons, refresh, now).translate(_VISIBLE)
     with atomic_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Spare the records of a long run, all of which stay, the repeated search for garbage among them."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _by_name(runs: Sequence[Run]) -> dict[str, Run]:

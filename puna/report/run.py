@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic_core import from_json
 
 from puna.config import RunConfig, read_config
 from puna.files import MANIFEST
@@ -183,7 +184,7 @@ def _read_lines(path: Path, required: tuple[str, ...]) -> list[Record]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line.decode())
+            record = _json(line)
         except ValueError:  # also of bytes that are not UTF-8
             if not any(rest.strip() for rest in lines[number:]):
                 break
@@ -195,6 +196,14 @@ def _read_lines(path: Path, required: tuple[str, ...]) -> list[Record]:
             )
         records.append(record)
     return records
+
+
+def _json(line: bytes) -> Any:
+    """A line's value. pydantic's reader is twice as fast as json, which reads lone surrogates as well."""
+    try:
+        return from_json(line)
+    except ValueError:
+        return json.loads(line.decode())
 
 
 def _by_step(records: Iterable[Record]) -> list[Record]:
