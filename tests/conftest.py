@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 
 from puna.config import RunConfig
 from puna.corpus.document import Document
@@ -27,6 +28,21 @@ def sentences(seed: int, count: int) -> str:
         f"{draw.choice(SUBJECTS)} {draw.choice(VERBS)} {draw.choice(OBJECTS)}.".capitalize()
         for _ in range(count)
     )
+
+
+def byte_level(controls: list[str]) -> tokenizers.Tokenizer:
+    """A byte-level vocabulary of 400 tokens, with control tokens first, as the hub's files hold it."""
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=controls,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator([sentences(seed, 20) for seed in range(5)], trainer)
+    return made
 
 
 def functions(seed: int, count: int) -> str:

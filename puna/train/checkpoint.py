@@ -8,8 +8,7 @@
 The directory is written under a temporary name, synced, and renamed: a visible checkpoint is complete, at
 whatever moment the process or the machine crashed. Of several machines each writes a part of the tensors
 (`weights-00001-of-00002.safetensors`), so that none needs memory for all; RUN is then on a file system that
-they share. PyTorch's distributed checkpoint reads it unchanged
-(`HuggingFaceStorageReader`), on any mesh.
+they share. PyTorch's distributed checkpoint reads it unchanged (`HuggingFaceStorageReader`), on any mesh.
 """
 
 import os
@@ -106,12 +105,12 @@ class Saver:
         Raises:
             OSError: it could not be written.
         """
-        self.ranks.first(self._join)
-
-    def _join(self) -> None:
-        if self._thread is not None:
+        if self._thread is not None:  # of each writer: two threads must not use the writers' group at once
             self._thread.join()
             self._thread = None
+        self.ranks.first(self._report)
+
+    def _report(self) -> None:
         if self._error is not None:
             error, self._error = self._error, None
             raise error

@@ -13,16 +13,8 @@ from puna.cli import main
 from puna.energy import Meter
 from puna.files import write_json
 from puna.manifest import Manifest, write_manifest
+from tests.test_carbon import TABLE_15
 
-# GPU-hours, MWh, tCO2eq as printed.
-TABLE_15 = {
-    "OPT-175B": (809_472, 356, 137),
-    "BLOOM-175B": (1_082_880, 475, 183),
-    "LLaMA-7B": (82_432, 36, 14),
-    "LLaMA-13B": (135_168, 59, 23),
-    "LLaMA-33B": (530_432, 233, 90),
-    "LLaMA-65B": (1_022_362, 449, 173),
-}
 RUN = Energy(
     2.0, 0.5, False, "NVML; 5 W per busy CPU, typical", "no counter", 100.0, 72_000.0, 1.1, 0.385, 0.000847
 )

@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-import tokenizers
 
 from puna.finetune.templates import TEMPLATES
 from puna.tokens.chat_template import ChatTemplate
 from puna.tokens.tokenizer import Tokenizer
-from tests.conftest import sentences
+from tests.conftest import byte_level
 from tests.formats.models import tokenizer_model
 from tests.tokens.test_chat_template import CHATML, CONTROLS, LLAMA_3, MISTRAL
 
@@ -47,17 +46,7 @@ def pieces(tmp_path_factory) -> Tokenizer:
 def hub(tmp_path_factory) -> Tokenizer:
     """Byte-level, with the control tokens of all templates."""
     folder = tmp_path_factory.mktemp("hub")
-    made = tokenizers.Tokenizer(tokenizers.models.BPE())
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=list(CONTROLS),
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    made.train_from_iterator([sentences(seed, 20) for seed in range(5)], trainer)
-    made.save(str(folder / "tokenizer.json"))
+    byte_level(list(CONTROLS)).save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return Tokenizer(folder)

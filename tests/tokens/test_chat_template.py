@@ -4,13 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from puna.tokens.chat_template import ChatTemplate
 from puna.tokens.tokenizer import Tokenizer
-from tests.conftest import sentences
+from tests.conftest import byte_level
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -69,17 +68,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     found = {}
     for name, template in TEMPLATES.items():
         folder = tmp_path_factory.mktemp("hub")
-        made = tokenizers.Tokenizer(tokenizers.models.BPE())
-        made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        made.decoder = tokenizers.decoders.ByteLevel()
-        trainer = tokenizers.trainers.BpeTrainer(
-            vocab_size=400,
-            special_tokens=list(CONTROLS),
-            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        made.train_from_iterator([sentences(seed, 20) for seed in range(5)], trainer)
-        made.save(str(folder / "tokenizer.json"))
+        byte_level(list(CONTROLS)).save(str(folder / "tokenizer.json"))
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": "<s>",
