@@ -211,6 +211,20 @@ def test_two_ranks_finetune_like_one(finished, tmp_path):
         assert ours[2] == pytest.approx(alone[2], rel=1e-2)
 
 
+@pytest.mark.parametrize("kind", ["gguf", "meta", "puna"])
+def test_a_base_of_any_format_finetunes_alike(base, data, tmp_path, kind):
+    converted = tmp_path / ("base.gguf" if kind == "gguf" else "base")
+    convert(base, converted, kind, "fp32")
+    curves = []
+    for path in (base, converted):
+        assert tune(settings(path, data, replace(LORA, dropout=0.0), steps=2), tmp_path / f"run-{path.name}")
+        curves.append(curve(tmp_path / f"run-{path.name}"))
+        assert api.load(tmp_path / f"run-{path.name}").generate("The", max_tokens=2)
+    for theirs, expected in zip(*curves, strict=True):
+        assert theirs[:2] == expected[:2]
+        assert theirs[2:4] == pytest.approx(expected[2:4], rel=1e-4)
+
+
 def test_the_cost_is_printed_before_anything_trains(base, data, tmp_path, capsys):
     tune(settings(base, data, LORA, steps=1), tmp_path / "run")
     said = capsys.readouterr().err
