@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from puna.cli.common import Json, print_result
 from puna.config import Activations, MeshConfig
 from puna.files import human_bytes, human_seconds
-from puna.model.sizes import parameters, train_flops_per_token
+from puna.model.sizes import LOGITS_ROWS, parameters, train_flops_per_token
 from puna.recipes import recipe
 from puna.train.plan import MFU, USABLE, Job, Plan, describe, machine, search
 from puna.train.plan import plan as plan_one
@@ -107,7 +107,7 @@ def plan(
     if dry_run:
         from puna.train.dry_run import peak_bytes
 
-        counted = replace(best.job, gather_bytes=4)
+        counted = replace(best.job, gather_bytes=4, logits_rows=LOGITS_ROWS)
         formulas = plan_one(counted, gpu, best.mesh, best.micro_batch, mfu).total_memory
         peak = peak_bytes(counted, best.mesh, best.micro_batch)
         result["dry_run"] = {"peak_memory": peak, "formulas": formulas}
