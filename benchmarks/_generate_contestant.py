@@ -155,7 +155,7 @@ class Transformers:
 
 
 def peak_bytes(device: str) -> int:
-    """Of the process, or on a GPU of its tensors."""
+    """Memory that the process took, or on a GPU its tensors."""
     if device == "cuda":
         import torch
 

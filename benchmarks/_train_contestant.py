@@ -204,7 +204,7 @@ def puna_step(shape: tuple[int, ...], precision: str, device: str):
 
 
 def peak_bytes(device: str) -> int:
-    """Of the process, or on a GPU of its tensors."""
+    """Memory that the process took, or on a GPU its tensors."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -95,6 +95,8 @@ def choose_device(name: DeviceName = "auto") -> "torch.device":
     if name == "cuda" and not torch.cuda.is_available():
         reason = "finds no CUDA device" if torch.backends.cuda.is_built() else "was built without CUDA"
         raise ValueError(f"--device cuda: PyTorch {torch.__version__} {reason}; use --device cpu")
+    if name == "cuda":  # fp32 is to be fp32
+        warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores for float32")
     if name == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"--device mps: PyTorch {torch.__version__} finds no Apple GPU; use --device cpu")
     return torch.device(name)
@@ -112,8 +114,6 @@ def configure(device: "torch.device", threads: int = 0, deterministic: bool = Fa
         torch.use_deterministic_algorithms(True)
     if device.type == "cpu":
         use_onednn_for_fp32()
-    if device.type == "cuda":  # fp32 is to be fp32
-        warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores for float32")
 
 
 def use_onednn_for_fp32() -> bool:
