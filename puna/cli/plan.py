@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from puna.cli.common import Json, print_result
 from puna.config import Activations, MeshConfig
 from puna.files import human_bytes
+from puna.model.sizes import LOGITS_ROWS
 from puna.train.plan import MFU, USABLE, best_plan, describe, job_of, machine, search
 from puna.train.plan import plan as plan_one
 from puna.train.plan_text import plan_lines, search_lines
@@ -85,7 +86,7 @@ def plan(
     if dry_run:
         from puna.train.dry_run import peak_bytes
 
-        counted = replace(best.job, gather_bytes=4)
+        counted = replace(best.job, gather_bytes=4, logits_rows=LOGITS_ROWS)
         formulas = plan_one(counted, gpu, best.mesh, best.micro_batch, mfu).total_memory
         peak = peak_bytes(counted, best.mesh, best.micro_batch)
         result["dry_run"] = {"peak_memory": peak, "formulas": formulas}

@@ -57,8 +57,9 @@ class Kernel(Generic[P, R]):
             return self.in_cpp(*args, **kwargs)
         if _compile and not any(_is_on(x, "cpu", "meta") for x in args):
             try:
-                # Here, not earlier: the import of the compiler alone takes seconds.
-                self.compiled = self.compiled or torch.compile(self.function, fullgraph=True)
+                # Here, not earlier: the import of the compiler alone takes seconds. For each shape anew:
+                # a run has few, and kernels for any shape are several times slower.
+                self.compiled = self.compiled or torch.compile(self.function, fullgraph=True, dynamic=False)
                 return self.compiled(*args, **kwargs)
             except torch.OutOfMemoryError:
                 raise
@@ -278,7 +279,7 @@ def rotate(x_BHTE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @kernel
 def cross_entropy_block(
-    logits_nV: Tensor, targets_n: Tensor, scale: float, ignore: int
+    logits_nV: Tensor, targets_n: Tensor, scale: float | Tensor, ignore: int
 ) -> tuple[Tensor, Tensor]:
     """Losses (n,) in nats, 0 where ignored, and the gradient of scale · Σ losses by the logits.
 
@@ -298,7 +299,7 @@ def cross_entropy_block(
 
 @cross_entropy_block.cpu
 def _cross_entropy_block(
-    logits_nV: Tensor, targets_n: Tensor, scale: float, ignore: int
+    logits_nV: Tensor, targets_n: Tensor, scale: float | Tensor, ignore: int
 ) -> tuple[Tensor, Tensor]:
     logits_nV, targets_n = logits_nV.contiguous(), targets_n.contiguous()
     n, V = logits_nV.shape

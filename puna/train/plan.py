@@ -17,7 +17,12 @@ from pathlib import Path
 
 from puna.carbon import Footprint
 from puna.config import Activations, MeshConfig, ModelConfig
-from puna.model.sizes import parameters, saved_bytes_per_token_and_layer, train_flops_per_token
+from puna.model.sizes import (
+    LOGITS_ROWS_ON_GPU,
+    parameters,
+    saved_bytes_per_token_and_layer,
+    train_flops_per_token,
+)
 from puna.recipes import recipe
 
 MACHINES = Path(__file__).with_name("machines.toml")
@@ -25,8 +30,6 @@ MFU = 0.485
 """Share of the peak: the mean of the paper's four sizes, from the GPU-hours of Table 15."""
 USABLE = 0.92
 """Share of a GPU's memory that tensors may fill; the rest is CUDA's, NCCL's and fragmentation."""
-LOGITS_ROWS = 512
-"""Rows of a block of logits (model/loss.py)."""
 MAX_TP = 8
 
 
@@ -79,6 +82,8 @@ class Job:
     """Bytes of a number in the products: 2 for bf16, 4 for fp32."""
     gather_bytes: int = 2
     """Bytes of a gathered weight: FSDP gathers in bf16 on GPUs, in fp32 on CPUs."""
+    logits_rows: int = LOGITS_ROWS_ON_GPU
+    """Rows of a block of logits."""
     trained: float = 1.0
     """Share of the parameters that train; with adapters, whose weights are frozen, far below 1."""
 
@@ -323,7 +328,7 @@ def _loss(job: Job, tp: int, tokens: int) -> float:
     )
     # With a vocabulary that is split, the probabilities are computed in fp32, in several passes.
     numbers = 2 * job.compute_bytes + (8 if tp > 1 else 0)
-    return hidden + projection + LOGITS_ROWS * vocabulary * numbers
+    return hidden + projection + min(tokens, job.logits_rows) * vocabulary * numbers
 
 
 def _traffic(job: Job, machine: Machine, mesh: MeshConfig, micro_batch: int) -> list[Traffic]:

@@ -29,7 +29,8 @@ class PlainRunner:
     token's arithmetic is the same in any call. Whether this machine's matrix library keeps to that is tried
     on the model's own matrices before it is relied on; if not, sequences are decoded one at a time.
 
-    With `static` the decode step has fixed shapes and is compiled (static_decode.py): for GPUs.
+    With `static`, for GPUs, the decode step has fixed shapes and is compiled (static_decode.py), and
+    attention in a prompt is a fused kernel.
 
     Logits come back in the CPU's memory, where tokens are drawn: a draw waits several times.
     """
@@ -120,10 +121,12 @@ class PlainRunner:
         """The residual stream after the last norm, (T, D). `parts` as BlockCache.attention has them."""
         padding = [0] * (-len(tokens) % ROWS)
         positions = [at for count, start, _ in parts for at in range(start, start + count)]
+        is_fused = self._static and len(parts) == 1
+        attention = self.cache.fused_attention(*parts[0]) if is_fused else self.cache.attention(parts)
         hidden_BTD = self.model.hidden(
             torch.tensor([[*tokens, *padding]], device=self.device),
             torch.tensor([*positions, *padding], device=self.device),
-            layers.with_cache(self.cache.attention(parts)),
+            layers.with_cache(attention),
         )
         return hidden_BTD[0, : len(tokens)]
 
