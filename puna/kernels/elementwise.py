@@ -53,7 +53,7 @@ class Kernel(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Compute, in C++, compiled, or eagerly."""
-        if self.in_cpp is not None and _is_for_cpp(args) and _library() is not None:
+        if self.in_cpp is not None and _is_for_cpp(args) and native_library() is not None:
             return self.in_cpp(*args, **kwargs)
         if _compile and not any(_is_on(x, "cpu", "meta") for x in args):
             try:
@@ -87,7 +87,8 @@ def compile_kernels(on: bool = True) -> None:
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
+def native_library() -> ctypes.CDLL | None:
+    """The compiled kernels; None without a compiler."""
     return build.load(SOURCES[0])
 
 
@@ -111,7 +112,7 @@ def _is_for_cpp(values: tuple[object, ...]) -> bool:
 
 def _call(function: str, *values: Tensor | float) -> None:
     """Call a C++ kernel: tensors as pointers, integers as long, others as double."""
-    library = _library()
+    library = native_library()
     assert library is not None
     assert all(value.is_contiguous() for value in values if isinstance(value, Tensor))
     converted = [

@@ -43,7 +43,7 @@ class _Kernels:
 
 
 @cache
-def _kernels(dtype: torch.dtype) -> _Kernels | None:
+def kernels_for(dtype: torch.dtype) -> _Kernels | None:
     """Our kernels for x and y in `dtype`; None where PyTorch's are used."""
     if dtype not in (torch.float32, torch.bfloat16):
         return None
@@ -61,7 +61,7 @@ def _kernels(dtype: torch.dtype) -> _Kernels | None:
 def _kernels_for(weights: Sequence[Tensor], dtype: torch.dtype) -> _Kernels | None:
     if not all(build.in_memory(weight) and weight.dtype == torch.float32 for weight in weights):
         return None
-    kernels = _kernels(dtype)
+    kernels = kernels_for(dtype)
     if kernels is None or any(size % kernels.multiple for weight in weights for size in weight.shape):
         return None
     return kernels

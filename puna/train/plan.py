@@ -11,7 +11,7 @@ arithmetic at a stated share of the peak (MFU), traffic within nodes, and traffi
 
 import tomllib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import ceil
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from puna.model.sizes import (
     saved_bytes_per_token_and_layer,
     train_flops_per_token,
 )
+from puna.recipes import recipe
 
 MACHINES = Path(__file__).with_name("machines.toml")
 MFU = 0.485
@@ -90,6 +91,26 @@ class Job:
     def sequences(self) -> int:
         """Sequences of a step."""
         return self.batch_tokens // self.model.context
+
+
+def job_of(
+    recipe_name: str,
+    activations: Activations = "manual",
+    batch_tokens: int | None = None,
+    tokens: float | None = None,
+    context: int | None = None,
+) -> Job:
+    """A recipe as a job, with another batch, length or context where they are given.
+
+    Raises:
+        ValueError: an unknown recipe, or an invalid context.
+    """
+    chosen = recipe(recipe_name)
+    model = chosen.model if context is None else replace(chosen.model, context=context)
+    model.validate()
+    schedule = chosen.schedule
+    whole = float(schedule.batch_tokens) * schedule.steps
+    return Job(model, batch_tokens or schedule.batch_tokens, tokens or whole, activations)
 
 
 @dataclass(frozen=True)
@@ -184,6 +205,27 @@ def plan(
         if found.fits:
             break
     return found
+
+
+def best_plan(
+    job: Job,
+    machine: Machine,
+    gpus: int,
+    mesh: MeshConfig | None = None,
+    micro_batch: int | None = None,
+    mfu: float = MFU,
+) -> Plan:
+    """The plan on a mesh, or on the fastest of all that fit; if none does, on the smallest.
+
+    Raises:
+        ValueError: a mesh of another number of ranks than `gpus`, or one that cannot be divided among.
+    """
+    if mesh is None:
+        fitting, others = search(job, machine, gpus, micro_batch, mfu)
+        return (fitting + others)[0]
+    if mesh.ranks != gpus:
+        raise ValueError(f"--parallel is {mesh}, which makes {mesh.ranks} ranks, but --gpus is {gpus}")
+    return plan(job, machine, mesh, micro_batch, mfu)
 
 
 def search(

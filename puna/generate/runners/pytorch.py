@@ -42,7 +42,7 @@ class PlainRunner:
         self.model, self.config, self.n_blocks = model, model.config, n_blocks
         self.device = model.embedding.device
         self.cache = BlockCache(model.config, n_blocks + static, dtype or model.compute, self.device)
-        self._static = StaticDecode(model, self.cache, n_blocks, compiled=True) if static else None
+        self.static_decode = StaticDecode(model, self.cache, n_blocks, compiled=True) if static else None
 
     @property
     def batch_invariant(self) -> bool:
@@ -56,7 +56,7 @@ class PlainRunner:
 
         Never with `static`, whose attention adds in another order than a prompt's.
         """
-        if self._static:
+        if self.static_decode:
             return False
         first = self.model.blocks[0]
         for weight in (first.wq, first.wk, first.wo, first.w1, first.w2, self.model.output_VD):
@@ -84,11 +84,13 @@ class PlainRunner:
         self, tokens: Sequence[int], positions: Sequence[int], tables: Sequence[Sequence[int]]
     ) -> Tensor:
         """See Runner."""
-        if self._static:
+        if self.static_decode:
             calls = (
                 slice(row, row + static_decode.ROWS) for row in range(0, len(tokens), static_decode.ROWS)
             )
-            return torch.cat([self._static(tokens[rows], positions[rows], tables[rows]) for rows in calls])
+            return torch.cat(
+                [self.static_decode(tokens[rows], positions[rows], tables[rows]) for rows in calls]
+            )
         if len(tokens) > ROWS and not self.prefill_is_decode:
             rows = zip(tokens, positions, tables, strict=True)
             return torch.cat([self.decode([token], [at], [table]) for token, at, table in rows])

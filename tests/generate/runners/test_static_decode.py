@@ -96,7 +96,7 @@ def test_the_fused_attention_of_prompts_is_that_over_blocks(starts):
 def test_more_sequences_than_rows_are_decoded_in_several_calls():
     model = random_model(CONFIG)
     static, plain = PlainRunner(model, ROWS + 3), PlainRunner(model, ROWS + 3)
-    static._static = StaticDecode(model, static.cache, ROWS + 2, compiled=False)
+    static.static_decode = StaticDecode(model, static.cache, ROWS + 2, compiled=False)
     count = ROWS + 2
     for runner in (static, plain):
         for block in range(count):
