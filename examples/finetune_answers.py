@@ -105,7 +105,7 @@ def questions(seed: int) -> list[tuple[str, str, int]]:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "finetune-demo")
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/finetune-demo")
     folder.mkdir(parents=True, exist_ok=True)
     made = questions(seed=1)
     asked, taught = made[:HELD_OUT], made[HELD_OUT:]

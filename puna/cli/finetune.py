@@ -28,12 +28,12 @@ def finetune(
     out: Path,
     options: Annotated[FinetuneConfig, Parameter(name="*")] = FinetuneConfig(),  # noqa: B008 (frozen)
     seed: int = 1,
-    lora: LoraConfig | None = None,
+    lora: Annotated[LoraConfig | None, Many] = None,
     compute: ComputeConfig = ComputeConfig(),  # noqa: B008
     parallel: ParallelConfig = ParallelConfig(),  # noqa: B008
     save: SaveConfig = SaveConfig(),  # noqa: B008
     watch: WatchConfig = WatchConfig(),  # noqa: B008
-    evaluation: Annotated[EvalConfig, Parameter(name="--eval")] = EvalConfig(),  # noqa: B008
+    evaluation: Annotated[EvalConfig, Parameter(name="--eval", consume_multiple=True)] = EvalConfig(),  # noqa: B008
     prompts: Annotated[list[str], Many] = [],  # noqa: B006 (cyclopts copies it)
     preview: int = 0,
     device: DeviceName = "auto",

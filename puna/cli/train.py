@@ -12,7 +12,6 @@ from puna.config import RunConfig, Sampling, read_config, to_dict
 from puna.devices import DeviceName
 from puna.files import MANIFEST
 from puna.recipes import recipe
-from puna.rundir import TOKENIZER
 
 if TYPE_CHECKING:
     from puna.train.loop import Evaluator, Outcome
@@ -83,7 +82,7 @@ def train(
     from puna.generate.samples import sampler
     from puna.train.loop import train as train_run
 
-    sample = sampler(out / TOKENIZER, prompts, Sampling())
+    sample = sampler(out, prompts, Sampling())
     outcome = train_run(config, out, sample, evaluator_of(config, out), device)
     after = f'next: puna generate --model {out} "Once upon a time"   or: puna report {out}'
     return print_outcome(outcome, out, json, after)
@@ -141,4 +140,4 @@ def evaluator_of(config: RunConfig, out: Path) -> "Evaluator | None":
         return None
     from puna.evaluate.in_training import evaluator
 
-    return evaluator(config.eval, out / TOKENIZER)
+    return evaluator(config.eval, out)

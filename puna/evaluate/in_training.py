@@ -30,7 +30,8 @@ Scores = dict[str, dict[str, Any]]
 def evaluator(config: EvalConfig, tokenizer: Path) -> Callable[[Llama], Scores]:
     """A function that scores the model it is given on the first `config.limit` examples of each task.
 
-    `tokenizer` is read when the function is called: a run copies it into its directory when it starts.
+    `tokenizer`, a file or the run directory that holds it, is read when the function is called: a run copies
+    it into its directory when it starts.
 
     Raises:
         ValueError: an unknown task, one that needs a judge, a data file that is missing or truncated.

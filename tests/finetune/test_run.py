@@ -317,3 +317,22 @@ def test_the_command_previews_and_trains(base, data, tmp_path, capsys):
     assert "adapter in PEFT's layout" in said
     assert "merged: held-out loss" in said
     assert main(["generate", "--model", str(tmp_path / "run"), "The", "--max-tokens", "4"]) == 0
+
+
+def test_tasks_are_scored_before_and_after_with_any_models_vocabulary(base, data, tmp_path):
+    convert(base, tmp_path / "base.gguf", "gguf", "fp32")
+    row = '{"asked": "Hi", "options": ["yes", "no"], "gold": 0}\n'
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.jsonl").write_text(3 * row)
+        values = {"file": f"{name}.jsonl", "prompt": "{asked}", "options": "options", "gold": "gold"}
+        (tmp_path / f"{name}.yaml").write_text(json.dumps({"name": name, **values}))
+    tasks = [str(tmp_path / f"{name}.yaml") for name in ("one", "two")]
+    command = ["finetune", "--model", str(tmp_path / "base.gguf"), "--data", str(data), "--steps", "2"]
+    command += ["--out", str(tmp_path / "run"), "--template", "puna", "--context", "64", "--lora.r", "2"]
+    command += ["--batch-tokens", "512", "--lora.targets", "q_proj", "wo", "--eval.tasks", *tasks]
+    command += ["--eval.data", str(tmp_path), "--eval.limit", "2"]
+    command += ["--compute.precision", "fp32", "--compute.allocator", "system"]
+    assert main(command) == 0
+    records = [r for r in read_json_lines(tmp_path / "run/metrics.jsonl") if "evaluation" in r]
+    assert [record["step"] for record in records] == [0, 2]
+    assert all(record["evaluation"][name]["n"] == 2 for record in records for name in ("one", "two"))
