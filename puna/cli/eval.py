@@ -151,6 +151,11 @@ def evaluate(
         "results": [*found, *missing],
     }
     write_json(out / "results.json", run)
+    if not any(result["n"] for result in found):
+        raise ValueError(
+            f"no example fits the model's context of {asked.context:,} tokens; "
+            "give fewer --shots or --max-tokens, or a model with a longer context"
+        )
     if json:
         print_result(run, True, [])
     else:

@@ -7,16 +7,9 @@ likelihood is divided by that given the context "Answer:" [P]. The prompts are G
 import re
 from collections.abc import Iterator
 
-from puna.evaluate.data import Data, Row, labelled
+from puna.evaluate.data import Data, labelled
 from puna.evaluate.task import Example, Task
 from puna.paper import RESULTS
-
-
-def _index(row: Row, label: str, labels: str) -> int:
-    """The place of a label among the possible ones."""
-    if label not in labels or not label:
-        raise row.error(f"the label is {label!r}; expected one of {', '.join(labels)}")
-    return labels.index(label)
 
 
 def boolq(data: Data) -> Iterator[Example]:
@@ -27,7 +20,7 @@ def boolq(data: Data) -> Iterator[Example]:
             id=str(row.number),
             question=f"{row['passage']}\nquestion: {question}?\nanswer:",
             options=(" yes", " no"),
-            gold=(0 if str(row["label"]).lower() == "true" else 1,),
+            gold=(row.index(str(row["label"]).lower(), ("true", "false")),),
         )
 
 
@@ -39,7 +32,7 @@ def piqa(data: Data) -> Iterator[Example]:
             id=str(row.number),
             question=f"Question: {row['goal']}\nAnswer:",
             options=(f" {row['sol1']}", f" {row['sol2']}"),
-            gold=(_index(row, label, "01"),),
+            gold=(row.index(label, "01"),),
         )
 
 
@@ -51,7 +44,7 @@ def siqa(data: Data) -> Iterator[Example]:
             id=str(row.number),
             question=f"Q: {row['context']} {row['question']}\nA:",
             options=tuple(f" {row[f'answer{letter}']}" for letter in "ABC"),
-            gold=(_index(row, label, "123"),),
+            gold=(row.index(label, "123"),),
         )
 
 
@@ -69,7 +62,7 @@ def hellaswag(data: Data) -> Iterator[Example]:
             id=str(row.number),
             question=cleaned(f"{row['activity_label']}: {row['ctx_a']} {second}"),
             options=tuple(f" {cleaned(ending)}" for ending in row["endings"]),
-            gold=(int(row["label"]),),
+            gold=(row.index(str(row["label"]), "0123"),),
         )
 
 
@@ -85,7 +78,7 @@ def winogrande(data: Data) -> Iterator[Example]:
             question=contexts[0],
             contexts=contexts,
             options=(f" {after.strip()}",) * 2,
-            gold=(_index(row, row["answer"], "12"),),
+            gold=(row.index(row["answer"], "12"),),
         )
 
 
@@ -113,7 +106,7 @@ def openbookqa(data: Data) -> Iterator[Example]:
             id=row["ID"],
             question=row["Question Stem"],
             options=tuple(f" {text.strip()}" for text in parts[1::2]),
-            gold=(_index(row, row["Answer Key"], "ABCD"),),
+            gold=(row.index(row["Answer Key"], "ABCD"),),
         )
 
 
