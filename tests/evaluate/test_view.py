@@ -1,4 +1,4 @@
-"""The page of all 14,042 questions of MMLU in a browser: how large it is, how soon it opens, what it shows."""
+"""The page of a run in a browser: what it shows; with all of MMLU, how large it is and how soon it opens."""
 
 import time
 from types import SimpleNamespace

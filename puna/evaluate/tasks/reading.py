@@ -26,9 +26,7 @@ def _race(data: Data, level: str) -> Iterator[Example]:
         yield _example(row, f"{row['example_id']}-{row.number}", row["example_id"], *values)
 
 
-def _example(
-    row: Row, id: str, article_id: str, question: str, options: list[str], answer: str
-) -> Example:
+def _example(row: Row, id: str, article_id: str, question: str, options: list[str], answer: str) -> Example:
     return Example(
         id=id,
         question=f"Article:\n{row['article']}\n\nQ: {question}\n\nA:",
