@@ -6,10 +6,10 @@ likelihood is divided by that given the context "Answer:" [P]. The prompts are G
 
 import re
 from collections.abc import Iterator
+from functools import partial
 
 from puna.evaluate.data import Data, labelled
 from puna.evaluate.task import Example, Task
-from puna.paper import RESULTS
 
 
 def boolq(data: Data) -> Iterator[Example]:
@@ -110,82 +110,45 @@ def openbookqa(data: Data) -> Iterator[Example]:
         )
 
 
-_CHAR = {"prompt": "[C]", "normalisation": "[P]", "metric": "[P]"}
+_BASIS = {"prompt": "[C]", "normalisation": "[P]", "metric": "[P]"}
+_task = partial(Task, group="commonsense", basis=_BASIS)
 
 TASKS = (
-    Task(
+    _task(
         name="boolq",
-        group="commonsense",
         source="Clark et al. 2019; SuperGLUE's val.jsonl",
-        basis=_CHAR,
         total=3270,
         read=boolq,
         normalisation="answer-context",
-        paper=RESULTS["boolq"],
     ),
-    Task(
-        name="piqa",
-        group="commonsense",
-        source="Bisk et al. 2020; valid.jsonl, valid-labels.lst",
-        basis=_CHAR,
-        total=1838,
-        read=piqa,
-        paper=RESULTS["piqa"],
-    ),
-    Task(
-        name="siqa",
-        group="commonsense",
-        source="Sap et al. 2019; dev.jsonl, dev-labels.lst",
-        basis=_CHAR,
-        total=1954,
-        read=siqa,
-        paper=RESULTS["siqa"],
-    ),
-    Task(
-        name="hellaswag",
-        group="commonsense",
-        source="Zellers et al. 2019; hellaswag_val.jsonl",
-        basis=_CHAR,
-        total=10042,
-        read=hellaswag,
-        paper=RESULTS["hellaswag"],
-    ),
-    Task(
+    _task(name="piqa", source="Bisk et al. 2020; valid.jsonl, valid-labels.lst", total=1838, read=piqa),
+    _task(name="siqa", source="Sap et al. 2019; dev.jsonl, dev-labels.lst", total=1954, read=siqa),
+    _task(name="hellaswag", source="Zellers et al. 2019; hellaswag_val.jsonl", total=10042, read=hellaswag),
+    _task(
         name="winogrande",
-        group="commonsense",
         source="Sakaguchi et al. 2021; winogrande_1.1 dev.jsonl",
-        basis={"prompt": "[C]", "normalisation": "[C]", "metric": "[P]"},
+        basis=_BASIS | {"normalisation": "[C]"},
         total=1267,
         read=winogrande,
         normalisation="none",  # the same text is scored after either option
-        paper=RESULTS["winogrande"],
     ),
-    Task(
+    _task(
         name="arc_easy",
-        group="commonsense",
         source="Clark et al. 2018; ARC-Easy-Test.jsonl",
-        basis=_CHAR,
         total=2376,
-        read=lambda data: _arc(data, "arc/ARC-Easy-Test.jsonl"),
-        paper=RESULTS["arc_easy"],
+        read=partial(_arc, file="arc/ARC-Easy-Test.jsonl"),
     ),
-    Task(
+    _task(
         name="arc_challenge",
-        group="commonsense",
         source="Clark et al. 2018; ARC-Challenge-Test.jsonl",
-        basis=_CHAR,
         total=1172,
-        read=lambda data: _arc(data, "arc/ARC-Challenge-Test.jsonl"),
-        paper=RESULTS["arc_challenge"],
+        read=partial(_arc, file="arc/ARC-Challenge-Test.jsonl"),
     ),
-    Task(
+    _task(
         name="openbookqa",
-        group="commonsense",
         source="Mihaylov et al. 2018; Main/test.tsv",
-        basis=_CHAR,
         total=500,
         read=openbookqa,
         normalisation="answer-context",
-        paper=RESULTS["openbookqa"],
     ),
 )

@@ -9,7 +9,6 @@ from functools import partial
 
 from puna.evaluate.data import Data, Row
 from puna.evaluate.task import Example, Task
-from puna.paper import RESULTS
 
 
 def _race(data: Data, level: str) -> Iterator[Example]:
@@ -46,7 +45,6 @@ TASKS = tuple(
         read=partial(_race, level=level),
         also=("answer-context",),
         answer_context="A:",
-        paper=RESULTS[f"race_{level}"],
     )
     for level, total in (("middle", 1436), ("high", 3498))
 )
