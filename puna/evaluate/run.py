@@ -49,11 +49,12 @@ def evaluate(
         found_judges: see `judges_of`.
         device: device whose energy is measured; None for an endpoint.
         contamination: directory of token shards, in which the tasks' examples are looked for.
-        say: called with what will be computed, and with what cannot be.
+        say: called with a line on what will be computed, and with one for each task that is not scored.
         described: further options to record.
 
     Raises:
-        ValueError: no task can be scored, or `out` holds records of another evaluation.
+        ValueError: no task can be scored, no example fits the model's context, or `out` holds records of
+            another evaluation.
     """
     jobs, missing = harness.plan(tasks, data, model, options, found_judges)
     for row in missing:
@@ -80,6 +81,11 @@ def evaluate(
         "results": [*found, *missing],
     }
     write_json(out / "results.json", run)
+    if not any(result["n"] for result in found):
+        raise ValueError(
+            f"no example fits the model's context of {model.context:,} tokens; "
+            "give fewer --shots or --max-tokens, or a model with a longer context"
+        )
     return run
 
 
