@@ -150,13 +150,14 @@ class LoraBlock(Block):
 
     def _adapted(self, ops: Ops) -> Ops:
         # Looked up at each call: FSDP puts gathered tensors in the parameters' places.
-        # A tp group splits one factor of an adapter; the gradient of the other is summed over ranks.
-        held = {
-            name: getattr(self, name) if split_axis(name) is not None else ops.whole(getattr(self, name))
-            for name in (f"{role}_lora_{factor}" for role in self.roles for factor in "AB")
-        }
+        def factor(name: str) -> Tensor:
+            # A tp group splits one factor of an adapter; the gradient of the other is summed over ranks.
+            own: Tensor = getattr(self, name)
+            return own if split_axis(name) is not None else ops.whole(own)
+
         factors: Factors = {
-            id(getattr(self, role)): (held[f"{role}_lora_A"], held[f"{role}_lora_B"]) for role in self.roles
+            id(getattr(self, role)): (factor(f"{role}_lora_A"), factor(f"{role}_lora_B"))
+            for role in self.roles
         }
         wrap = self._by_hand if ops.linear is BY_HAND.linear else self._summed
         return ops._replace(
