@@ -216,7 +216,7 @@ def start(source: Source, lora: LoraConfig | None, seed: int, files: Files) -> S
     if lora is None:
         return Start(weights, files=files)
     block = partial(LoraBlock, lora, adapted_roles(lora.targets, source.config), seed)
-    return Start(weights, is_adapter, block, files)
+    return Start(weights, is_adapter, block, lora.dropout > 0, files)
 
 
 def initial_values(source: Source, seed: int) -> Read:

@@ -255,6 +255,7 @@ def test_lora_that_is_not_supported_is_named(base, data):
 def test_a_model_too_large_for_the_memory_is_refused_before_it_is_read(base, data, monkeypatch):
     job = run.prepare(settings(base, data))
     pages = os.sysconf("SC_PHYS_PAGES")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(os, "sysconf", lambda name: 1000 if name == "SC_PHYS_PAGES" else 4096)
     assert pages > 1000
     with pytest.raises(ValueError, match=r"needs .* of memory, and there are 4\.1 MB; use .*--lora\.r 16"):

@@ -34,7 +34,12 @@ CATEGORY = {subject: category for category, subjects in CATEGORIES.items() for s
 COLUMNS = ("question", "A", "B", "C", "D", "answer")
 
 
-def _rows(data: Data, split: str, subject: str) -> Iterator[Row]:
+def rows_of(data: Data, split: str, subject: str) -> Iterator[Row]:
+    """The rows of a subject's file.
+
+    Raises:
+        ValueError: an answer that is none of A, B, C, D.
+    """
     for row in data.table(f"mmlu/{split}/{subject}_{split}.csv", columns=COLUMNS):
         row.index(row["answer"], "ABCD")  # that it is one of them
         yield row
@@ -54,7 +59,7 @@ def mmlu(data: Data, original: bool = False) -> Iterator[Example]:
     if not subjects:
         raise ValueError(f"{folder} holds no SUBJECT_test.csv; download MMLU again")
     for subject in subjects:
-        for row in _rows(data, "test", subject):
+        for row in rows_of(data, "test", subject):
             yield Example(
                 id=f"{subject}-{row.number}",
                 question=_question(row, original),
@@ -70,7 +75,7 @@ def prefix(data: Data, shots: int, topic: str, original: bool = False) -> tuple[
     space = " " if original else ""
     name = topic.replace("_", " ")
     header = f"The following are multiple choice questions (with answers) about {space}{name}.\n\n"
-    rows = list(_rows(data, "dev", topic))[:shots]
+    rows = list(rows_of(data, "dev", topic))[:shots]
     return header, [f"{_question(row, original)} {row['answer']}\n\n" for row in rows]
 
 
