@@ -30,7 +30,7 @@ from puna.model.llama import Block
 from puna.model.parts import Part, Source, parts
 from puna.train.rundir import Files
 from puna.train.setup import Start
-from puna.train.shares import Read
+from puna.train.shares import Read, split_axis
 
 Factors = dict[int, tuple[Tensor, Tensor]]
 """A and B by the `id` of the weight that they belong to."""
@@ -150,12 +150,13 @@ class LoraBlock(Block):
 
     def _adapted(self, ops: Ops) -> Ops:
         # Looked up at each call: FSDP puts gathered tensors in the parameters' places.
+        # Of each adapter a tp group splits one factor; the gradient of the other is summed over ranks.
+        held = {
+            name: getattr(self, name) if split_axis(name) is not None else ops.whole(getattr(self, name))
+            for name in (f"{role}_lora_{factor}" for role in self.roles for factor in "AB")
+        }
         factors: Factors = {
-            id(getattr(self, role)): (
-                ops.whole(getattr(self, f"{role}_lora_A")),
-                ops.whole(getattr(self, f"{role}_lora_B")),
-            )
-            for role in self.roles
+            id(getattr(self, role)): (held[f"{role}_lora_A"], held[f"{role}_lora_B"]) for role in self.roles
         }
         wrap = self._by_hand if ops.linear is BY_HAND.linear else self._summed
         return ops._replace(

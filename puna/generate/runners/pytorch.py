@@ -121,7 +121,7 @@ class PlainRunner:
         """The residual stream after the last norm, (T, D). `parts` as BlockCache.attention has them."""
         padding = [0] * (-len(tokens) % ROWS)
         positions = [at for count, start, _ in parts for at in range(start, start + count)]
-        is_fused = self._static and len(parts) == 1
+        is_fused = self.static_decode and len(parts) == 1
         attention = self.cache.fused_attention(*parts[0]) if is_fused else self.cache.attention(parts)
         hidden_BTD = self.model.hidden(
             torch.tensor([[*tokens, *padding]], device=self.device),

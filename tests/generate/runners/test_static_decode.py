@@ -86,7 +86,7 @@ def test_the_fused_attention_of_prompts_is_that_over_blocks(starts):
     """A prompt of 70 tokens in one or several calls, of one and of two blocks, also unaligned."""
     model = random_model(CONFIG)
     static, plain = PlainRunner(model, 4), PlainRunner(model, 4)
-    static._static = StaticDecode(model, static.cache, 3, compiled=False)
+    static.static_decode = StaticDecode(model, static.cache, 3, compiled=False)
     tokens = [(7 * i) % CONFIG.vocab_size for i in range(70)]
     for start, stop in pairwise(starts):
         found, expected = (r.prefill(tokens[start:stop], start, [2, 0], True) for r in (static, plain))
