@@ -49,7 +49,7 @@ def evaluate(
         found_judges: see `judges_of`.
         device: device whose energy is measured; None for an endpoint.
         contamination: directory of token shards, in which the tasks' examples are looked for.
-        say: called with what will be computed, and with what cannot be.
+        say: called with what will be computed, and with tasks that are not scored.
         described: further options to record.
 
     Raises:
