@@ -49,7 +49,7 @@ def evaluate(
         found_judges: see `judges_of`.
         device: device whose energy is measured; None for an endpoint.
         contamination: directory of token shards, in which the tasks' examples are looked for.
-        say: called with what will be computed, and with tasks that are not scored.
+        say: called with a line on what will be computed, and with one for each task that is not scored.
         described: further options to record.
 
     Raises:
