@@ -3,8 +3,8 @@
     python benchmarks/plan.py            15m and 110m, in one process and in two (FSDP)
     python benchmarks/plan.py --quick    15m in one process
 
-Trains real steps on random tokens. Memory is the growth of a process over what it took before the model was
-built; time is the median step after the first two.
+Trains real steps on random tokens. Memory is the growth of a process over what it took after a step of a tiny
+model, when all libraries were loaded; time is the median step after the first two.
 """
 
 import argparse
@@ -18,10 +18,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import torch
 from _train_contestant import SIZES
 
+from puna import devices
 from puna.config import ModelConfig, OptimConfig, ParallelConfig, RunConfig, ScheduleConfig, WatchConfig
 from puna.files import human_bytes, read_json_lines
+from puna.kernels import build, elementwise
+from puna.model.llama import Llama
 from puna.tokens.mixture import Batch
 from puna.train.allocator import KEEP
 from puna.train.here import plan_here
@@ -82,6 +86,13 @@ def work(size: str, folder: Path) -> None:
     ranks, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     config = configuration(size, ranks)
     data = RandomTokens(config, folder)
+    devices.configure(torch.device("cpu"))
+    build.prepare(elementwise.SOURCES)
+    devices.measure(torch.device("cpu"), "fp32")
+    tiny = Llama(ModelConfig(dim=32, n_layers=1, n_heads=2, ffn_dim=64, vocab_size=256, context=64))
+    tiny.init_weights(1)
+    tokens = torch.zeros(1, 64, dtype=torch.long)
+    tiny.loss(tokens, tokens, 1.0)[0].backward()
     before = memory("VmRSS")
 
     def sample(model: object) -> list[dict[str, object]]:  # at the last step, before its checkpoint

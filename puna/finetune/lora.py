@@ -150,7 +150,7 @@ class LoraBlock(Block):
 
     def _adapted(self, ops: Ops) -> Ops:
         # Looked up at each call: FSDP puts gathered tensors in the parameters' places.
-        # Of each adapter a tp group splits one factor; the gradient of the other is summed over ranks.
+        # A tp group splits one factor of an adapter; the gradient of the other is summed over ranks.
         held = {
             name: getattr(self, name) if split_axis(name) is not None else ops.whole(getattr(self, name))
             for name in (f"{role}_lora_{factor}" for role in self.roles for factor in "AB")

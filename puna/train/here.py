@@ -10,8 +10,8 @@ from puna.devices import DeviceName
 from puna.model.loss import block_rows
 from puna.train.plan import Job, Machine, Plan, plan
 
-MFU = 0.5
-"""Share of the matrix peak: what benchmarks/train.py shows on CPUs, and large models on GPUs."""
+MFU = {"cpu": 0.8, "cuda": 0.5}
+"""Share of the matrix peak, by device: what benchmarks/train.py shows."""
 
 
 def plan_here(
@@ -50,4 +50,6 @@ def plan_here(
         trained=trained,
     )
     rows = job.sequences // config.parallel.dp
-    return plan(job, machine, config.parallel, min(schedule.micro_batch, rows), MFU), measured
+    return plan(
+        job, machine, config.parallel, min(schedule.micro_batch, rows), MFU.get(chosen.type, 0.5)
+    ), measured
