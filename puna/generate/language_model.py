@@ -38,8 +38,8 @@ class LanguageModel:
     """A model that generates text.
 
     All methods take the keywords of `Options`: max_tokens, stop, temperature, top_k, top_p, min_p,
-    repetition_penalty, seed, schema. They raise a ValueError when an option is invalid or the prompt does not fit
-    into the model's context. Not thread-safe: use one from one thread.
+    repetition_penalty, seed, schema. They raise a ValueError when an option is invalid or the prompt does not
+    fit into the model's context. Not thread-safe: use one from one thread.
     """
 
     def __init__(self, engine: Engine) -> None:

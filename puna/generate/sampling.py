@@ -1,6 +1,6 @@
 """From logits to the next token, in one place.
 
-    logits_V ─> bias, penalties ─> JSON schema ─> / temperature ─> top-k ─> top-p ─> min-p ─> one uniform number ─> id
+    logits_V ─> bias, penalties ─> JSON schema ─> / temperature ─> top-k ─> top-p ─> min-p ─> draw ─> id
         └─────> log-probabilities, of the model's own distribution
 
 The order is that of transformers. Each call takes one number from the request's own generator, so a

@@ -19,7 +19,8 @@ CPU_SECONDS = 1.0
 WALL_SECONDS = 30.0  # where the machine is so busy that the process hardly runs
 MEMORY = 1 << 30  # bytes of address space
 MAX_CHARACTERS = 1 << 16  # of a schema
-LIMITS = {"step_lexer_fuel": 50_000, "max_lexer_states": 50_000}  # milliseconds per mask, 100 MB
+LEXER_FUEL = 50_000  # of one mask: milliseconds
+LEXER_STATES = 50_000  # of one grammar: 100 MB
 OPTIONS = "x-guidance"  # llguidance's options in a schema, which puna sets
 EXPENSIVE = (
     f"the JSON schema is too expensive to compile: more than {CPU_SECONDS:g} s of CPU time or "
@@ -57,7 +58,9 @@ def matcher(tokenizer: Any, schema: str) -> Any:
     value[OPTIONS] = {"whitespace_pattern": r"[ \n]{1,40}"}
     # The model chooses how to divide a text that the schema determines into tokens.
     grammar = f'%llguidance {{"no_forcing": true}}\nstart: %json {json.dumps(value)}'
-    limits = llguidance.LLParserLimits(**LIMITS, verbose_errors=False)
+    limits = llguidance.LLParserLimits(
+        step_lexer_fuel=LEXER_FUEL, max_lexer_states=LEXER_STATES, verbose_errors=False
+    )
     return llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
 
 

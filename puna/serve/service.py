@@ -120,7 +120,7 @@ class Service:
     async def grammar(self, form: ResponseFormat | None) -> Grammar | None:
         """Compile the schema of a response format; None for text."""
         try:
-            schema = form and form.schema_text
+            schema = form.schema_text if form else None
             if schema is None:
                 return None
             return await self._run(
