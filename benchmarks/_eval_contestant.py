@@ -1,7 +1,9 @@
 """lm-eval on its own tasks for eval.py: requests as lines of JSON on stdin, replies on stdout.
 
-    _eval_contestant.py MODEL THREADS VOCABULARY.gguf      lm-eval's `hf` backend
-    _eval_contestant.py MODEL THREADS --puna               our engine, through puna.evaluate.lm_eval_model
+    _eval_contestant.py MODEL THREADS SOFTMAX VOCABULARY.gguf      lm-eval's `hf` backend
+    _eval_contestant.py MODEL THREADS SOFTMAX --puna               our engine, by puna.evaluate.lm_eval_model
+
+SOFTMAX is the precision of the `hf` backend's softmax: float32 is what lm-eval has by default.
 
 {"task": "arc_easy", "data": DIR, "count": N, "shots": 0} -> {"seconds": of log-likelihoods, "samples": …},
 one sample per example: its log-likelihoods, lm-eval's verdicts acc and acc_norm.
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 
 
-def hugging_face(directory: str, vocabulary: str) -> Any:
+def hugging_face(directory: str, softmax: str, vocabulary: str) -> Any:
     """lm-eval's own backend in fp32."""
     from lm_eval.models.huggingface import HFLM
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
@@ -29,11 +31,12 @@ def hugging_face(directory: str, vocabulary: str) -> Any:
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
         [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
     )
-    return HFLM(pretrained=directory, tokenizer=tokenizer, device="cpu", dtype="float32", batch_size=16)
+    options = {"device": "cpu", "dtype": "float32", "softmax_dtype": softmax, "batch_size": 16}
+    return HFLM(pretrained=directory, tokenizer=tokenizer, **options)
 
 
 def main() -> None:
-    directory, threads, vocabulary = sys.argv[1:]
+    directory, threads, softmax, vocabulary = sys.argv[1:]
     torch.set_num_threads(int(threads))
     out, sys.stdout = sys.stdout, sys.stderr
     if vocabulary == "--puna":
@@ -41,7 +44,7 @@ def main() -> None:
 
         model: Any = PunaLM(directory, "fp32")
     else:
-        model = hugging_face(directory, vocabulary)
+        model = hugging_face(directory, softmax, vocabulary)
     from _lm_eval_tasks import task_of
     from lm_eval import simple_evaluate
 

@@ -1,6 +1,6 @@
 """One contestant of benchmarks/generate.py: a model loaded once, that answers as often as it is asked.
 
-    _generate_contestant.py KIND MODEL THREADS          KIND: puna:bf16, llama.cpp, transformers
+    _generate_contestant.py KIND MODEL THREADS DEVICE    KIND: puna:bf16, llama.cpp, transformers, …+compile
 
 Reads JSON lines on stdin, `{"prompt": 64, "steps": 128, "sequences": 1}`: that many sequences of as many
 tokens each, then greedy steps for all at once. Answers one JSON line: seconds of the first sequence's
@@ -12,6 +12,7 @@ import ctypes
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 CONTEXT = 1024  # tokens of all sequences together are at most twice this
@@ -24,7 +25,7 @@ def prompts(vocabulary: int, sequences: int, length: int) -> list[list[int]]:
 
 
 class Puna:
-    def __init__(self, weights: str, model: str, threads: int) -> None:
+    def __init__(self, weights: str, model: str, threads: int, device: str) -> None:
         import torch
 
         from puna.formats.convert import open_source
@@ -33,7 +34,8 @@ class Puna:
 
         torch.set_num_threads(threads)
         self.block = BLOCK
-        self.runner = load_runner(open_source(Path(model))[1], weights, 2 * CONTEXT // BLOCK + 16)
+        source, n_blocks = open_source(Path(model))[1], 2 * CONTEXT // BLOCK + 16
+        self.runner = load_runner(source, weights, n_blocks, device=torch.device(device))
         self.vocabulary = self.runner.config.vocab_size
 
     def run(self, tokens: list[list[int]], steps: int) -> tuple[float, float]:
@@ -54,10 +56,11 @@ class Puna:
 class LlamaCpp:
     """llama.cpp's own batches, as its llama-batched-bench uses them."""
 
-    def __init__(self, model: str, threads: int) -> None:
+    def __init__(self, model: str, threads: int, device: str) -> None:
         import llama_cpp
         import numpy
 
+        assert device == "cpu", "llama.cpp is compared on CPUs alone"
         self.api, self.numpy = llama_cpp, numpy
         self.quiet = llama_cpp.llama_log_callback(lambda *_: None)
         llama_cpp.llama_log_set(self.quiet, ctypes.c_void_p(0))
@@ -105,31 +108,59 @@ class LlamaCpp:
 
 
 class Transformers:
-    def __init__(self, model: str, threads: int) -> None:
+    """Its model with a growing cache; `compiled`: decoding compiled, with a cache of fixed size."""
+
+    def __init__(self, model: str, threads: int, device: str, compiled: bool = False) -> None:
         import torch
         import transformers
 
         torch.set_num_threads(threads)
         transformers.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        self.torch = torch
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
+        self.torch, self.device = torch, device
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+        self.model.to(device).eval()
+        self.decode = self.model
+        if compiled:
+            self.decode = torch.compile(self.model, mode="reduce-overhead", fullgraph=True)
+        self.compiled = compiled
         self.vocabulary = self.model.config.vocab_size
 
+    def cache(self):
+        from transformers import DynamicCache, StaticCache
+
+        config = self.model.config
+        return (
+            StaticCache(config=config, max_cache_len=CONTEXT)
+            if self.compiled
+            else DynamicCache(config=config)
+        )
+
     def run(self, tokens: list[list[int]], steps: int) -> tuple[float, float]:
+        tensor = self.torch.tensor(tokens, device=self.device)
         with self.torch.inference_mode():
-            started = time.perf_counter()
-            state = self.model(self.torch.tensor(tokens[:1]), use_cache=True, logits_to_keep=1)
-            state.logits.argmax()
+            cache, started = self.cache(), time.perf_counter()
+            state = self.model(tensor[:1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+            last = state.logits.argmax(-1).cpu()
             first = time.perf_counter() - started
             if len(tokens) > 1:
-                state = self.model(self.torch.tensor(tokens), use_cache=True, logits_to_keep=1)
+                cache = self.cache()
+                state = self.model(tensor, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                last = state.logits.argmax(-1).cpu()
             started = time.perf_counter()
             for _ in range(steps):
-                last = state.logits[:, -1:].argmax(-1)
-                state = self.model(last, past_key_values=state.past_key_values, use_cache=True)
-            state.logits.argmax()
+                state = self.decode(last.to(self.device), past_key_values=cache, use_cache=True)
+                last = state.logits.argmax(-1).cpu()
             return first, time.perf_counter() - started
+
+
+def peak_bytes(device: str) -> int:
+    """Memory that the process took, or on a GPU its tensors."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    return peak_rss()
 
 
 def peak_rss() -> int:
@@ -138,17 +169,19 @@ def peak_rss() -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def main(kind: str, model: str, threads: str) -> None:
+def main(kind: str, model: str, threads: str, device: str) -> None:
     if kind.startswith("puna"):
-        contestant = Puna(kind.partition(":")[2], model, int(threads))
+        contestant = Puna(kind.partition(":")[2], model, int(threads), device)
     else:
-        contestant = {"llama.cpp": LlamaCpp, "transformers": Transformers}[kind](model, int(threads))
+        compiled = partial(Transformers, compiled=True)
+        kinds = {"llama.cpp": LlamaCpp, "transformers": Transformers, "transformers+compile": compiled}
+        contestant = kinds[kind](model, int(threads), device)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
         tokens = prompts(contestant.vocabulary, asked["sequences"], asked["prompt"])
         first, seconds = contestant.run(tokens, asked["steps"])
-        print(json.dumps({"first": first, "seconds": seconds, "peak_rss": peak_rss()}), flush=True)
+        print(json.dumps({"first": first, "seconds": seconds, "peak": peak_bytes(device)}), flush=True)
 
 
 if __name__ == "__main__":

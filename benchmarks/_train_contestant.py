@@ -10,15 +10,17 @@ import json
 import resource
 import sys
 import time
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-# name: dim, layers, heads, ffn, vocabulary, context, sequences per step
+# name: dim, layers, heads, ffn, vocabulary, context; sequences per step on a CPU and on a GPU
 SIZES = {
-    "15m": (288, 6, 6, 768, 4096, 512, 16),
-    "110m": (768, 12, 12, 2048, 32_000, 512, 4),
+    "15m": (288, 6, 6, 768, 4096, 512, 16, 128),
+    "110m": (768, 12, 12, 2048, 32_000, 512, 4, 32),
+    "1b": (2048, 22, 16, 5632, 32_000, 2048, 1, 4),
 }
 
 
@@ -87,6 +89,10 @@ def initialise(model: nn.Module) -> None:
                 parameter.normal_(0, 0.02)
 
 
+def on_device(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    return tensor.pin_memory().to(device, non_blocking=True) if device == "cuda" else tensor
+
+
 def transformers_model(dim, layers, heads, ffn, vocabulary, context):
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -128,23 +134,28 @@ def litgpt_model(dim, layers, heads, ffn, vocabulary, context):
     return model, lambda run, tokens: run(tokens)
 
 
-def peer_step(name: str, shape: tuple[int, ...], precision: str):
+def peer_step(name: str, shape: tuple[int, ...], precision: str, device: str):
     """A training step of a peer, at its best: fused AdamW, autocast, compiled where asked."""
-    base = name.removesuffix("+compile")
+    base = name.partition("+")[0]
     if base == "plain":
         model, logits_of = Plain(*shape), lambda run, tokens: run(tokens)
     else:
         build = transformers_model if base == "transformers" else litgpt_model
         model, logits_of = build(*shape)
+    model.to(device)
     initialise(model)
     model.train()
-    run = torch.compile(model) if name.endswith("+compile") else model
+    run = model
+    if "+" in name:
+        mode = "reduce-overhead" if name.endswith("+graphs") else "default"
+        run = torch.compile(model, mode=mode)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
     )
 
     def step(tokens: torch.Tensor, targets: torch.Tensor) -> float:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        tokens, targets = on_device(tokens, device), on_device(targets, device)
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
             logits = logits_of(run, tokens)
         loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
         loss.backward()
@@ -156,15 +167,16 @@ def peer_step(name: str, shape: tuple[int, ...], precision: str):
     return step
 
 
-def puna_step(shape: tuple[int, ...], precision: str):
+def puna_step(shape: tuple[int, ...], precision: str, device: str):
     """puna's own step, as puna.train takes it."""
     import numpy as np
 
     from puna.config import ModelConfig, OptimConfig, RunConfig, ScheduleConfig
-    from puna.devices import use_onednn_for_fp32
+    from puna.devices import configure
     from puna.kernels.elementwise import compile_kernels
     from puna.model.llama import Llama
     from puna.tokens.mixture import Batch
+    from puna.train.graph import gradients_of
     from puna.train.optim import build_optimizer
     from puna.train.step import OutlierGuard, train_step
 
@@ -173,37 +185,44 @@ def puna_step(shape: tuple[int, ...], precision: str):
         dim=dim, n_layers=layers, n_heads=heads, ffn_dim=ffn, vocab_size=vocabulary, context=context
     )
     compile_kernels()
-    if precision == "fp32":
-        use_onednn_for_fp32()
-    model = Llama(config, torch.bfloat16 if precision == "bf16" else torch.float32, "manual")
+    place = torch.device(device)
+    configure(place)
+    model = Llama(config, torch.bfloat16 if precision == "bf16" else torch.float32, "manual", place)
     model.init_weights(1)
     initialise(model)
     optimizer = build_optimizer(model, OptimConfig())
-    guard = OutlierGuard(0, torch.device("cpu"))
+    guard, gradients = OutlierGuard(0, place), gradients_of(model, RunConfig(model=config))
     run = RunConfig(model=config, schedule=ScheduleConfig(micro_batch=1024))
 
     def step(tokens: torch.Tensor, targets: torch.Tensor) -> float:
         sources = np.zeros(len(tokens), np.int64)
         batch = Batch(tokens.numpy(), targets.numpy(), sources, targets.numel())
-        result = train_step(model, optimizer, guard, batch, 1, 1e-3, run)
+        result = train_step(model, optimizer, guard, batch, 1, 1e-3, run, gradients=gradients)
         return result.record(("all",))["loss"]
 
     return step
 
 
-def main(name: str, size: str, precision: str) -> None:
-    *shape, sequences = SIZES[size]
-    step = puna_step(tuple(shape), precision) if name == "puna" else peer_step(name, tuple(shape), precision)
-    data = batches(shape[4], shape[5], sequences)
+def peak_bytes(device: str) -> int:
+    """Memory that the process took, or on a GPU its tensors."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main(name: str, size: str, precision: str, device: str) -> None:
+    *shape, on_cpu, on_gpu = SIZES[size]
+    make = puna_step if name == "puna" else partial(peer_step, name)
+    step = make(tuple(shape), precision, device)
+    data = batches(shape[4], shape[5], on_gpu if device == "cuda" else on_cpu)
     for line in sys.stdin:
         seconds, losses = [], []
         for _ in range(int(line)):
             tokens, targets = next(data)
             started = time.perf_counter()
-            losses.append(step(tokens, targets))
+            losses.append(step(tokens, targets))  # waits for the loss, and so for the step
             seconds.append(time.perf_counter() - started)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"seconds": seconds, "losses": losses, "peak_rss": peak}), flush=True)
+        print(json.dumps({"seconds": seconds, "losses": losses, "peak": peak_bytes(device)}), flush=True)
 
 
 if __name__ == "__main__":

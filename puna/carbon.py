@@ -7,9 +7,8 @@ The paper's PUE (power usage effectiveness of the data centre) is 1.1, its inten
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from puna.extras import require
 from puna.files import human_seconds, read_json
@@ -168,6 +167,9 @@ def grid_intensity(given: str) -> tuple[float, str]:
             raise ValueError(f"intensity is {given}; expected at least 0 tCO2eq per MWh")
         return value, "the paper's, of the US grid" if value == INTENSITY else "given"
     require("codecarbon")
+    from importlib.metadata import version  # here, because every command imports this module
+    from importlib.util import find_spec
+
     spec = find_spec("codecarbon")
     assert spec is not None and spec.submodule_search_locations
     table = Path(spec.submodule_search_locations[0]) / COUNTRIES
@@ -185,3 +187,49 @@ def grid_intensity(given: str) -> tuple[float, str]:
     raise ValueError(
         f"intensity is {given!r}; expected tCO2eq per MWh, or a country's name or code such as FRA{hint}"
     )
+
+
+def table_15(at: Footprint) -> tuple[dict[str, Any], list[str]]:
+    """Table 15 at a PUE, power and intensity, beside the printed figures."""
+    rows = [(row, Footprint(row.gpu_hours, at.watts, at.pue, at.intensity)) for row in TABLE_15]
+    lines = [
+        "Table 15: MWh = GPU-hours × watts × PUE / 10⁶, tCO2eq = MWh × intensity",
+        f"{'model':<12}{'watts':>6}{'GPU-hours':>12}{'MWh':>10}{'printed':>9}{'tCO2eq':>10}{'printed':>9}",
+        *(
+            f"{row.model:<12}{at.watts:>6g}{row.gpu_hours:>12,}{found.mwh:>10,.2f}{row.mwh:>9,}"
+            f"{found.tco2eq:>10,.2f}{row.tco2eq:>9,}"
+            for row, found in rows
+        ),
+    ]
+    result: dict[str, Any] = {
+        "rows": [
+            {
+                "model": row.model,
+                "gpu_hours": row.gpu_hours,
+                "MWh": found.mwh,
+                "tCO2eq": found.tco2eq,
+                "printed": {"MWh": row.mwh, "tCO2eq": row.tco2eq},
+            }
+            for row, found in rows
+        ],
+        "watts": at.watts,
+    }
+    if (at.watts, at.pue, at.intensity) == (WATTS, PUE, INTENSITY):
+        lines += _beside_the_paper(rows)
+    return result, lines
+
+
+def _beside_the_paper(rows: Sequence[tuple[Any, Footprint]]) -> list[str]:
+    tonnes = sum(round(found.tco2eq) == row.tco2eq for row, found in rows)
+    off = {row.model: found.mwh - row.mwh for row, found in rows if abs(found.mwh - row.mwh) >= 1}
+    others = "".join(f"; {model} is {by:.2f} MWh off" for model, by in off.items())
+    hours = TOTAL_MWH * 1e6 / (WATTS * PUE)
+    return [
+        f"tCO2eq rounds to the printed figure in {tonnes} of {len(rows)} rows; MWh is within 1 of it in "
+        f"{len(rows) - len(off)} of {len(rows)}{others}",
+        "",
+        f"The paper's total: {TOTAL_MWH:,} MWh, {TOTAL_TCO2EQ:,} tCO2eq, {TOTAL_GPUS:,} GPUs for about "
+        f"{TOTAL_MONTHS} months.",
+        f"From {TOTAL_MWH:,} MWh at {WATTS * PUE:g} W per GPU: {hours / 1e6:.3f} million GPU-hours, "
+        f"{hours / TOTAL_GPUS / 24:.0f} days of {TOTAL_GPUS:,} GPUs; {TOTAL_MWH * INTENSITY:,.1f} tCO2eq.",
+    ]

@@ -178,7 +178,7 @@ def _share(validation: dict[str, Any] | None, config: RunConfig) -> float | None
     """The held-out loss as a fraction of ln V, the loss of a uniform guess."""
     if validation is None or validation["loss"] is None:
         return None
-    return round(validation["loss"] / math.log(config.model.vocab_size), 4)
+    return round(float(validation["loss"]) / math.log(config.model.vocab_size), 4)
 
 
 def _reached(out: Path, outcome: Outcome, config: RunConfig) -> str:

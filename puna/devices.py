@@ -16,6 +16,7 @@ import os
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,6 +95,8 @@ def choose_device(name: DeviceName = "auto") -> "torch.device":
     if name == "cuda" and not torch.cuda.is_available():
         reason = "finds no CUDA device" if torch.backends.cuda.is_built() else "was built without CUDA"
         raise ValueError(f"--device cuda: PyTorch {torch.__version__} {reason}; use --device cpu")
+    if name == "cuda":  # fp32 is to be fp32
+        warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores for float32")
     if name == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"--device mps: PyTorch {torch.__version__} finds no Apple GPU; use --device cpu")
     return torch.device(name)
@@ -187,6 +190,26 @@ def synchronize(device: "torch.device") -> None:
         torch.mps.synchronize()
 
 
+Mark = Any
+"""A moment on a device's time line: seconds, or a `torch.cuda.Event`."""
+
+
+def mark(device: "torch.device") -> Mark:
+    """The present; on a GPU the moment when it has done what was launched so far, without a wait."""
+    import torch
+
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def seconds_between(first: Mark, last: Mark) -> float:
+    """Seconds from one mark to a later one, which the device must have reached."""
+    return last - first if isinstance(first, float) else first.elapsed_time(last) / 1e3
+
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
     # On a busy machine threads wait for each other, which slows small products more than large ones.
@@ -203,12 +226,20 @@ def _one_thread() -> Iterator[None]:
 def probe(device: "torch.device") -> dict[Precision, float]:
     """The rates of both precisions, FLOP/s, measured in some 50 ms; on a CPU those of one core."""
     precisions: tuple[Precision, ...] = ("bf16", "fp32")
+    size = LARGEST // 2 if device.type == "cuda" else SMALLEST  # a small product does not fill a GPU
     with _one_thread():
-        return {precision: matrix_rate(device, precision, PROBE_SECONDS) for precision in precisions}
+        return {precision: matrix_rate(device, precision, PROBE_SECONDS, size) for precision in precisions}
 
 
 def fast_precision(device: "torch.device") -> Precision:
-    """The precision of `precision = auto` on a device: bf16 where it multiplies at least as fast as fp32."""
+    """The precision of `precision = auto` on a device: bf16 where it multiplies at least as fast as fp32.
+
+    GPUs say whether they have bf16 units; a measurement could be that of another program's work.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     rates = probe(device)
     return "bf16" if rates["bf16"] >= rates["fp32"] else "fp32"
 

@@ -25,7 +25,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from puna.carbon import INTENSITY, JOULES_PER_KWH, PUE, WATTS, Energy, grid_intensity, listed
-from puna.files import read_json, write_json
+from puna.files import MANIFEST, read_json, write_json
+from puna.manifest import load_manifest
+from puna.rundir import ENERGY
 
 POWERCAP = Path("/sys/class/powercap")
 STAT = Path("/proc/stat")
@@ -287,3 +289,21 @@ def of_uses(uses: Iterable[Use]) -> Energy:
 def of_folder(folder: Path) -> Energy:
     """The energy of all processes and starts that a Meter wrote down in `folder`."""
     return of_uses(Use(**read_json(file)) for file in sorted(folder.glob("*.json")))
+
+
+def recorded_in(run: Path) -> Energy:
+    """The energy that a directory's manifest, or an evaluation's results, or a run in progress has recorded.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if (run / MANIFEST).is_file():
+        energy = load_manifest(run / MANIFEST).energy
+    elif (run / "results.json").is_file():
+        values = read_json(run / "results.json").get("energy")
+        energy = Energy(**values) if values else None
+    else:
+        energy = of_folder(run / ENERGY) if (run / ENERGY).is_dir() else None
+    if energy is None:
+        raise ValueError(f"{run} has no record of energy; puna writes one since version 0.2")
+    return energy

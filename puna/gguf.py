@@ -5,6 +5,8 @@
     name, dims, type, offset     × tensors     blk.0.attn_q.weight  [576, 576]  Q4_1  12345
     padding, then the tensors' bytes
 
+A header is parsed once while anyone holds it: a model's weights and its tokenizer are read from one file.
+
 The `gguf` package has a reader, but it does not check the sizes that a file claims: a count of 2^60 exhausts
 memory; it also makes an object of a kilobyte per token of a vocabulary. Here each size is compared with the
 bytes that remain before it is used. Types and block sizes are the package's.
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
@@ -73,6 +76,10 @@ class Header:
         return {key: entry.value for key, entry in self.entries.items()}
 
 
+# By path, inode, size and time of the last change.
+_HELD: WeakValueDictionary[tuple[object, ...], Header] = WeakValueDictionary()
+
+
 def read_header(path: Path, data: bytes | None = None) -> Header:
     """Read the header of a file, or of `data`, which is then named `path`.
 
@@ -80,7 +87,13 @@ def read_header(path: Path, data: bytes | None = None) -> Header:
         ValueError: naming the file and what is wrong: the magic, a version, a size beyond the file's end.
     """
     try:
-        return _Reader(path, data).header()
+        if data is not None:
+            return _Reader(path, data).header()
+        stat = path.stat()
+        key = (path.absolute(), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if (header := _HELD.get(key)) is None:
+            header = _HELD[key] = _Reader(path, None).header()
+        return header
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); give a GGUF file") from error
     except UnicodeDecodeError as error:

@@ -9,7 +9,6 @@ Inputs that other stages wrote are recorded by fingerprint: manifests lead from 
 The fingerprint names the contents: the configuration and the digests of the files, never paths or times.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -132,43 +131,6 @@ def read_manifest(directory: Path, stage: str, command: str) -> Manifest:
         ) from error
     if manifest.stage != stage:
         raise ValueError(f"{directory} holds {manifest.stage!r}, not {stage!r}; make it with: {command}")
-    return manifest
-
-
-def trained_before(
-    out: Path,
-    files: Sequence[str],
-    stage: tuple[str, str],
-    config: Mapping[str, Any],
-    inputs: Iterable[Input],
-    kind: str,
-    learned_from: str = "documents",
-) -> Manifest | None:
-    """The manifest of what was trained in `out`; None when that is not finished.
-
-    Args:
-        out: the directory that was trained into.
-        files: names of the files that it must hold.
-        stage: name of the stage, and the command that runs it.
-        config: the configuration asked for.
-        inputs: the inputs asked for.
-        kind: what was trained, for the error message.
-        learned_from: what it was trained on, for the error message.
-
-    Raises:
-        ValueError: when it was trained with another configuration, or from other inputs.
-    """
-    if not all((out / name).is_file() for name in (MANIFEST, *files)):
-        return None
-    manifest = read_manifest(out, *stage)
-    differing = [key for key in config if manifest.config.get(key) != config[key]]
-    if [item.fingerprint for item in manifest.inputs] != [item.fingerprint for item in inputs]:
-        differing.append(learned_from)
-    if differing:
-        raise ValueError(
-            f"{out} holds a {kind} trained with another {' and '.join(differing)}; "
-            f"choose another --out, or delete {out} to train again"
-        )
     return manifest
 
 

@@ -71,6 +71,18 @@ def check(settings: Any, path: str = "") -> None:
         raise ValueError(_sentence(kind, error, path)) from None
 
 
+def check_typed(options: Any) -> None:
+    """`check`, with names as they are typed on the command line: top-p.
+
+    A dataclass without `@strict` is not checked.
+    """
+    if hasattr(options, "__pydantic_config__"):
+        try:
+            check(options)
+        except ValueError as error:
+            raise ValueError(str(error).replace("_", "-")) from None
+
+
 def from_dict(kind: type[T], values: Any, path: str = "") -> T:
     """Build a dataclass from JSON values; fields that are not given keep their defaults.
 

@@ -10,11 +10,15 @@ import pytest
 
 import puna
 from puna import api
+from puna.cli import main
 from puna.generate.language_model import LanguageModel
 from tests.conftest import sentences
 
 # In this order each example finds what the one before it wrote.
-PIPELINE = ["clean", "train_tokenizer", "write_shards", "train", "finetune", "load", "convert", "report"]
+PIPELINE = [
+    "plan", "clean", "train_tokenizer", "write_shards", "train", "finetune", "evaluate", "load", "convert",
+    "report",
+]  # fmt: skip
 
 
 def test_importing_puna_imports_neither_torch_nor_numpy():
@@ -60,6 +64,12 @@ def workplace(tmp_path_factory):
         (folder / f"raw/books/{seed}.txt").write_text(sentences(seed, 600) + "\n")
     answer = {"prompt": "Who?", "completion": "A llama."}
     (folder / "answers.jsonl").write_text("\n".join([json.dumps(answer)] * 8))
+    places = [("Peru", "Lima", "Quito", 0), ("Fiji", "Apia", "Suva", 1)]
+    rows = [dict(zip(("land", "a", "b", "right"), place, strict=True)) for place in places]
+    (folder / "capitals.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "capitals.yaml").write_text(
+        'file: capitals.jsonl\nprompt: "The capital of {land} is"\noptions: [" {a}", " {b}"]\ngold: right\n'
+    )
     return folder
 
 
@@ -112,3 +122,27 @@ def test_a_model_without_a_tokenizer_is_not_converted(workplace, tmp_path):
     with pytest.raises(ValueError, match="put the model's own tokenizer beside its weights"):
         puna.convert(tmp_path / "hf", tmp_path / "back", to="puna")
     assert not (tmp_path / "back").exists()
+
+
+def test_a_plan_is_the_commands(capsys):
+    options = {"activations": "full", "context": 1024, "tokens": 1e9}
+    plan = puna.plan("13b", "h100", 16, {"tp": 2, "dp_shard": 8}, micro_batch=2, **options)
+    mesh = "--machine h100 --gpus 16 --parallel.tp 2 --parallel.dp-shard 8 --micro-batch 2"
+    changes = "--activations full --context 1024 --tokens 1e9"
+    assert main(f"plan --recipe 13b {mesh} {changes} --json".split()) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (plan.total_memory, plan.step_seconds) == (found["total_memory"], found["step_seconds"])
+    with pytest.raises(ValueError, match="makes 2 ranks, but --gpus is 4"):
+        puna.plan("7b", gpus=4, parallel={"tp": 2})
+
+
+def test_an_evaluation_is_the_commands(workplace, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(workplace)
+    run = puna.evaluate("runs/first", ["capitals.yaml"], data=".", out=tmp_path / "a", limit=1)
+    given = "--model runs/first --tasks capitals.yaml --data . --limit 1 --json --out"
+    assert main(["eval", *given.split(), str(tmp_path / "b")]) == 0
+    other = json.loads(capsys.readouterr().out)
+    assert [item["n"] for item in run["results"]] == [1]
+    assert run["results"][0]["metrics"] == other["results"][0]["metrics"]
+    with pytest.raises(ValueError, match="no task 'capital'"):
+        puna.evaluate("runs/first", "capital", out=tmp_path / "c")

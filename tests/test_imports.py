@@ -11,8 +11,9 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 GROUND = {
-    "added_tokens", "carbon", "config", "config_upgrade", "devices", "energy", "extras", "files", "gguf",
-    "manifest", "paper", "progress", "recipes", "retry", "rundir", "validation",
+    "added_tokens", "carbon", "config", "config_model", "config_sections", "config_upgrade", "devices",
+    "energy", "extras", "files", "gguf", "manifest", "paper", "progress", "recipes", "retry", "rundir",
+    "trained", "validation",
 }  # fmt: skip
 # A part of the package -> the parts that it may import, besides the ground and itself.
 ALLOWED = {
@@ -31,7 +32,9 @@ ALLOWED = {
     "serve": {"tokens", "generate"},
     "report": {"model"},
     "demo": {"fetch", "corpus", "tokens", "train", "generate", "report"},
-    "api": {"stages", "fetch", "corpus", "tokens", "formats", "train", "finetune", "generate", "report"},
+    "api": {"stages", "fetch", "corpus", "tokens", "formats", "train", "finetune", "generate", "evaluate",
+            "report", "api_models"},
+    "api_models": {"fetch", "tokens", "formats", "train", "generate", "evaluate", "report"},
     "cli": {"api", "stages", "fetch", "corpus", "tokens", "model", "formats", "train", "finetune",
             "generate", "serve", "report", "demo", "evaluate"},
 }  # fmt: skip

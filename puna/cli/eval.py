@@ -1,7 +1,6 @@
 """The verbs that evaluate a model and look at what came out."""
 
 import os
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,7 +11,6 @@ from puna.devices import DeviceName
 from puna.extras import require
 
 if TYPE_CHECKING:
-    from puna.evaluate.harness import Job, Judges
     from puna.evaluate.model import Model
 
 Normalisation = Literal["none", "char", "byte", "token", "answer-context"]
@@ -105,15 +103,14 @@ def evaluate(
     import dataclasses
     import sys
 
-    from puna.devices import choose_device, gpus
-    from puna.energy import Meter, of_folder
-    from puna.evaluate import harness, results
+    from puna.carbon import Energy
+    from puna.devices import choose_device
+    from puna.evaluate import results
     from puna.evaluate.data import Data
     from puna.evaluate.harness import Options
+    from puna.evaluate.run import evaluate as work
+    from puna.evaluate.run import judges_of
     from puna.evaluate.tasks import closed_book, find
-    from puna.files import write_json
-    from puna.progress import Bar
-    from puna.rundir import ENERGY
 
     chosen = find(tasks)
     if cut == "first":
@@ -121,72 +118,23 @@ def evaluate(
                   for t in chosen]  # fmt: skip
     sampling = limit, tuple(shots), samples, temperature, top_p, max_tokens, seed
     options = Options(*sampling, answer_context, normalisation, control)
-    files = Data(data)
-    judges = _judges(toxicity, truth, unsafe_exec, any(task.judge == "sandbox" for task in chosen))
+    judges = judges_of(toxicity, truth, unsafe_exec, any(task.judge == "sandbox" for task in chosen))
     asked = _model(model, weights, max_batch, device, endpoint_model)
-    jobs, missing = harness.plan(chosen, files, asked, options, judges)
-    for row in missing:
-        print(f"{row['task']} is not scored: {row['why']}", file=sys.stderr)
-    read, generated = harness.estimate(jobs)
-    print(_announcement(jobs, asked, read, generated), file=sys.stderr)
-    began = time.monotonic()
-    overlap = _contaminated(contamination, jobs, asked) if contamination else {}
-    used = () if model.startswith("http") else gpus(choose_device(device))
-    with (
-        Meter(used, out / ENERGY),
-        Bar("eval", read + generated, "tokens", out / "progress.jsonl") as bar,
-    ):
-        found = harness.run(jobs, asked, out, options, lambda label, n: bar.advance(n, label))
-    for result in found:
-        result |= overlap.get(result["label"], {})
-    energy = of_folder(out / ENERGY)
-    run: dict[str, Any] = {
-        "model": asked.name,
-        "model_digest": asked.digest,
-        "weights": weights,
-        "data": files.digests(),
-        "options": dataclasses.asdict(options) | {"cut": cut},
-        "seconds": round(time.monotonic() - began, 3),
-        "energy": dataclasses.asdict(energy),
-        "results": [*found, *missing],
-    }
-    write_json(out / "results.json", run)
+    used = None if model.startswith("http") else choose_device(device)
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    run = work(
+        asked, chosen, Data(data), out, options, judges, used, contamination, say, weights=weights, cut=cut
+    )
     if json:
         print_result(run, True, [])
     else:
         results.print_table(run["results"])
-        print(energy)
+        print(Energy(**run["energy"]))
         print(f"{out}/results.json   look at every example: puna eval view {out}")
     return 0
-
-
-def _judges(toxicity: str | None, truth: str | None, unsafe: bool, has_code: bool) -> "Judges":
-    from puna.evaluate import judges, sandbox
-    from puna.evaluate.task import Task
-
-    found: dict[str, Any] = {"sandbox": lambda task: judges.Sandbox(task, unsafe)}
-    if has_code and not unsafe and (why := sandbox.problem()):
-        raise ValueError(why)
-    if toxicity == "perspective":
-        require("httpx2")
-        from puna.evaluate.perspective import Perspective
-
-        perspective = Perspective(os.environ.get("PERSPECTIVE_API_KEY", ""))
-        found["toxicity"] = lambda task: perspective
-    elif toxicity:
-        classifier = judges.Classifier(Path(toxicity))
-        found["toxicity"] = lambda task: classifier
-    if truth:
-        require("httpx2")
-        from puna.evaluate.endpoint import Endpoint
-
-        judge = judges.TruthJudge(Endpoint(truth, key=os.environ.get("OPENAI_API_KEY", "")))
-
-        def same(task: Task) -> judges.Judge:
-            return judge
-
-        found["truth"] = same
-    return found
 
 
 def _model(model: str, weights: str | None, max_batch: int, device: DeviceName, name: str) -> "Model":
@@ -195,31 +143,10 @@ def _model(model: str, weights: str | None, max_batch: int, device: DeviceName, 
         from puna.evaluate.endpoint import Endpoint
 
         return Endpoint(model, name, os.environ.get("OPENAI_API_KEY", ""))
-    from puna.api import find_model
     from puna.evaluate.model import load_model
+    from puna.fetch.package_index import find_model
 
     return load_model(find_model(model), model, weights, max_batch, device=device)
-
-
-def _announcement(jobs: "list[Job]", model: "Model", read: int, generated: int) -> str:
-    """What will be computed, and about how long it takes."""
-    from puna.evaluate.model import rates
-    from puna.files import human_seconds
-
-    examples = sum(len(job.examples) for job in jobs)
-    said = f"{len(jobs)} tasks, {examples:,} examples: about {read:,} tokens of prompts and options"
-    said += f", at most {generated:,} generated" if generated else ""
-    measured = rates(model, bool(generated))
-    if measured:
-        seconds = read / measured[0] + (generated / measured[1] if generated else 0)
-        said += f"; about {human_seconds(seconds)}"
-    return said
-
-
-def _contaminated(shards: Path, jobs: "list[Job]", model: "Model") -> dict[str, dict[str, Any]]:
-    from puna.evaluate.contamination import overlap
-
-    return overlap(shards, {job.label: job.examples for job in jobs}, model)
 
 
 def _run(run: Path) -> dict[str, Any]:
@@ -261,10 +188,11 @@ def recount(
     """
     from puna.evaluate import harness, results
     from puna.evaluate.data import Data
+    from puna.evaluate.run import judges_of
     from puna.evaluate.tasks import TASKS, find
 
     known = {**TASKS, **{task.name: task for task in find(tasks)}}
-    judges = _judges(toxicity, truth, False, False)
+    judges = judges_of(toxicity, truth)
     found = []
     for before in _run(run)["results"]:
         if "label" not in before:

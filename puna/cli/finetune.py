@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from puna.cli.common import STOPPED, Json, Many, energy_lines, print_result
-from puna.cli.train import evaluator_of, validation_lines
+from puna.cli.common import Json, Many
+from puna.cli.train import evaluator_of, print_outcome
 from puna.config import (
     ComputeConfig,
     EvalConfig,
@@ -20,8 +20,6 @@ from puna.config import (
     WatchConfig,
 )
 from puna.devices import DeviceName
-from puna.files import MANIFEST
-from puna.manifest import load_manifest
 
 
 def finetune(
@@ -63,7 +61,7 @@ def finetune(
     device
         Device to train on. auto: a CUDA device if there is one, else the CPU.
     """
-    from puna.api import find_model
+    from puna.fetch.package_index import find_model
 
     if not options.model:
         raise ValueError("no model to start from; give one with --model")
@@ -92,19 +90,12 @@ def finetune(
 
         sample = sampler(out, prompts, Sampling())
     outcome = run.finetune(job, out, sample, evaluator_of(config, out), device)
-    result = {"step": outcome.state.step, "finished": outcome.finished, "validation": outcome.validation}
-    if not outcome.finished:
-        print_result(result, json, [f"stopped after step {outcome.state.step}; to resume, run it again"])
-        return STOPPED
-    lines = [f"{out}: {outcome.state.step:,} steps, {outcome.state.tokens:,} target tokens"]
-    lines += validation_lines(outcome.validation)
-    if lora is not None:
+    lines: list[str] = []
+    merged: dict[str, Any] = {}
+    if outcome.finished and lora is not None:
         lines.append(f"adapter in PEFT's layout: {out / run.ADAPTER}")
         if (losses := run.merged_losses(job, out)) is not None:
-            result["merged"] = {"fp32": losses[0], "bf16": losses[1]}
+            merged["merged"] = {"fp32": losses[0], "bf16": losses[1]}
             lines.append(f"merged: held-out loss {losses[0]:.5f} in fp32, {losses[1]:.5f} rounded to bf16")
-    lines += energy_lines(load_manifest(out / MANIFEST))
-    print_result(
-        result, json, [*lines, f"next: puna chat --model {out}   or: puna convert {out} NAME --to hf"]
-    )
-    return 0
+    after = f"next: puna chat --model {out}   or: puna convert {out} NAME --to hf"
+    return print_outcome(outcome, out, json, after, "target tokens", lines, **merged)

@@ -1,5 +1,6 @@
 """The verb train: token shards to weights."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,12 +11,11 @@ from puna.cli.common import STOPPED, Json, Many, energy_lines, print_result
 from puna.config import RunConfig, Sampling, read_config, to_dict
 from puna.devices import DeviceName
 from puna.files import MANIFEST
-from puna.manifest import load_manifest
 from puna.recipes import recipe
 from puna.rundir import TOKENIZER
 
 if TYPE_CHECKING:
-    from puna.train.loop import Evaluator
+    from puna.train.loop import Evaluator, Outcome
 
 
 def fill_from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -85,27 +85,37 @@ def train(
 
     sample = sampler(out / TOKENIZER, prompts, Sampling())
     outcome = train_run(config, out, sample, evaluator_of(config, out), device)
-    result = {"step": outcome.state.step, "finished": outcome.finished, "validation": outcome.validation}
+    after = f'next: puna generate --model {out} "Once upon a time"   or: puna report {out}'
+    return print_outcome(outcome, out, json, after)
+
+
+def print_outcome(
+    outcome: "Outcome",
+    out: Path,
+    json: bool,
+    after: str,
+    what: str = "tokens",
+    lines: Sequence[str] = (),
+    **result: Any,
+) -> int:
+    """Print how a run ended, with further `lines` and entries of the `result`; returns the exit code."""
+    step = outcome.state.step
+    result = {"step": step, "finished": outcome.finished, "validation": outcome.validation, **result}
     if not outcome.finished:
-        print_result(result, json, [f"stopped after step {outcome.state.step}; to resume, run it again"])
+        print_result(result, json, [f"stopped after step {step}; to resume, run it again"])
         return STOPPED
-    print_result(
-        result,
-        json,
-        [
-            f"{out}: {outcome.state.step:,} steps, {outcome.state.tokens:,} tokens",
-            *validation_lines(outcome.validation),
-            *energy_lines(load_manifest(out / MANIFEST)),
-            f'next: puna generate --model {out} "Once upon a time"   or: puna report {out}',
-        ],
-    )
+    from puna.manifest import load_manifest  # here, because --help is to be quick
+
+    ended = f"{out}: {step:,} steps, {outcome.state.tokens:,} {what}"
+    energy = energy_lines(load_manifest(out / MANIFEST))
+    print_result(result, json, [ended, *validation_lines(outcome.validation), *lines, *energy, after])
     return 0
 
 
 def _dry_run(config: RunConfig, device: DeviceName, json: bool) -> int:
-    from puna.cli.plan import plan_lines
     from puna.train.here import plan_here
     from puna.train.plan import describe
+    from puna.train.plan_text import plan_lines
 
     found, machine = plan_here(config, device)
     print_result(

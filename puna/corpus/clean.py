@@ -21,6 +21,7 @@ from puna.corpus.parquet import ShardWriter
 from puna.corpus.registry import load_source
 from puna.manifest import Manifest
 from puna.stages.stage import Executor, Shard, plan_shards
+from puna.validation import check_typed
 
 
 def find_inputs(source: str, paths: Iterable[Path]) -> list[Path]:
@@ -50,6 +51,17 @@ def find_inputs(source: str, paths: Iterable[Path]) -> list[Path]:
     return found
 
 
+def check_options(options: Any) -> None:
+    """Check a source's options: by their types, then by their own `validate`, if they have one.
+
+    Raises:
+        ValueError: naming the first invalid option.
+    """
+    check_typed(options)
+    if hasattr(options, "validate"):
+        options.validate()
+
+
 def clean_source(
     source: str, paths: Iterable[Path], out: Path, options: Any = None, executor: Executor | None = None
 ) -> Manifest:
@@ -64,8 +76,7 @@ def clean_source(
     module = load_source(source)
     options = module.Options() if options is None else options
     executor = executor or Executor()
-    if hasattr(options, "validate"):
-        options.validate()
+    check_options(options)
     executor.validate()
     inputs = find_inputs(source, paths)
     if hasattr(module, "pipeline"):
@@ -109,7 +120,6 @@ def clean_shard(
     """Read, clean and write one shard."""
     module = load_source(source)
     with ShardWriter(out, shard.name, source, keep_dropped) as writer:
-        for path in shard.inputs:
-            for record in writer.take(module.read(path, options)):
-                writer.add(module.clean(record, options), record)
+        for record in writer.read(shard.inputs, lambda path: module.read(path, options)):
+            writer.add(module.clean(record, options), record)
     return writer.result()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from puna.corpus.document import Document
-from puna.corpus.parquet import read_documents
+from puna.corpus.parquet import read_all_documents
 from puna.manifest import Input, read_manifest
 
 _COMMAND = "puna corpus SOURCE INPUT… --out DIR"
@@ -26,8 +26,7 @@ class Finished:
 
     def documents(self) -> Iterator[Document]:
         """All documents, in the order of the files."""
-        for file in self.files:
-            yield from read_documents(file)
+        return read_all_documents(self.files)
 
 
 def find_finished(directories: Sequence[Path]) -> list[Finished]:

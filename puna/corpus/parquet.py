@@ -8,7 +8,7 @@ dropped/00000.parquet    with --keep-dropped: the records that a rule dropped, w
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -121,6 +121,13 @@ class ShardWriter:
         """The intact records; the damaged ones are set aside."""
         return self._damaged.take(records)
 
+    def read(
+        self, paths: Iterable[Path], read: Callable[[Path], Iterable[Record | DamagedRecord]]
+    ) -> Iterator[Record]:
+        """The intact records of several files; the damaged ones are set aside."""
+        for path in paths:
+            yield from self.take(read(path))
+
     def add(self, result: Document | Drop, record: Any = None) -> None:
         """Write a document, or count a drop; `record` is the dropped record, written with --keep-dropped."""
         if isinstance(result, Drop):
@@ -162,6 +169,12 @@ def write_documents(documents: Iterable[Document], path: Path) -> None:
     with atomic_file(path) as temporary, _Rows(temporary, SCHEMA) as rows:
         for document in documents:
             rows.add(document.row(), len(document.text))
+
+
+def read_all_documents(paths: Iterable[Path]) -> Iterator[Document]:
+    """Stream the documents of several Parquet files, one after the other."""
+    for path in paths:
+        yield from read_documents(path)
 
 
 def read_documents(path: Path, batch_rows: int = 256) -> Iterator[Document]:

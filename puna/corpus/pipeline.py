@@ -163,19 +163,16 @@ def unique_names(paths: Iterable[Path], named: Callable[[Path], Path] = lambda p
     return names
 
 
-def number_of(shard: Shard) -> int:
-    """The number of a shard of a map step, or of the range of a shard of a reduce step."""
-    return int(shard.name.removeprefix("range-"))
-
-
-def by_size(items: Iterable[T], size_of: Callable[[T], int]) -> Iterator[list[T]]:
-    """Batches of about a million characters."""
+def by_size(
+    items: Iterable[T], size_of: Callable[[T], int], most: int = _BATCH_CHARACTERS
+) -> Iterator[list[T]]:
+    """Batches that end where their items have `most` characters or more together."""
     batch: list[T] = []
     size = 0
     for item in items:
         batch.append(item)
         size += size_of(item)
-        if size >= _BATCH_CHARACTERS:
+        if size >= most:
             yield batch
             batch, size = [], 0
     if batch:

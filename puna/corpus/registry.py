@@ -4,7 +4,8 @@ In:  the name of a source.
 Out: the source, a module or any other object with these attributes:
 
     PATTERNS    file names as glob patterns; folders are searched for them
-    Options     a frozen dataclass: its fields become the options of `puna corpus NAME`
+    Options     a frozen dataclass: its fields become the options of `puna corpus NAME`; with
+                `puna.validation.strict` they are checked by their types
     read        (path, options) -> records, with a DamagedRecord in the place of each damaged one
     clean       (record, options) -> Document | Drop
     pipeline    (inputs, out, options, executor) -> manifest; instead of read and clean, for several steps

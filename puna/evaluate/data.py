@@ -9,7 +9,6 @@ import gzip
 import io
 import json
 import tarfile
-from collections import UserDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +16,8 @@ from typing import Any, Literal
 from puna.files import sha256_file
 
 
-class Row(UserDict[str, Any]):
-    """One row of a benchmark's file."""
+class Row(dict[str, Any]):
+    """One row of a benchmark's file, or an object within it."""
 
     def __init__(self, values: dict[str, Any], file: Path, number: int) -> None:
         super().__init__(values)
@@ -28,6 +27,12 @@ class Row(UserDict[str, Any]):
         raise ValueError(
             f"{self.file}, row {self.number}: no field {field!r}; download the original file again"
         )
+
+    def index(self, label: str, labels: Sequence[str]) -> int:
+        """The place of a label among the possible ones."""
+        if label not in list(labels):
+            raise self.error(f"the label is {label!r}; expected one of {', '.join(labels)}")
+        return labels.index(label)
 
     def error(self, what: str) -> ValueError:
         """An error that names this row."""
@@ -129,13 +134,13 @@ def parse_row(text: str, file: Path, number: int) -> Row:
         ValueError: naming file and row, when it is anything else.
     """
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_hook=lambda found: Row(found, file, number))
     except json.JSONDecodeError as error:
         message = f"{file}, row {number}: truncated or not valid JSON ({error}); download it again"
         raise ValueError(message) from error
-    if not isinstance(values, dict):
+    if not isinstance(values, Row):
         raise ValueError(f"{file}, row {number}: expected an object, got {type(values).__name__}")
-    return Row(values, file, number)
+    return values
 
 
 def labelled(rows: Sequence[Row], labels: Sequence[str]) -> Iterator[tuple[Row, str]]:

@@ -249,17 +249,19 @@ def _generated(
         for sample in range(n)
     ]  # fmt: skip
     texts: dict[int, list[Any]] = {place: [None] * n for place in places}
-    written = 0
-    for index, generated in model.generate(prompts, count):
-        texts[places[index // n]][index % n] = generated
-        ready = written
-        while ready < len(window) and (not window[ready].fits or all(texts[ready])):
-            ready += 1
-        if ready > written and (ready == len(window) or ready - written >= 8):
-            yield _judged(job, window[written:ready], known[written:ready], texts, written)
-            written = ready
-    if written < len(window):
-        yield _judged(job, window[written:], known[written:], texts, written)
+    written = ready = 0
+    try:
+        for index, generated in model.generate(prompts, count):
+            texts[places[index // n]][index % n] = generated
+            while ready < len(window) and (not window[ready].fits or all(texts[ready])):
+                ready += 1
+            if ready - written >= 8:
+                begin, written = written, ready
+                yield _judged(job, window[begin:ready], known[begin:ready], texts, begin)
+    except ValueError:  # an endpoint that answers no more
+        yield _judged(job, window[written:ready], known[written:ready], texts, written)
+        raise
+    yield _judged(job, window[written:], known[written:], texts, written)
 
 
 def _judged(

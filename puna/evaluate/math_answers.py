@@ -62,38 +62,14 @@ def without_delimiters(text: str) -> str:
 _NUMERAL = re.compile(r"([0-9A-Z]+)_\{?(\d+)\}?")  # a number written in a base
 
 # What is deleted from an answer, and what is written another way (Minerva's lists).
-_UNITS = [
-    "square",
-    "ways",
-    "integers",
-    "dollars",
-    "mph",
-    "inches",
-    "ft",
-    "hours",
-    "km",
-    "units",
-    "points",
-    "feet",
-    "minutes",
-    "digits",
-    "cents",
-    "degrees",
-    "cm",
-    "gm",
-    "pounds",
-    "meters",
-    "meals",
-    "edges",
-    "students",
-    "childrentickets",
-    "multiples",
-    "sec",
-]
+_UNITS = (
+    "square|ways|integers|dollars|mph|inches|ft|hours|km|units|points|feet|minutes|digits|cents|degrees|cm|gm|"
+    "pounds|meters|meals|edges|students|childrentickets|multiples|sec"
+)
 _DELETED = (r"\text{s}", r"\text{.}", r"\text{,}", r"\text{}", r"\mathrm{th}", r"^\circ", r"^{\circ}", r"\;",
             r",\!", "{,}", '"', r"\dots")  # fmt: skip
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mbox|overline)\{([^{}]*)\}")
-_UNIT = re.compile(rf"\\text\{{\s*(?:{'|'.join(_UNITS)})\.?\s*\}}|\s*\b(?:{'|'.join(_UNITS)})\b")
+_UNIT = re.compile(rf"\\text\{{\s*(?:{_UNITS})\.?\s*\}}|\s*\b(?:{_UNITS})\b")
 
 
 def normalised(answer: str) -> str:

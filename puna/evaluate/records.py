@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +87,18 @@ class RecordFile:
         if self._file.seek(0, os.SEEK_END) != self._size:
             self._file.truncate(self._size)
         data = "".join(line(record) for record in records).encode()
-        self._file.write(data)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(data)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:  # a full disk; the line that it cut off will not count
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         self._size += len(data)
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; what could not be written before is given up."""
+        with suppress(OSError):
+            self._file.close()
 
 
 def line(record: Record) -> str:

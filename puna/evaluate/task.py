@@ -18,6 +18,7 @@ from typing import Any
 from puna.config import Sampling
 from puna.evaluate.data import Data
 from puna.evaluate.normalise import Normalisation
+from puna.paper import RESULTS, Figures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +88,8 @@ class Task:
     metric: str = "accuracy"
     unit: float = 100
     """Values are shown times this: 100 for percentages."""
-    paper: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
-    """The paper's figures for 7B, 13B, 33B and 65B, by metric or group."""
+    variant_of: str = ""
+    """The benchmark that it asks in another way."""
 
     # ---- choice
     normalisation: Normalisation = "char"
@@ -111,6 +112,11 @@ class Task:
     passes: bool = False
     judge: str = ""
     """The judge that scores the texts: "toxicity", "truth", "sandbox"; empty for a check of its own."""
+
+    @property
+    def paper(self) -> Mapping[str, Figures]:
+        """The paper's figures for 7B, 13B, 33B and 65B, by metric or group; none for a user's own task."""
+        return RESULTS.get(self.variant_of or self.name if self.group or self.variant_of else "", {})
 
     @property
     def is_choice(self) -> bool:

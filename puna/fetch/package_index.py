@@ -157,6 +157,23 @@ def fetch_sample(source: str, cache: Path | None = None) -> Path:
     return folder
 
 
+def find_model(model: str) -> Path:
+    """The path of a model; one that is given by name is downloaded.
+
+    Raises:
+        ValueError: when there is no such model, or it cannot be downloaded.
+    """
+    path = Path(model).expanduser()
+    if path.exists():
+        return path
+    if model == "smollm2":
+        return next(fetch_sample(model).glob("*.gguf"))
+    raise ValueError(
+        f"there is no model {model}; give a run directory, a .gguf file, a directory in Hugging Face's or "
+        "Meta's format, or smollm2"
+    )
+
+
 def _holds(folder: Path, contents: dict[str, bytes]) -> bool:
     if not folder.is_dir() or {path.name for path in folder.iterdir()} != set(contents):
         return False
@@ -213,7 +230,7 @@ def fetch_packages(packages: Iterable[Package], folder: Path) -> list[Path]:
                 continue
             _log.warning("%s is corrupt; downloading it again", path)
             path.unlink()
-        settings = _pip_settings() if settings is None else settings
+        settings = pip_settings() if settings is None else settings
         _fetch(package, path, settings)
     return paths
 
@@ -304,7 +321,7 @@ def _finder(client: "PyPIClient", settings: dict[str, str]) -> "PackageFinder":
     return finder
 
 
-def _pip_settings() -> dict[str, str]:
+def pip_settings() -> dict[str, str]:
     """What pip's files and PIP_* variables set, as pip itself ranks them: environment, section, global."""
     ranked: list[dict[str, str]] = [{}, {}, {}]
     # A process of its own, also to find out whether there is a pip: before Python 3.12, looking for it here

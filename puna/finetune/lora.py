@@ -30,7 +30,7 @@ from puna.model.llama import Block
 from puna.model.parts import Part, Source, parts
 from puna.train.rundir import Files
 from puna.train.setup import Start
-from puna.train.shares import Read
+from puna.train.shares import Read, split_axis
 
 Factors = dict[int, tuple[Tensor, Tensor]]
 """A and B by the `id` of the weight that they belong to."""
@@ -150,12 +150,13 @@ class LoraBlock(Block):
 
     def _adapted(self, ops: Ops) -> Ops:
         # Looked up at each call: FSDP puts gathered tensors in the parameters' places.
+        # A tp group splits one factor of an adapter; the gradient of the other is summed over ranks.
+        held = {
+            name: getattr(self, name) if split_axis(name) is not None else ops.whole(getattr(self, name))
+            for name in (f"{role}_lora_{factor}" for role in self.roles for factor in "AB")
+        }
         factors: Factors = {
-            id(getattr(self, role)): (
-                ops.whole(getattr(self, f"{role}_lora_A")),
-                ops.whole(getattr(self, f"{role}_lora_B")),
-            )
-            for role in self.roles
+            id(getattr(self, role)): (held[f"{role}_lora_A"], held[f"{role}_lora_B"]) for role in self.roles
         }
         wrap = self._by_hand if ops.linear is BY_HAND.linear else self._summed
         return ops._replace(
@@ -216,7 +217,7 @@ def start(source: Source, lora: LoraConfig | None, seed: int, files: Files) -> S
     if lora is None:
         return Start(weights, files=files)
     block = partial(LoraBlock, lora, adapted_roles(lora.targets, source.config), seed)
-    return Start(weights, is_adapter, block, files)
+    return Start(weights, is_adapter, block, lora.dropout > 0, files)
 
 
 def initial_values(source: Source, seed: int) -> Read:

@@ -4,12 +4,22 @@ Fields(params.json, {"dim": 4096, "n_heads": "32"}).whole("n_heads")
 ─> ValueError: params.json: n_heads is '32'; it must be a whole number
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 _REQUIRED: Any = object()
+
+
+@contextmanager
+def named(file: Path) -> Iterator[None]:
+    """Errors within name the file."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error) if str(file) in str(error) else f"{file}: {error}") from error
 
 
 class Fields:

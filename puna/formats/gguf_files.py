@@ -27,7 +27,7 @@ from gguf import quantize as quantize_rows
 from torch import Tensor
 
 from puna.config import ModelConfig, RopeScaling
-from puna.formats.fields import Fields
+from puna.formats.fields import Fields, named
 from puna.formats.gguf_vocabulary import add_vocabulary
 from puna.gguf import TensorPlace, read_header, vocabulary_only
 from puna.model.layers import rope_frequencies
@@ -129,7 +129,8 @@ class GGUFSource:
         if first != path:
             path, header = first, read_header(first)
         self._path = path
-        self._tensors = header.tensors
+        self._header = header  # held, so that the tokenizer is not read again from the file
+        self._tensors = dict(header.tensors)
         self._files = dict.fromkeys(self._tensors, path)
         for other in others:
             for name, place in read_header(other).tensors.items():
@@ -174,15 +175,12 @@ class GGUFSource:
             "tied_embeddings": NAMES["output"] not in self._tensors,
             "rope_base": _shortest(fields.number(key + "rope.freq_base", 10_000.0)),
         }
-        try:
+        with named(self._path):
             config = ModelConfig(**base)
             config.validate()
             if rope is not None:
                 config = replace(config, rope_scaling=self._slowing(config, fields, rope))
                 config.validate()
-        except ValueError as error:
-            message = str(error)
-            raise ValueError(message if str(self._path) in message else f"{self._path}: {error}") from error
         for name in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
             fields.only(key + name, config.head_dim)
         fields.only(key + "vocab_size", config.vocab_size)
@@ -223,7 +221,7 @@ class GGUFSource:
         path = self._files.get(name, self._path)
         with path.open("rb") as file:
             file.seek(place.offset)
-            for some in rows.split(max(1, _BLOCK_ELEMENTS // columns)):
+            for some in torch.split(rows, max(1, _BLOCK_ELEMENTS // columns)):
                 data = file.read(len(some) * row_bytes)
                 if len(data) != len(some) * row_bytes:
                     raise ValueError(f"{path} ends within {name}; get the file again")

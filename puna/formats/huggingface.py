@@ -27,7 +27,7 @@ from torch import Tensor
 from puna.added_tokens import end_ids
 from puna.config import ModelConfig, RopeScaling
 from puna.files import read_object, write_json
-from puna.formats.fields import Fields
+from puna.formats.fields import Fields, named
 from puna.formats.safetensors_stream import SafetensorsReader, SafetensorsWriter
 from puna.formats.special_ids import GENERATION, special_ids
 from puna.model.parts import Part, Source, cast, check_shapes, parts, tokenizer_beside
@@ -90,10 +90,8 @@ def model_config(file: Path, values: dict[str, Any]) -> ModelConfig:
         tied_embeddings=fields.flag("tie_word_embeddings"),
         **_rope(fields),
     )
-    try:
+    with named(file):
         config.validate()
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
     fields.only("head_dim", config.head_dim)
     return config
 

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from puna.config import ModelConfig, RopeScaling
 from puna.files import read_object, write_json
-from puna.formats.fields import Fields
+from puna.formats.fields import Fields, named
 from puna.formats.torch_zip import TorchZipWriter
 from puna.model.parts import (
     FLOATS,
@@ -220,10 +220,8 @@ def _model_config(file: Path, values: dict[str, Any], held: list[dict[str, Tenso
         n_kv_heads=fields.whole("n_kv_heads", fields.whole("n_heads")),
         rope_base=fields.number("rope_theta", 10_000.0),
     )
-    try:
+    with named(file):
         config.validate()
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
     if fields.whole("vocab_size", -1) not in (-1, config.vocab_size):
         raise fields.wrong("vocab_size", f"the output has {config.vocab_size} rows")
     return config

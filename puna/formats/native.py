@@ -16,6 +16,7 @@ from torch import Tensor
 
 from puna.config import ComputeConfig, RunConfig, run_config, to_dict
 from puna.files import read_object, write_json
+from puna.formats.fields import named
 from puna.formats.safetensors_stream import SafetensorsReader, SafetensorsWriter
 from puna.model.parts import Part, Source, cast, check_shapes, parts, tokenizer_beside
 from puna.model.weights import fused_rows
@@ -32,11 +33,9 @@ class NativeSource:
             ValueError: naming the file and what is wrong with it.
         """
         file = directory / CONFIG
-        try:
+        with named(file):
             self.config = run_config(read_object(file)).model
             self.config.validate()
-        except ValueError as error:
-            raise ValueError(str(error) if str(file) in str(error) else f"{file}: {error}") from error
         self.tokenizer = tokenizer_beside(directory)
         path = newest_weights(directory) / WEIGHTS
         self._reader = SafetensorsReader(parts_of(path))

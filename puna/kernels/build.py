@@ -65,7 +65,7 @@ def load(source: Path) -> ctypes.CDLL | None:
     if command is None:
         say_no_compiler()
         return None
-    library = _library(source, command)
+    library = library_path(source, command)
     if library.is_file():
         try:
             return ctypes.CDLL(str(library))
@@ -88,7 +88,7 @@ def prepare(sources: Sequence[Path], say: Callable[[str], None] = lambda _: None
     command = compiler()
     if command is None or os.environ.get("PUNA_NATIVE") == "0":
         return
-    if not all(_library(source, command).is_file() for source in sources):
+    if not all(library_path(source, command).is_file() for source in sources):
         say("compiling kernels, once")
     with ThreadPoolExecutor(max_workers=len(sources)) as pool:
         list(pool.map(load, sources))
@@ -101,7 +101,8 @@ def say_no_compiler() -> None:
 
 
 @cache
-def _say_not_kept(directory: Path, error: str) -> None:
+def say_not_kept(directory: Path, error: str) -> None:
+    """Warn once that compiled kernels cannot be cached."""
     _log.warning("compiled kernels are not kept, because %s cannot be written: %s", directory, error)
 
 
@@ -112,14 +113,14 @@ def _compile_into_cache(source: Path, command: str, library: Path) -> ctypes.CDL
             # Inside the context: a library that cannot be loaded does not reach the cache.
             return _compile(source, command, temporary)
     except OSError as error:
-        _say_not_kept(library.parent, error.strerror or str(error))
+        say_not_kept(library.parent, error.strerror or str(error))
     with tempfile.TemporaryDirectory(prefix="puna-") as directory:
         return _compile(source, command, Path(directory) / library.name)
 
 
 def _compile(source: Path, command: str, library: Path) -> ctypes.CDLL:
     """Compile and load; without OpenMP, on one thread, where the compiler has none that PyTorch shares."""
-    compile_ = [command, *FLAGS, *_target(), f"-I{INCLUDE}", str(source), "-o", str(library)]
+    compile_ = [command, *FLAGS, *target_flags(), f"-I{INCLUDE}", str(source), "-o", str(library)]
     openmp = _openmp(command)
     failure = None
     if openmp:
@@ -169,7 +170,7 @@ def _reason(error: Exception) -> str:
     return next((line for line in lines if "error" in line), lines[0] if lines else "no reason given")
 
 
-def _target() -> tuple[str, ...]:
+def target_flags() -> tuple[str, ...]:
     """The processor to compile for."""
     if cpu_limit() == "avx2":
         return ("-march=x86-64-v3",)
@@ -188,18 +189,18 @@ def _openmp(command: str) -> tuple[str, ...]:
     return () if "clang" in version else ("-fopenmp",)
 
 
-def _library(source: Path, command: str) -> Path:
+def library_path(source: Path, command: str) -> Path:
     """Where the library is cached: its name tells source, headers, flags, compiler and processor."""
     digest = hashlib.sha256()
     for file in (source, *sorted({*source.parent.glob("*.h"), *INCLUDE.glob("*.h")})):
         digest.update(file.read_bytes())
-    processor = "" if cpu_limit() else _processor()
-    digest.update(" ".join((command, *FLAGS, *_target(), platform.machine(), processor)).encode())
+    processor = "" if cpu_limit() else describe_processor()
+    digest.update(" ".join((command, *FLAGS, *target_flags(), platform.machine(), processor)).encode())
     return cache_dir() / "kernels" / f"{source.stem}-{digest.hexdigest()[:16]}.so"
 
 
 @cache
-def _processor() -> str:
+def describe_processor() -> str:
     """The instruction sets of this processor: a library compiled for more of them would be killed."""
     info = Path("/proc/cpuinfo")
     if info.is_file():

@@ -53,12 +53,13 @@ class Kernel(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Compute, in C++, compiled, or eagerly."""
-        if self.in_cpp is not None and _is_for_cpp(args) and _library() is not None:
+        if self.in_cpp is not None and _is_for_cpp(args) and native_library() is not None:
             return self.in_cpp(*args, **kwargs)
         if _compile and not any(_is_on(x, "cpu", "meta") for x in args):
             try:
-                # Here, not earlier: the import of the compiler alone takes seconds.
-                self.compiled = self.compiled or torch.compile(self.function, fullgraph=True)
+                # Here, not earlier: the import of the compiler alone takes seconds. For each shape anew:
+                # a run has few, and kernels for any shape are several times slower.
+                self.compiled = self.compiled or torch.compile(self.function, fullgraph=True, dynamic=False)
                 return self.compiled(*args, **kwargs)
             except torch.OutOfMemoryError:
                 raise
@@ -86,7 +87,8 @@ def compile_kernels(on: bool = True) -> None:
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
+def native_library() -> ctypes.CDLL | None:
+    """The compiled kernels; None without a compiler."""
     return build.load(SOURCES[0])
 
 
@@ -110,7 +112,7 @@ def _is_for_cpp(values: tuple[object, ...]) -> bool:
 
 def _call(function: str, *values: Tensor | float) -> None:
     """Call a C++ kernel: tensors as pointers, integers as long, others as double."""
-    library = _library()
+    library = native_library()
     assert library is not None
     assert all(value.is_contiguous() for value in values if isinstance(value, Tensor))
     converted = [
@@ -277,7 +279,7 @@ def rotate(x_BHTE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @kernel
 def cross_entropy_block(
-    logits_nV: Tensor, targets_n: Tensor, scale: float, ignore: int
+    logits_nV: Tensor, targets_n: Tensor, scale: float | Tensor, ignore: int
 ) -> tuple[Tensor, Tensor]:
     """Losses (n,) in nats, 0 where ignored, and the gradient of scale · Σ losses by the logits.
 
@@ -297,7 +299,7 @@ def cross_entropy_block(
 
 @cross_entropy_block.cpu
 def _cross_entropy_block(
-    logits_nV: Tensor, targets_n: Tensor, scale: float, ignore: int
+    logits_nV: Tensor, targets_n: Tensor, scale: float | Tensor, ignore: int
 ) -> tuple[Tensor, Tensor]:
     logits_nV, targets_n = logits_nV.contiguous(), targets_n.contiguous()
     n, V = logits_nV.shape

@@ -43,7 +43,7 @@ class _Kernels:
 
 
 @cache
-def _kernels(dtype: torch.dtype) -> _Kernels | None:
+def kernels_for(dtype: torch.dtype) -> _Kernels | None:
     """Our kernels for x and y in `dtype`; None where PyTorch's are used."""
     if dtype not in (torch.float32, torch.bfloat16):
         return None
@@ -61,7 +61,7 @@ def _kernels(dtype: torch.dtype) -> _Kernels | None:
 def _kernels_for(weights: Sequence[Tensor], dtype: torch.dtype) -> _Kernels | None:
     if not all(build.in_memory(weight) and weight.dtype == torch.float32 for weight in weights):
         return None
-    kernels = _kernels(dtype)
+    kernels = kernels_for(dtype)
     if kernels is None or any(size % kernels.multiple for weight in weights for size in weight.shape):
         return None
     return kernels
@@ -135,18 +135,26 @@ def weight_gradients(dy: Tensor, x: Tensor, *weights: Tensor) -> tuple[Tensor, .
     rows, first = [len(weight) for weight in weights], weights[0]
     kernels = _kernels_for(weights, dy.dtype)
     if kernels is None:
-        gradient_OI = (dy.flatten(0, -2).T @ x.flatten(0, -2)).to(first.dtype)
+        gradient_OI = _sum_of_products(dy, x, first.dtype)
     else:
         gradient_OI = first.new_empty(sum(rows), first.shape[1])
         _add(kernels, gradient_OI, dy, x, first=True)
     return gradient_OI.split(rows)
 
 
+def _sum_of_products(dy: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """dy.T @ x in `dtype`; GPUs store the fp32 sums of bf16 products unrounded, and nothing is cast."""
+    dy, x = dy.flatten(0, -2), x.flatten(0, -2)
+    if dy.is_cuda and dy.dtype == torch.bfloat16 and dtype == torch.float32:
+        return torch.mm(dy.T, x, out_dtype=dtype)
+    return (dy.T @ x).to(dtype)
+
+
 def add_weight_gradient(gradient_OI: Tensor, dy: Tensor, x: Tensor) -> None:
     """gradient += dy.T @ x."""
     kernels = _kernels_for([gradient_OI], dy.dtype)
     if kernels is None:
-        gradient_OI += dy.flatten(0, -2).T @ x.flatten(0, -2)
+        gradient_OI += _sum_of_products(dy, x, gradient_OI.dtype)
     else:
         _add(kernels, gradient_OI, dy, x, first=False)
 

@@ -223,7 +223,7 @@ class Ops(NamedTuple):
     """(x, weight) -> x @ weight.T."""
     swiglu_linear: Callable[..., Tensor]
     """(gate_up_BT2F, weight_DF) -> (silu(gate) · up) @ weight.T."""
-    loss: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+    loss: Callable[[Tensor, Tensor, Tensor, float | Tensor], tuple[Tensor, Tensor]]
     """(hidden_BTD, weight_VD, targets_BT, scale) -> scale · Σ losses, and the losses (B, T)."""
     losses: Callable[[Tensor, Tensor, Tensor], Tensor]
     """(hidden_BTD, weight_VD, targets_BT) -> the losses (B, T) alone."""

@@ -162,7 +162,7 @@ class Llama(nn.Module):
         self,
         tokens_BT: Tensor,
         targets_BT: Tensor,
-        scale: float,
+        scale: float | Tensor,
         segments_BT: Tensor | None = None,
         sequence: int | None = None,
     ) -> tuple[Tensor, Tensor]:

@@ -13,11 +13,14 @@ from torch.autograd import Function
 
 from puna.kernels.elementwise import cross_entropy_block
 from puna.kernels.matmul import Weights, add_weight_gradient
+from puna.model.sizes import LOGITS_ROWS, LOGITS_ROWS_ON_GPU
 
 IGNORE = -100  # a target that does not count: padding
-# Rows of a block. With few, the gradient of the projection is added to too often (at a vocabulary of 32,000
-# and 64 rows, that took 5 % of a 110M step); with many, the logits no longer fit into the cache.
-ROWS = 512
+
+
+def block_rows(device: torch.device) -> int:
+    """How many rows of logits a device computes at a time."""
+    return LOGITS_ROWS_ON_GPU if device.type == "cuda" else LOGITS_ROWS
 
 
 class LinearCrossEntropy(Function):
@@ -32,14 +35,15 @@ class LinearCrossEntropy(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, scale: float
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, scale: float | Tensor
     ) -> tuple[Tensor, Tensor]:
         weight = Weights(hidden_ND.dtype, weight_VD)
         dhidden_ND = torch.empty_like(hidden_ND)
         # The sum over blocks is kept in the weight's own precision: fp32 for the master weights.
         dweight_VD = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
         losses = []
-        for rows in (slice(i, i + ROWS) for i in range(0, len(hidden_ND), ROWS)):
+        count = block_rows(hidden_ND.device)
+        for rows in (slice(i, i + count) for i in range(0, len(hidden_ND), count)):
             block_losses, d_nV = cross_entropy_block(
                 weight.forward(hidden_ND[rows]), targets_N[rows], scale, IGNORE
             )
@@ -64,7 +68,7 @@ class LinearCrossEntropy(Function):
 
 
 def linear_cross_entropy(
-    hidden_BTD: Tensor, weight_VD: Tensor, targets_BT: Tensor, scale: float
+    hidden_BTD: Tensor, weight_VD: Tensor, targets_BT: Tensor, scale: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     """`LinearCrossEntropy` of a batch: scale · Σ losses, and the losses (B, T), without gradient."""
     total, losses_N = LinearCrossEntropy.apply(
@@ -76,6 +80,7 @@ def linear_cross_entropy(
 def cross_entropy(hidden_BTD: Tensor, weight_VD: Tensor, targets_BT: Tensor) -> Tensor:
     """The losses (B, T) alone, bitwise identical to those of `LinearCrossEntropy`."""
     weight = Weights(hidden_BTD.dtype, weight_VD)
-    blocks = zip(hidden_BTD.flatten(0, 1).split(ROWS), targets_BT.flatten().split(ROWS), strict=True)
+    rows = block_rows(hidden_BTD.device)
+    blocks = zip(hidden_BTD.flatten(0, 1).split(rows), targets_BT.flatten().split(rows), strict=True)
     losses = [cross_entropy_block(weight.forward(h), t, 1.0, IGNORE)[0] for h, t in blocks]
     return torch.cat(losses).view(targets_BT.shape)

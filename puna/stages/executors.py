@@ -78,7 +78,8 @@ def run_on_ray(
         _connect(ray, address)
     try:
         task: Any = ray.remote(max_retries=RETRIES, num_cpus=1)(_call)
-        limit = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        limit = workers or max(1, int(resources.get("CPU", 1)))
         waiting = list(shards)
         running: list[Any] = []
         while waiting or running:

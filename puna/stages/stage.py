@@ -47,6 +47,11 @@ class Shard:
     inputs: tuple[Path, ...]
 
     @property
+    def number(self) -> int:
+        """The number in the name, of a shard or of a range of hashes."""
+        return int(self.name.removeprefix("range-"))
+
+    @property
     def bytes(self) -> int:
         """Size of the input files."""
         return sum(path.stat().st_size for path in self.inputs)

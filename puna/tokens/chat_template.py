@@ -17,6 +17,7 @@ from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 from types import MappingProxyType
+from typing import Any
 
 from puna.tokens.rendering import MAX_OUTPUT, RENDERER, Item
 from puna.tokens.tokenizer import Tokenizer
@@ -248,14 +249,14 @@ def _any_of(texts: Sequence[str]) -> str:
     """
     if not texts:
         return r"(?!)"
-    tree: dict[str, dict] = {}
+    tree: dict[str, Any] = {}
     for text in texts:
         node = tree
         for character in text:
             node = node.setdefault(character, {})
         node[""] = {}
 
-    def expression(node: dict[str, dict]) -> str:
+    def expression(node: dict[str, Any]) -> str:
         ends = "" in node
         branches = [
             re.escape(character) + expression(below) for character, below in node.items() if character

@@ -62,16 +62,16 @@ class FastEncoder:
 
     def _renew(self) -> None:
         self._encoder = self._load(self._definition)
-        self._characters = 0
+        self.characters = 0  # encoded since: the bound of its memory
 
     def encode(self, texts: Sequence[str], threads: int) -> list[NDArray[np.uint32]]:
         """The ids of each text; `threads` above 1 use all cores.
 
         Arrays, because building lists of numbers takes twice the time of encoding.
         """
-        if self._characters > RENEW_CHARACTERS:
+        if self.characters > RENEW_CHARACTERS:
             self._renew()
-        self._characters += sum(map(len, texts))
+        self.characters += sum(map(len, texts))
         if threads > 1 and len(texts) > 1:
             return [
                 np.asarray(row, np.uint32) for row in self._encoder.encode_batch(list(texts), parallel=True)

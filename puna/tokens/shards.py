@@ -28,9 +28,9 @@ import pyarrow.parquet as pq
 from numpy.lib import format as npy
 from numpy.typing import DTypeLike, NDArray
 
-from puna.corpus.document import Document
 from puna.corpus.finished import as_inputs, find_finished
 from puna.corpus.parquet import read_documents
+from puna.corpus.pipeline import by_size
 from puna.files import atomic_file
 from puna.manifest import Input, Manifest
 from puna.stages.stage import Shard, run_stage
@@ -161,7 +161,8 @@ def _write_shard(
     bos, eos = np.array([model.bos_id], np.uint32), np.array([model.eos_id], np.uint32)
     with ExitStack() as files:
         appenders: dict[tuple[str, str], Callable[[NDArray[Any]], None]] = {}
-        for group in _groups(read_documents(shard.inputs[0])):
+        documents = read_documents(shard.inputs[0])
+        for group in by_size(documents, lambda document: len(document.text), GROUP_CHARACTERS):
             encoded = model.encode_arrays([document.text for document in group], threads)
             for document, ids in zip(group, encoded, strict=True):
                 source = _checked(document.source, shard.inputs[0])
@@ -194,19 +195,6 @@ def _checked(source: str, file: Path) -> str:
             f"name it with letters, digits, - and _ only"
         )
     return source
-
-
-def _groups(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    group: list[Document] = []
-    size = 0
-    for document in documents:
-        group.append(document)
-        size += len(document.text)
-        if size >= GROUP_CHARACTERS:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 @contextmanager

@@ -74,6 +74,11 @@ class Tokenizer:
         if fast:
             self._start_fast()
 
+    @property
+    def is_fast(self) -> bool:
+        """Whether the fast encoder has replaced the reference."""
+        return self._fast is not None
+
     @cached_property
     def settings(self) -> Settings:
         """BOS, end tokens and chat template, as the vocabulary's files give them."""

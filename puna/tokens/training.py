@@ -9,25 +9,25 @@ Ids: 0 <unk>, 1 <s>, 2 </s>, 3..258 the 256 bytes, then the pieces. Digits stand
 the vocabulary become their UTF-8 bytes; text is never normalised, so it comes back exactly.
 """
 
-import hashlib
 import io
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
 from puna.corpus.finished import Finished, as_inputs, find_finished
-from puna.energy import Meter, of_uses
-from puna.files import atomic_file, code_version, fingerprint, remove_partials
-from puna.manifest import Manifest, Output, trained_before, write_manifest
+from puna.files import atomic_file
+from puna.manifest import Manifest
 from puna.progress import Bar
 from puna.tokens.sample import LINE_CHARACTERS, Sample, sample_documents
+from puna.trained import Training
 
 MODEL = "tokenizer.model"
 # SentencePiece holds about 13 bytes for each byte of the sample: 1.3 GB, for half a minute.
 SAMPLE_BYTES = 100_000_000
 _BAR_BYTES = 1 << 20
+_TRAINING = Training("tokenizer", "puna tokenizer train DOCS… --out DIR", "tokens", (MODEL,), "tokenizer")
 
 
 def train_tokenizer(
@@ -46,7 +46,6 @@ def train_tokenizer(
     Raises:
         ValueError: no documents, a vocabulary the sample cannot fill, `out` of another configuration.
     """
-    started = time.monotonic()
     documents = find_finished(docs)
     config = {
         "vocab_size": vocab_size,
@@ -54,34 +53,15 @@ def train_tokenizer(
         "weights": dict(sorted((weights or {}).items())),
         "seed": seed,
     }
-    inputs = as_inputs(documents)
-    stage = ("tokenizer", "puna tokenizer train DOCS… --out DIR")
-    if (held := trained_before(out, (MODEL,), stage, config, inputs, "tokenizer")) is not None:
-        return held
-    out.mkdir(parents=True, exist_ok=True)
-    remove_partials(out)
 
-    with Meter() as meter:
+    def work() -> tuple[dict[str, int], dict[str, Any]]:
         sample = _sample(documents, sample_bytes, weights or {}, seed, out)
         model = _train(sample, vocab_size, out)
-    with atomic_file(out / MODEL) as temporary:
-        temporary.write_bytes(model)
-    digest = hashlib.sha256(model).hexdigest()
-    manifest = Manifest(
-        stage="tokenizer",
-        fingerprint=fingerprint(["tokenizer", config, [item.fingerprint for item in inputs], digest]),
-        config=config,
-        code_version=code_version("tokens"),
-        counts={"pieces": vocab_size},
-        inputs=inputs,
-        outputs=(Output(MODEL, len(model), digest),),
-        bytes=len(model),
-        seconds=round(time.monotonic() - started, 3),
-        energy=of_uses([meter.use()]),
-        details={"sample": sample.report()},
-    )
-    write_manifest(out, manifest)
-    return manifest
+        with atomic_file(out / MODEL) as temporary:
+            temporary.write_bytes(model)
+        return {"pieces": vocab_size}, {"sample": sample.report()}
+
+    return _TRAINING.once(out, config, as_inputs(documents), work)
 
 
 def _sample(

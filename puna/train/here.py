@@ -7,10 +7,11 @@ import torch
 from puna import devices
 from puna.config import RunConfig
 from puna.devices import DeviceName
+from puna.model.loss import block_rows
 from puna.train.plan import Job, Machine, Plan, plan
 
-MFU = 0.5
-"""Share of the matrix peak: what benchmarks/train.py shows on CPUs, and large models on GPUs."""
+MFU = {"cpu": 0.8, "cuda": 0.5}
+"""Share of the matrix peak, by device: what benchmarks/train.py shows."""
 
 
 def plan_here(
@@ -37,10 +38,18 @@ def plan_here(
     # Neither the traffic between processes of one machine nor its power is known.
     machine = Machine(measured.name, memory / share / 1e9, measured.peak / share / 1e12, share, 10, 10, 0)
     compute = 2 if precision == "bf16" else 4
-    schedule, gathered = config.schedule, compute if chosen.type == "cuda" else 4
-    tokens = float(schedule.batch_tokens) * schedule.steps
+    schedule = config.schedule
     job = Job(
-        config.model, schedule.batch_tokens, tokens, config.compute.activations, compute, gathered, trained
+        config.model,
+        schedule.batch_tokens,
+        float(schedule.batch_tokens) * schedule.steps,
+        config.compute.activations,
+        compute,
+        gather_bytes=compute if chosen.type == "cuda" else 4,
+        logits_rows=block_rows(chosen),
+        trained=trained,
     )
     rows = job.sequences // config.parallel.dp
-    return plan(job, machine, config.parallel, min(schedule.micro_batch, rows), MFU), measured
+    return plan(
+        job, machine, config.parallel, min(schedule.micro_batch, rows), MFU.get(chosen.type, 0.5)
+    ), measured

@@ -121,7 +121,7 @@ def train(
     with (
         Meter(gpus(run.device), out / ENERGY),
         _stop_signals() as stop,
-        open_log(out, config, data.sources, peak, state, ranks.is_first) as log,
+        open_log(out, config, data.sources, peak, state, run.device, ranks.is_first) as log,
         profiler(out, watch.profile_steps if ranks.is_first else 0) as profile_step,
         ranks.named_failures(lambda: state.step),
     ):
@@ -134,7 +134,9 @@ def train(
             if not batch.global_tokens:
                 raise ValueError(f"step {step + 1}: the batch has no target token; check the data's answers")
             lr = learning_rate(step, steps, config.optim)
-            result = train_step(model, optimizer, guard, batch, len(data.sources), lr, config, ranks, step)
+            result = train_step(
+                model, optimizer, guard, batch, len(data.sources), lr, config, ranks, step, trainer.gradients
+            )
             state = state.after(batch.global_tokens)
             log.add(state, result, lr, batch.global_tokens)
             profile_step()

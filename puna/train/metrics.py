@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from puna.config import RunConfig
-from puna.devices import Machine, cpu_name
+from puna.devices import Machine, Mark, cpu_name, mark, seconds_between
 from puna.files import atomic_file
 from puna.model.sizes import train_flops_per_token
 from puna.progress import Bar
@@ -34,6 +34,7 @@ from puna.train.checkpoint import TrainState
 from puna.train.observe import trackers
 from puna.train.step import StepResult
 
+CPU = torch.device("cpu")
 Sink = Callable[[dict[str, Any]], None]
 MOST_SKIPPED = 16  # consecutive steps that are not finite: more are no outliers, the run has diverged
 
@@ -72,7 +73,7 @@ class StepLog:
 
     On a CPU a step is recorded when it is added. A GPU runs behind the host: a step is recorded when the next
     one has been launched, because reading its figures waits for it, and the device must have work meanwhile.
-    A step lasts from `begin`, or from the end of the step before it, until its figures are read.
+    A step lasts from `begin` to `add`, by the device's own clock.
 
     `seconds` is the time of all recorded steps, over all starts of the run. `sinks` get each record.
     Raises FloatingPointError at a step whose loss or gradient is not finite, unless such steps are skipped
@@ -87,17 +88,19 @@ class StepLog:
         sinks: Sequence[Sink],
         seconds: float = 0.0,
         may_skip: bool = False,
+        device: torch.device = CPU,
     ) -> None:
+        self.device = device
         self.names, self.sinks, self.seconds, self.may_skip = names, sinks, seconds, may_skip
         self._mfu_by_rate = flops / peak
-        self._pending: tuple[StepResult, dict[str, Any], int, float] | None = None
-        self._began = self._ended = 0.0  # of the current step, of the last recorded step
+        self._pending: tuple[StepResult, dict[str, Any], int, Mark, Mark] | None = None
+        self._began: Mark = 0.0  # of the current step
         self._parts: dict[str, float] = {}  # seconds since the last record
         self._not_finite = 0  # consecutive steps that were not finite
 
     def begin(self) -> None:
         """Start the clock of a step."""
-        self._began = time.perf_counter()
+        self._began = mark(self.device)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -110,7 +113,7 @@ class StepLog:
         """Take the figures of the step that led to `state`; `tokens` are those of its global batch."""
         self.flush()
         record = {"kind": "train", "step": state.step, "lr": lr, "tokens": state.tokens}
-        self._pending = result, record, tokens, self._began
+        self._pending = result, record, tokens, self._began, mark(self.device)
         if result.grad_norm.is_cpu:
             self.flush()
 
@@ -118,12 +121,13 @@ class StepLog:
         """Record the step that is pending; waits for the device."""
         if self._pending is None:
             return
-        (result, record, tokens, began), self._pending = self._pending, None
-        figures = result.record(self.names)
-        ended = time.perf_counter()
-        seconds, self._ended = ended - max(began, self._ended), ended
+        (result, record, tokens, began, ended), self._pending = self._pending, None
+        figures = result.record(self.names)  # waits
+        seconds = seconds_between(began, ended)
         self.seconds += seconds
-        parts, self._parts = {**self._parts, "compute": seconds - self._parts.get("data", 0.0)}, {}
+        # The host reads a batch while a GPU is busy with the step before.
+        compute = max(0.0, seconds - self._parts.get("data", 0.0))
+        parts, self._parts = {**self._parts, "compute": compute}, {}
         rate = tokens / seconds
         record |= {
             "tokens_per_second": round(rate, 1),
@@ -156,7 +160,13 @@ class StepLog:
 
 @contextmanager
 def open_log(
-    out: Path, config: RunConfig, sources: tuple[str, ...], peak: float, state: TrainState, is_written: bool
+    out: Path,
+    config: RunConfig,
+    sources: tuple[str, ...],
+    peak: float,
+    state: TrainState,
+    device: torch.device,
+    is_written: bool,
 ) -> Iterator[StepLog]:
     """The log of a run that resumes from `state`: metrics.jsonl, a progress bar, the configured trackers.
 
@@ -168,7 +178,7 @@ def open_log(
     """
     flops, may_skip = train_flops_per_token(config.model), config.optim.skip_outliers > 0
     if not is_written:
-        yield StepLog(sources, flops, peak, [], state.seconds, may_skip)
+        yield StepLog(sources, flops, peak, [], state.seconds, may_skip, device)
         return
     metrics = JsonLines(out / METRICS)
     metrics.rewind(state.step)
@@ -188,7 +198,8 @@ def open_log(
             if not sys.stderr.isatty() and record["kind"] != "layers":
                 print(line(record, steps), file=sys.stderr, flush=True)
 
-        yield StepLog(sources, flops, peak, [metrics.write, show, *tracked], state.seconds, may_skip)
+        sinks = [metrics.write, show, *tracked]
+        yield StepLog(sources, flops, peak, sinks, state.seconds, may_skip, device)
 
 
 def line(record: dict[str, Any], steps: int) -> str:

@@ -11,21 +11,25 @@ arithmetic at a stated share of the peak (MFU), traffic within nodes, and traffi
 
 import tomllib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import ceil
 from pathlib import Path
 
 from puna.carbon import Footprint
 from puna.config import Activations, MeshConfig, ModelConfig
-from puna.model.sizes import parameters, saved_bytes_per_token_and_layer, train_flops_per_token
+from puna.model.sizes import (
+    LOGITS_ROWS_ON_GPU,
+    parameters,
+    saved_bytes_per_token_and_layer,
+    train_flops_per_token,
+)
+from puna.recipes import recipe
 
 MACHINES = Path(__file__).with_name("machines.toml")
 MFU = 0.485
 """Share of the peak: the mean of the paper's four sizes, from the GPU-hours of Table 15."""
 USABLE = 0.92
 """Share of a GPU's memory that tensors may fill; the rest is CUDA's, NCCL's and fragmentation."""
-LOGITS_ROWS = 512
-"""Rows of a block of logits (model/loss.py)."""
 MAX_TP = 8
 
 
@@ -78,6 +82,8 @@ class Job:
     """Bytes of a number in the products: 2 for bf16, 4 for fp32."""
     gather_bytes: int = 2
     """Bytes of a gathered weight: FSDP gathers in bf16 on GPUs, in fp32 on CPUs."""
+    logits_rows: int = LOGITS_ROWS_ON_GPU
+    """Rows of a block of logits."""
     trained: float = 1.0
     """Share of the parameters that train; with adapters, whose weights are frozen, far below 1."""
 
@@ -85,6 +91,26 @@ class Job:
     def sequences(self) -> int:
         """Sequences of a step."""
         return self.batch_tokens // self.model.context
+
+
+def job_of(
+    recipe_name: str,
+    activations: Activations = "manual",
+    batch_tokens: int | None = None,
+    tokens: float | None = None,
+    context: int | None = None,
+) -> Job:
+    """A recipe as a job, with another batch, length or context where they are given.
+
+    Raises:
+        ValueError: an unknown recipe, or an invalid context.
+    """
+    chosen = recipe(recipe_name)
+    model = chosen.model if context is None else replace(chosen.model, context=context)
+    model.validate()
+    schedule = chosen.schedule
+    whole = float(schedule.batch_tokens) * schedule.steps
+    return Job(model, batch_tokens or schedule.batch_tokens, tokens or whole, activations)
 
 
 @dataclass(frozen=True)
@@ -179,6 +205,27 @@ def plan(
         if found.fits:
             break
     return found
+
+
+def best_plan(
+    job: Job,
+    machine: Machine,
+    gpus: int,
+    mesh: MeshConfig | None = None,
+    micro_batch: int | None = None,
+    mfu: float = MFU,
+) -> Plan:
+    """The plan on a mesh, or on the fastest of all that fit; if none does, on the smallest.
+
+    Raises:
+        ValueError: a mesh of another number of ranks than `gpus`, or one that cannot be divided among.
+    """
+    if mesh is None:
+        fitting, others = search(job, machine, gpus, micro_batch, mfu)
+        return (fitting + others)[0]
+    if mesh.ranks != gpus:
+        raise ValueError(f"--parallel is {mesh}, which makes {mesh.ranks} ranks, but --gpus is {gpus}")
+    return plan(job, machine, mesh, micro_batch, mfu)
 
 
 def search(
@@ -281,7 +328,7 @@ def _loss(job: Job, tp: int, tokens: int) -> float:
     )
     # With a vocabulary that is split, the probabilities are computed in fp32, in several passes.
     numbers = 2 * job.compute_bytes + (8 if tp > 1 else 0)
-    return hidden + projection + LOGITS_ROWS * vocabulary * numbers
+    return hidden + projection + min(tokens, job.logits_rows) * vocabulary * numbers
 
 
 def _traffic(job: Job, machine: Machine, mesh: MeshConfig, micro_batch: int) -> list[Traffic]:

@@ -25,6 +25,7 @@ from puna.tokens.mixture import Mixture
 from puna.train import checkpoint
 from puna.train.batches import BatchSource
 from puna.train.checkpoint import TrainState
+from puna.train.graph import Gradients, gradients_of
 from puna.train.optim import build_optimizer
 from puna.train.parallel import join, parallelize
 from puna.train.ranks import ALONE, Ranks
@@ -43,6 +44,8 @@ class Start:
     """Whether the parameter of a name trains; frozen ones have no gradient, no moments, no checkpoint."""
     block: Callable[..., Block] = Block
     """Makes the layers of the model, as in `Llama`."""
+    draws: bool = False
+    """Whether the model draws at random in training: dropout."""
     files: Files = field(default_factory=dict)
     """The tokenizer's files, which are written into the run; when empty, it is the data's one file."""
 
@@ -69,6 +72,7 @@ class Trainer:
     model: Llama
     optimizer: torch.optim.Optimizer
     guard: OutlierGuard
+    gradients: Gradients
     state: TrainState
     """The run's progress: step, tokens, seconds."""
     machine: Machine
@@ -163,7 +167,9 @@ def prepare(run: Run, out: Path) -> Trainer:
         state = checkpoint.read_state(newest)
         checkpoint.load(newest, model, optimizer, run.ranks)
     guard = OutlierGuard(config.optim.skip_outliers, run.device, state.norms)
-    return Trainer(model, optimizer, guard, state, machine)
+    return Trainer(
+        model, optimizer, guard, gradients_of(model, config, run.ranks, run.start.draws), state, machine
+    )
 
 
 def build_model(

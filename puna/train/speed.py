@@ -12,6 +12,7 @@ from puna import devices
 from puna.config import RunConfig
 from puna.progress import Bar
 from puna.tokens.mixture import Mixture
+from puna.train.graph import gradients_of
 from puna.train.setup import build_model
 from puna.train.step import OutlierGuard, train_step
 
@@ -41,7 +42,8 @@ def tokens_per_second(config: RunConfig) -> float:
         config = replace(config, compute=replace(config.compute, precision=precision))
     model, optimizer = build_model(config, device)
     model.init_weights(config.seed)
-    guard = OutlierGuard(config.optim.skip_outliers, device)
+    guard, gradients = OutlierGuard(config.optim.skip_outliers, device), gradients_of(model, config)
+    lr, sources = config.optim.lr / 100, mixture.sources
 
     rates: list[float] = []
     spent, step = 0.0, 0
@@ -50,10 +52,8 @@ def tokens_per_second(config: RunConfig) -> float:
         while len(rates) < MIN_STEPS or spent < MEASURED_SECONDS:
             started = time.perf_counter()
             batch = mixture.batch(step)
-            result = train_step(
-                model, optimizer, guard, batch, len(mixture.sources), config.optim.lr / 100, config
-            )
-            result.record(mixture.sources)  # waits for the device
+            result = train_step(model, optimizer, guard, batch, len(sources), lr, config, gradients=gradients)
+            result.record(sources)  # waits for the device
             seconds = time.perf_counter() - started
             step += 1
             if step > WARM_UP_STEPS:

@@ -18,6 +18,7 @@ from puna.devices import to_device
 from puna.model.llama import Llama
 from puna.model.loss import IGNORE
 from puna.tokens.mixture import Batch
+from puna.train.graph import Gradients, launched
 from puna.train.parallel import reduce_gradients
 from puna.train.ranks import ALONE, Ranks
 from puna.train.shares import clip_gradients
@@ -88,16 +89,22 @@ def train_step(
     config: RunConfig,
     ranks: Ranks = ALONE,
     step: int = 0,
+    gradients: Gradients | None = None,
 ) -> StepResult:
     """Accumulate the gradient of a global batch over micro-batches, clip it, and step if it is accepted.
 
-    `batch` holds the rows of this process; the figures are those of the global batch.
+    `batch` holds the rows of this process; the figures are those of the global batch. `gradients` None: by
+    kernels that are launched one by one.
     """
     device = model.embedding.device
     inputs, targets = to_device(batch.inputs, device), to_device(batch.targets, device)
     sources_B = to_device(batch.sources, device)
     segments = None if batch.segments is None else to_device(batch.segments, device)
     micro = min(config.schedule.micro_batch, len(inputs))
+    gradients = gradients or launched(model)
+    # As a tensor on GPUs, where kernels that read a number from memory need not be compiled for each.
+    weight = 1 / batch.global_tokens
+    scale = torch.full((), weight, device=device) if device.type == "cuda" else weight
     first = (step * ranks.dp_world + ranks.dp_rank) * len(inputs)
     losses = []
     for rows in (slice(row, row + micro) for row in range(0, len(inputs), micro)):
@@ -105,10 +112,7 @@ def train_step(
         # Divided by the target tokens of the whole global batch: each token has the same weight, on whichever
         # rank and in whichever micro-batch it is, also beside padding.
         examples = None if segments is None else segments[rows]
-        total, losses_BT = model.loss(
-            inputs[rows], targets[rows], 1 / batch.global_tokens, examples, first + rows.start
-        )
-        total.backward()
+        losses_BT = gradients(inputs[rows], targets[rows], scale, examples, first + rows.start)
         losses.append(losses_BT.sum(1))
     losses_B = torch.cat(losses)
 

@@ -28,7 +28,7 @@ from puna.kernels import elementwise
 from puna.kernels.matmul import Weights, add_weight_gradient, weight_gradients
 from puna.model import layers
 from puna.model.layers import Ops
-from puna.model.loss import IGNORE, ROWS
+from puna.model.loss import IGNORE, block_rows
 
 
 @dataclass(frozen=True)
@@ -190,12 +190,13 @@ class LinearCrossEntropy(Function):
         hidden: Tensor,
         weight_VD: Tensor,
         targets_BT: Tensor,
-        scale: float,
+        scale: float | Tensor,
     ) -> tuple[Tensor, Tensor]:
         hidden_ND, targets_N = gather(hidden, group).wait().flatten(0, 1), targets_BT.flatten()
         weight = Weights(hidden.dtype, weight_VD)
         dhidden_ND, dweight_VD, losses = torch.empty_like(hidden_ND), torch.zeros_like(weight_VD), []
-        for rows in (slice(i, i + ROWS) for i in range(0, len(hidden_ND), ROWS)):
+        count = block_rows(hidden_ND.device)
+        for rows in (slice(i, i + count) for i in range(0, len(hidden_ND), count)):
             logits_nV = weight.forward(hidden_ND[rows])
             block_losses, d_nV = _cross_entropy(group, first, logits_nV, targets_N[rows], scale)
             losses.append(block_losses)
@@ -221,7 +222,7 @@ def _own(tokens: Tensor, first: int, rows: int) -> tuple[Tensor, Tensor]:
 
 
 def _cross_entropy(
-    group: dist.ProcessGroup, first: int, logits_nV: Tensor, targets_n: Tensor, scale: float
+    group: dist.ProcessGroup, first: int, logits_nV: Tensor, targets_n: Tensor, scale: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     """Losses (n,) and scale · (softmax - onehot) of the own columns."""
     counts = targets_n != IGNORE
@@ -244,7 +245,8 @@ def losses(
     """The losses (B, T) of `LinearCrossEntropy` alone, on every rank."""
     hidden_ND = gather(hidden, group).wait().flatten(0, 1)
     weight = Weights(hidden.dtype, weight_VD)
-    blocks = zip(hidden_ND.split(ROWS), targets_BT.flatten().split(ROWS), strict=True)
+    rows = block_rows(hidden_ND.device)
+    blocks = zip(hidden_ND.split(rows), targets_BT.flatten().split(rows), strict=True)
     found = [_cross_entropy(group, first, weight.forward(h), targets, 1.0)[0] for h, targets in blocks]
     return torch.cat(found).view_as(targets_BT)
 

@@ -38,6 +38,8 @@ def held_out_loss(
         batches = data.validation_windows(source, limit, micro_batch)
         losses_BT = []
         for batch in ranks.share(batches, _without_targets):
+            if device.type == "cuda":  # one shape, for which kernels are compiled
+                batch = _filled(batch, micro_batch)
             inputs, targets = to_device(batch.inputs, device), to_device(batch.targets, device)
             segments = None if batch.segments is None else to_device(batch.segments, device)
             losses_BT.append(model.losses(inputs, targets, segments))
@@ -59,6 +61,18 @@ def held_out_loss(
         "bits_per_byte_by_source": bits,
         "windows_by_source": windows,
     }
+
+
+def _filled(batch: Batch, rows: int) -> Batch:
+    """A batch of so many rows; what is added has no targets."""
+    missing = ((0, rows - len(batch.inputs)), (0, 0))
+    segments = None if batch.segments is None else np.pad(batch.segments, missing)
+    return replace(
+        batch,
+        inputs=np.pad(batch.inputs, missing),
+        targets=np.pad(batch.targets, missing, constant_values=IGNORE),
+        segments=segments,
+    )
 
 
 def _without_targets(batch: Batch) -> Batch:

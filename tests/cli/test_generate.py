@@ -98,7 +98,8 @@ def test_the_precision_of_the_cache_is_chosen(run, capsys, precision):
 
 
 def test_guessing_ahead_gives_the_same_text(run, engine, capsys):
-    text = out(capsys, "generate", "The The The", "--model", str(run), *GREEDY, "--lookup", "4", "--json")
+    arguments = ("--model", str(run), *GREEDY, "--lookup", "4", "--device", "cpu", "--json")
+    text = out(capsys, "generate", "The The The", *arguments)
     assert json.loads(text)["text"] == greedy(engine, "The The The")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.worker import MESHES, MUTATIONS, OUTLIER, VARIANTS, WORLD
+from tests.distributed.worker import MESHES, MUTATIONS, OUTLIER, TRAINED, WHOLE, WORLD
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,13 +28,8 @@ def results(tmp_path_factory):
     return json.loads((folder / "results.json").read_text())
 
 
-NAMES = ["×".join(map(str, shape)) for shape in MESHES]
-CASES = [
-    (variant, name)
-    for variant in VARIANTS
-    for name, shape in zip(NAMES, MESHES, strict=True)
-    if shape != (1, 1, 1) and (variant == "manual" or shape[0] * shape[1] * shape[2] == WORLD)
-]
+NAMES = {shape: "×".join(map(str, shape)) for shape in MESHES}
+CASES = [(variant, NAMES[shape]) for variant, shapes in TRAINED.items() for shape in shapes]
 
 
 @pytest.mark.parametrize(("variant", "mesh"), CASES)
@@ -49,10 +44,7 @@ def test_a_mesh_trains_like_one_process(results, variant, mesh):
         assert record["taken"] == expected["taken"] == (step != OUTLIER), step
 
 
-@pytest.mark.parametrize(
-    "mesh",
-    [name for name, shape in zip(NAMES, MESHES, strict=True) if shape[0] * shape[1] * shape[2] == WORLD],
-)
+@pytest.mark.parametrize("mesh", [NAMES[shape] for shape in WHOLE])
 def test_a_checkpoint_loads_on_another_mesh_and_in_one_process_bitwise(results, mesh):
     found = results["checkpoints"][mesh]
     assert found["equal"]

@@ -183,3 +183,21 @@ def test_sigterm_to_one_rank_stops_all_at_the_same_step(shards, tmp_path):
     assert newest is not None, errors
     last = records(out)[-1]["step"]
     assert newest.name == f"step-{last:06d}"
+
+
+@pytest.mark.slow
+def test_four_two_and_one_ranks_continue_one_run(shards, tmp_path):
+    """Steps 1 to 8, 9 to 16 and 17 to 20 on three meshes: the global batches and losses of one process."""
+    alone, out = tmp_path / "alone", tmp_path / "run"
+    assert run(shards, alone, steps=20).returncode == 0
+    fsdp = ("--parallel.dp-shard", "2")
+    for options, ranks, last in (((*fsdp, "--parallel.tp", "2"), 4, 8), (fsdp, 2, 16), ((), 1, 20)):
+        ended = run(shards, out, *options, ranks=ranks, steps=20)
+        assert ended.returncode == 0, ended.stderr
+        for checkpoint in (out / "checkpoints").iterdir():
+            if int(checkpoint.name.partition("-")[2]) > last:
+                shutil.rmtree(checkpoint)
+        (out / "manifest.json").unlink()
+    for found, expected in zip(records(out), records(alone), strict=True):
+        assert found["tokens"] == expected["tokens"]
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)

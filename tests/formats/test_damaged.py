@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from puna.cli import main
 from puna.formats import safetensors_stream
 from puna.formats.convert import convert
-from puna.gguf import read_header
+from puna.gguf import MAGIC, read_header
 from tests.formats.models import PLAIN, write_native_model
 
 
@@ -405,3 +405,12 @@ def test_a_disk_that_fills_leaves_nothing(models, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         convert(models / "hf", tmp_path / "out", "puna")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_gguf_header_is_parsed_once_while_it_is_held_and_again_when_the_file_changes(tmp_path):
+    path = tmp_path / "empty.gguf"
+    path.write_bytes(MAGIC + struct.pack("<IQQ", 3, 0, 0))
+    header = read_header(path)
+    assert read_header(path) is header
+    path.write_bytes(MAGIC + struct.pack("<IQQ", 2, 0, 0) + bytes(8))
+    assert (header.version, read_header(path).version) == (3, 2)

@@ -27,7 +27,7 @@ extern "C" void twice(float* x, long n) { for (long i = 0; i < n; i++) x[i] *= 2
 @pytest.fixture
 def source(tmp_path, monkeypatch):
     monkeypatch.setenv("PUNA_CACHE", str(tmp_path / "cache"))
-    for cached in (build.load, build.say_no_compiler, build._say_not_kept):
+    for cached in (build.load, build.say_no_compiler, build.say_not_kept):
         cached.cache_clear()
     path = tmp_path / "twice.cpp"
     path.write_text(SOURCE)
@@ -145,7 +145,7 @@ def test_a_header_is_part_of_what_is_compiled(source, tmp_path, monkeypatch, fol
 @needs_compiler
 def test_a_library_of_another_processor_is_not_loaded(source, tmp_path, monkeypatch):
     build.load(source)
-    monkeypatch.setattr(build, "_processor", lambda: "flags: sse2 and nothing else")
+    monkeypatch.setattr(build, "describe_processor", lambda: "flags: sse2 and nothing else")
     build.load.cache_clear()
     assert build.load(source) is not None
     assert len(cached(tmp_path)) == 2
@@ -153,7 +153,7 @@ def test_a_library_of_another_processor_is_not_loaded(source, tmp_path, monkeypa
 
 @needs_compiler
 def test_a_cached_library_that_does_not_load_is_compiled_again(source, tmp_path, caplog):
-    library = build._library(source, build.compiler())
+    library = build.library_path(source, build.compiler())
     library.parent.mkdir(parents=True)
     library.write_bytes(b"not a library")
     with caplog.at_level(logging.WARNING):

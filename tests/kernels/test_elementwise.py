@@ -8,7 +8,7 @@ import torch
 
 from puna.kernels import build, elementwise
 
-native = pytest.mark.skipif(elementwise._library() is None, reason="no C++ compiler, or PUNA_NATIVE=0")
+native = pytest.mark.skipif(elementwise.native_library() is None, reason="no C++ compiler, or PUNA_NATIVE=0")
 
 TYPES = [torch.float32, torch.bfloat16]
 WIDTHS = [1, 3, 8, 31, 288, 1000]  # vectors' tails of every kind
@@ -174,7 +174,7 @@ def test_running_out_of_memory_is_not_the_compilers_fault(monkeypatch):
         return run
 
     monkeypatch.setattr(torch, "compile", compile_)
-    monkeypatch.setattr(elementwise, "_library", lambda: None)
+    monkeypatch.setattr(elementwise, "native_library", lambda: None)
     monkeypatch.setattr(elementwise, "_is_on", lambda value, *devices: False)
     monkeypatch.setattr(elementwise.swiglu_forward, "compiled", None)
     monkeypatch.setattr(elementwise, "_compile", True)
@@ -204,7 +204,7 @@ def test_a_compiler_that_fails_leaves_one_warning_and_the_eager_results(monkeypa
 
     monkeypatch.setattr(torch, "compile", compile_)
     # A CPU's tensors stand for a GPU's, which this machine need not have.
-    monkeypatch.setattr(elementwise, "_library", lambda: None)
+    monkeypatch.setattr(elementwise, "native_library", lambda: None)
     monkeypatch.setattr(elementwise, "_is_on", lambda value, *devices: False)
     elementwise.compile_kernels()
     try:
@@ -219,7 +219,7 @@ def test_a_compiler_that_fails_leaves_one_warning_and_the_eager_results(monkeypa
 
 
 def test_without_cpp_the_same_functions_run_eagerly(monkeypatch):
-    monkeypatch.setattr(elementwise, "_library", lambda: None)
+    monkeypatch.setattr(elementwise, "native_library", lambda: None)
     for kernel, arguments in calls(24, torch.float32):
         expected = results(kernel.function(*arguments))
         assert all(map(torch.equal, results(kernel(*arguments)), expected))

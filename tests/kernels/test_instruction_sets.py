@@ -38,7 +38,7 @@ def test_every_kernel_compiles_for_the_greatest_instruction_set(source, tmp_path
 
 
 def library(source: str, level: str, folder: Path) -> ctypes.CDLL:
-    if LEVELS[level] not in build._processor():
+    if LEVELS[level] not in build.describe_processor():
         pytest.skip(f"this processor has no {LEVELS[level]}")
     return ctypes.CDLL(str(compiled(source, level, folder / "kernel.so")))
 

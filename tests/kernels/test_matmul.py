@@ -11,7 +11,7 @@ from puna.kernels.matmul import Weights, add_weight_gradient, weight_gradients
 
 bf16, fp32 = torch.bfloat16, torch.float32
 ROUNDING = {bf16: 0.003, fp32: 2e-6}  # of a result: half of bf16's last place; fp32 sums of some thousands
-OURS = [dtype for dtype in (bf16, fp32) if matmul._kernels(dtype) is not None]
+OURS = [dtype for dtype in (bf16, fp32) if matmul.kernels_for(dtype) is not None]
 
 pytestmark = pytest.mark.skipif(not OURS, reason="PyTorch's products are the fastest here, or no compiler")
 each_dtype = pytest.mark.parametrize("dtype", OURS)
@@ -71,7 +71,7 @@ def test_weights_may_have_any_size(dtype, rows, O, I):  # noqa: E741
 )  # of each weight: panels that several share
 def test_weights_side_by_side_are_multiplied_as_one(dtype, rows, with_kernels, monkeypatch):
     if not with_kernels:
-        monkeypatch.setattr(matmul, "_kernels", lambda dtype: None)
+        monkeypatch.setattr(matmul, "kernels_for", lambda dtype: None)
     x, weight, dy = operands(70, sum(rows), 80, dtype)
     together, apart = Weights(dtype, weight), Weights(dtype, *weight.clone().split(rows))
     assert torch.equal(apart.forward(x), together.forward(x))
@@ -123,7 +123,7 @@ def test_operands_may_be_views(dtype):
 def test_pytorchs_products_give_the_same_to_rounding(dtype, monkeypatch):
     x, weight, dy = operands(100, 64, 96, dtype)
     ours = run(x, weight, dy)
-    monkeypatch.setattr(matmul, "_kernels", lambda dtype: None)
+    monkeypatch.setattr(matmul, "kernels_for", lambda dtype: None)
     theirs = run(x, weight, dy)
     assert torch.equal(theirs[0], x @ weight.to(dtype).T)
     for mine, other in zip(ours, theirs, strict=True):

@@ -38,7 +38,7 @@ def test_gradients_of_every_function_are_right_in_fp64():
 
 @pytest.mark.parametrize("N", [1, 7, 50])
 def test_the_fused_loss_is_cross_entropy(N, monkeypatch):
-    monkeypatch.setattr("puna.model.loss.ROWS", 16)  # several blocks, the last one short
+    monkeypatch.setattr("puna.model.loss.LOGITS_ROWS", 16)  # several blocks, the last one short
     hidden, weight = values(N, 6), values(11, 6)
     targets = torch.randint(0, 11, (N,), generator=torch.Generator().manual_seed(N))
     targets[N // 2] = IGNORE

@@ -97,13 +97,13 @@ def test_a_killed_run_ends_with_the_bytes_of_an_undisturbed_one(
         "from pathlib import Path\n"
         "from puna.tokens import shards\n"
         "shards.GROUP_CHARACTERS = 100\n"
-        "def groups(documents, every=shards._groups, calls=[]):\n"
+        "def groups(documents, *options, every=shards.by_size, calls=[]):\n"
         "    calls.append(1)\n"
-        "    for place, group in enumerate(every(documents)):\n"
+        "    for place, group in enumerate(every(documents, *options)):\n"
         f"        if len(calls) > {survived} and place == 2:\n"  # in the middle of a file
         "            os.kill(os.getpid(), signal.SIGKILL)\n"
         "        yield group\n"
-        "shards._groups = groups\n"
+        "shards.by_size = groups\n"
         f"docs = [Path({str(books)!r}), Path({str(github)!r})]\n"
         f"shards.write_shards(docs, Path({str(small_tokenizer.path)!r}), Path({str(out)!r}), workers=1)\n"
     )

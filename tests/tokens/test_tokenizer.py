@@ -164,8 +164,9 @@ def test_a_killed_training_leaves_nothing_for_whole_and_ends_the_same(make, book
     make.killed_run(
         "import os, signal\n"
         "from pathlib import Path\n"
+        "from puna import trained\n"
         "from puna.tokens import training\n"
-        "training.write_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "trained.write_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"training.train_tokenizer([Path({str(books)!r})], Path({str(tmp_path / 'a')!r}), vocab_size=400)\n"
     )
     assert not (tmp_path / "a" / "manifest.json").exists()

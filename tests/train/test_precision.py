@@ -31,7 +31,7 @@ def tiny(shards, precision="auto", steps=2):
 def test_auto_is_resolved_once_and_kept_where_a_run_is_resumed(shards, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     monkeypatch.setattr(devices, "fast_precision", lambda device: "fp32")
-    assert train(tiny(shards), run).finished
+    assert train(tiny(shards), run, device="cpu").finished
     assert read_json(run / "config.json")["compute"]["precision"] == "fp32"
     errors = capsys.readouterr().err
     assert f"cpu, {devices.cpu_name()}, 1 thread, fp32 (bf16 is " in errors

@@ -61,15 +61,7 @@ _APPENDIX = re.compile(
     r"\\(?:appendix|appendices|beginsupplement)(?![A-Za-z@])|\\begin\s*\{(?:sub)?append(?:ix|ices)\}"
 )
 # The words of such headings in lower case; a search for them is faster than matching every line.
-_REFERENCE_WORDS = (
-    "references",
-    "reference",
-    "bibliography",
-    "literature",
-    "works cited",
-    "\\refname",
-    "\\bibname",
-)
+_REFERENCE_WORDS = ("reference", "bibliography", "literature", "works cited", "\\refname", "\\bibname")
 _MAX_HEADING = 200
 
 

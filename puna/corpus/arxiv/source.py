@@ -21,13 +21,14 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from puna.corpus.arxiv import latex, paper_body
 from puna.corpus.arxiv.macros import Expander, FindFile
 from puna.corpus.arxiv.main_file import is_document, is_withdrawn, main_file
 from puna.corpus.arxiv.tex_reader import MacroLimits, MacroLoop, UnbalancedBraces
 from puna.corpus.document import DamagedRecord, Document, Drop
+from puna.validation import Positive, strict
 
 PATTERNS: tuple[str, ...] = ("*.tar", "*.tar.gz", "*.tgz", "*.gz", "*.tex", "*.ltx")
 
@@ -45,23 +46,19 @@ _OTHER = (
 _NOT_TEX = frozenset(_OTHER.split())
 _SUFFIX = re.compile(r"(?:\.tex|\.ltx|\.tar|\.pdf|\.ps|\.html?)?(?:\.gz)?$|\.tgz$", re.IGNORECASE)
 _NUMBER = re.compile(r"(\d{4}\.\d{4,5}(?:v\d+)?)|([a-z-]+(?:\.[A-Z]{2})?)/?(\d{7}(?:v\d+)?)")
+Stream = BinaryIO | gzip.GzipFile
 _DAMAGE = (tarfile.TarError, zlib.error, EOFError, OSError, ValueError)
 
 
+@strict
 @dataclass(frozen=True)
 class Options:
     """How papers are cleaned."""
 
-    max_depth: int = 200
+    max_depth: Positive = 200
     """Maximum nesting of macro expansions; beyond it a macro counts as one that expands forever."""
-    max_growth: int = 30
+    max_growth: Positive = 30
     """Maximum growth of a paper by macro expansion, as a multiple of its size."""
-
-    def validate(self) -> None:
-        """Raise ValueError for an invalid option, by name."""
-        for name in ("max_depth", "max_growth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name.replace('_', '-')} is {getattr(self, name)}; it must be 1 or more")
 
 
 @dataclass(frozen=True)
@@ -112,29 +109,22 @@ def read(path: Path, options: Options = Options()) -> Iterator[Paper | DamagedRe
     if path.suffix in (".tex", ".ltx"):
         yield _read_folder(path)
         return
-    offset = 0
-    try:
-        with path.open("rb") as raw:
-            if raw.read(2) != b"\x1f\x8b":
-                raw.seek(0)
-                for item in _read_tar(path, raw):
-                    offset = item if isinstance(item, int) else offset
-                    if not isinstance(item, int):
-                        yield item
+    with path.open("rb") as raw:
+        is_packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        if not is_packed:
+            yield from _read_tar(path, raw)
+            return
+        with gzip.open(raw) as unpacked:
+            try:
+                is_tar = _begins_tar(unpacked)
+                if not is_tar:
+                    yield _single(path.name, unpacked)
+            except _DAMAGE as error:
+                yield DamagedRecord(str(path), 0, f"the archive is damaged or cut ({error})")
                 return
-            raw.seek(0)
-            with gzip.open(raw) as unpacked:
-                head = unpacked.read(tarfile.BLOCKSIZE)
-                unpacked.seek(0)
-                if not _is_tar(head):
-                    yield _single(path.name, cast(BinaryIO, unpacked))
-                    return
-                for item in _read_tar(path, cast(BinaryIO, unpacked)):
-                    offset = item if isinstance(item, int) else offset
-                    if not isinstance(item, int):
-                        yield item
-    except _DAMAGE as error:
-        yield DamagedRecord(str(path), offset, f"the archive is damaged or cut ({error})")
+            if is_tar:
+                yield from _read_tar(path, unpacked)
 
 
 def _read_folder(path: Path) -> Paper | DamagedRecord:
@@ -153,50 +143,55 @@ def _read_folder(path: Path) -> Paper | DamagedRecord:
     return Paper(f"{folder.name}/{path.stem}" if folder.name else path.stem, files, path.name)
 
 
-def _read_tar(path: Path, file: BinaryIO) -> Iterator[Paper | DamagedRecord | int]:
-    """Papers of a tar, and the offset of each member before it is read."""
+def _read_tar(path: Path, file: Stream) -> Iterator[Paper | DamagedRecord]:
+    """The papers of a monthly tar, or the one whose archive the tar is."""
     own: dict[str, str] = {}  # its files, if the tar is one paper's archive
-    total = 0
-    with tarfile.open(fileobj=file, mode="r|") as tar:
-        for member in tar:
-            tar.members = []  # type: ignore[attr-defined]  # else tarfile keeps all members in memory
-            yield member.offset
-            if not member.isfile():
-                continue
-            name = posixpath.normpath(member.name)
-            number = _NUMBER.fullmatch(_SUFFIX.sub("", posixpath.basename(name)))
-            suffix = PurePosixPath(name).suffix.lower()
-            if suffix == ".gz" and (number or not own):
-                if member.size > MAX_PACKED_BYTES:
-                    yield DamagedRecord(f"{path}!{name}", member.offset, f"{member.size} bytes: not a paper")
+    total = offset = 0
+    try:
+        with tarfile.open(fileobj=file, mode="r|") as tar:
+            for member in tar:
+                tar.members = []  # type: ignore[attr-defined]  # else tarfile keeps all members in memory
+                offset = member.offset
+                name = posixpath.normpath(member.name)
+                number = _NUMBER.fullmatch(_SUFFIX.sub("", posixpath.basename(name)))
+                suffix = PurePosixPath(name).suffix.lower()
+                if not member.isfile():
                     continue
-                packed = tar.extractfile(member)
-                assert packed
-                yield from _read_packed(path, name, packed.read(), member.offset)
-            elif number and suffix == ".pdf":
-                yield Paper(_id(name), kind="PDF")
-            elif (
-                _may_be_tex(name) and member.size <= MAX_FILE_BYTES and total + member.size <= MAX_PAPER_BYTES
-            ):
-                plain = tar.extractfile(member)
-                assert plain
-                data = plain.read()
-                if suffix in _TEX or _looks_like_tex(data):
-                    total += len(data)
-                    own[name] = decode(data)
-    if own:
-        yield Paper(_id(path.name), own)
+                if suffix == ".gz" and (number or not own):
+                    if member.size > MAX_PACKED_BYTES:
+                        yield DamagedRecord(f"{path}!{name}", offset, f"{member.size} bytes: not a paper")
+                        continue
+                    packed = tar.extractfile(member)
+                    assert packed
+                    yield from _read_packed(path, name, packed.read(), offset)
+                elif number and suffix == ".pdf":
+                    yield Paper(_id(name), kind="PDF")
+                elif (text := _tex(tar, member, MAX_PAPER_BYTES - total)) is not None:
+                    total += len(text)
+                    own[name] = decode(text)
+        if own:
+            yield Paper(_id(path.name), own)
+    except _DAMAGE as error:
+        yield DamagedRecord(str(path), offset, f"the archive is damaged or cut ({error})")
+
+
+def _tex(tar: tarfile.TarFile, member: tarfile.TarInfo, most: int) -> bytes | None:
+    """The bytes of a tar's member, if it is TeX and has at most `most` of them."""
+    if not _may_be_tex(member.name) or member.size > min(MAX_FILE_BYTES, most):
+        return None
+    file = tar.extractfile(member)
+    assert file
+    data = file.read()
+    is_tex = PurePosixPath(member.name).suffix.lower() in _TEX or _looks_like_tex(data)
+    return data if is_tex else None
 
 
 def _read_packed(path: Path, name: str, data: bytes, offset: int) -> Iterator[Paper | DamagedRecord]:
     """The paper in a `.gz` of a monthly tar, which holds one file or a tar."""
-    where = f"{path}!{name}"
     try:
         with gzip.open(io.BytesIO(data)) as unpacked:
-            head = unpacked.read(tarfile.BLOCKSIZE)
-            unpacked.seek(0)
-            if not _is_tar(head):
-                yield _single(name, cast(BinaryIO, unpacked))
+            if not _begins_tar(unpacked):
+                yield _single(name, unpacked)
                 return
             files: dict[str, str] = {}
             total = unpacked_bytes = 0
@@ -205,21 +200,15 @@ def _read_packed(path: Path, name: str, data: bytes, offset: int) -> Iterator[Pa
                     unpacked_bytes += member.size
                     if unpacked_bytes > MAX_UNPACKED_BYTES:
                         raise ValueError(f"it unpacks to more than {MAX_UNPACKED_BYTES} bytes")
-                    if not member.isfile() or not _may_be_tex(member.name) or member.size > MAX_FILE_BYTES:
-                        continue
-                    file = tar.extractfile(member)
-                    assert file
-                    text = file.read()
-                    is_tex = PurePosixPath(member.name).suffix.lower() in _TEX or _looks_like_tex(text)
-                    if is_tex and total + len(text) <= MAX_PAPER_BYTES:
+                    if member.isfile() and (text := _tex(tar, member, MAX_PAPER_BYTES - total)) is not None:
                         total += len(text)
                         files[posixpath.normpath(member.name)] = decode(text)
             yield Paper(_id(name), files)
     except _DAMAGE as error:
-        yield DamagedRecord(where, offset, f"the paper is damaged or cut ({error})")
+        yield DamagedRecord(f"{path}!{name}", offset, f"the paper is damaged or cut ({error})")
 
 
-def _single(name: str, file: BinaryIO) -> Paper:
+def _single(name: str, file: Stream) -> Paper:
     """The paper in a `.gz` that holds one file: TeX, or another kind that the author submitted."""
     data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
@@ -238,7 +227,10 @@ def _single(name: str, file: BinaryIO) -> Paper:
     return Paper(_id(name), {_SUFFIX.sub("", posixpath.basename(name)) + ".tex": decode(data)})
 
 
-def _is_tar(head: bytes) -> bool:
+def _begins_tar(file: Stream) -> bool:
+    """Whether a file, which is at its beginning and stays there, is a tar."""
+    head = file.read(tarfile.BLOCKSIZE)
+    file.seek(0)
     try:
         tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
     except tarfile.HeaderError:

@@ -32,7 +32,7 @@ _BINS, _BANDS = 128, 32
 # Texts that share a hash are each compared with this many of the largest among them: boilerplate in thousands
 # of texts does not cost thousands squared, and the largest of a thousand copies is still compared with each.
 _PARTNERS = 32
-_PIECE = 1 << 20
+PIECE_CHARACTERS = 1 << 20
 
 SKETCH = [("key", "<u8"), ("text", "<u8")]
 PAIR = [("key", "<u8"), ("small", "<u4"), ("large", "<u4"), ("shared", "<u4"), ("banded", "<u4")]
@@ -68,14 +68,15 @@ def shingles_of(text: str) -> Shingles:
         mixed = mixed * _FACTOR + words[place : place + len(mixed)]
     # Sorting is eight times as fast as NumPy's `unique`, which uses a hash table.
     ordered = np.sort(_mix(mixed))
-    return ordered[np.append(True, ordered[1:] != ordered[:-1])]
+    distinct: Shingles = ordered[np.append(True, ordered[1:] != ordered[:-1])]
+    return distinct
 
 
 def _pieces(text: str) -> Iterable[str]:
     """A text in parts that end between lines, so that the words of a long text are never all in memory."""
     start = 0
     while start < len(text):
-        end = text.find("\n", start + _PIECE) + 1 or len(text)
+        end = text.find("\n", start + PIECE_CHARACTERS) + 1 or len(text)
         yield text[start:end]
         start = end
 
@@ -98,7 +99,8 @@ def _mix(values: Shingles) -> Shingles:
 
 def sample_of(shingles: Shingles) -> Shingles:
     """The shingles whose last four bits are 0: the same ones in every text that has them."""
-    return shingles[shingles & np.uint64(SAMPLE - 1) == 0]
+    sampled: Shingles = shingles[shingles & np.uint64(SAMPLE - 1) == 0]
+    return sampled
 
 
 def bands_of(shingles: Shingles) -> Shingles:

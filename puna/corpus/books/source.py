@@ -24,44 +24,40 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from annotated_types import Ge, Le
 
 from puna.corpus.books import overlap
 from puna.corpus.books.gutenberg import split, without_illustrations, without_notes
 from puna.corpus.books.overlap import Overlap, Ranking
-from puna.corpus.dedup.hash_ranges import RangeWriter, read_range
+from puna.corpus.dedup.hash_ranges import RangeWriter, load_array, read_range, save_array
 from puna.corpus.document import DamagedRecord, Document, Drop
 from puna.corpus.parquet import ShardWriter, read_documents
-from puna.corpus.pipeline import Pipeline, number_of, unique_names
-from puna.files import atomic_file, read_json, write_json
+from puna.corpus.pipeline import Pipeline, unique_names
+from puna.files import read_json, write_json
 from puna.manifest import Manifest
 from puna.stages.stage import Executor, Shard
+from puna.validation import Count, strict
 
 PATTERNS: tuple[str, ...] = ("*.txt",)
 
 MAX_BYTES = 64 << 20  # the longest works are about 10 MB
 
 
+@strict
 @dataclass(frozen=True)
 class Options:
     """Which books become documents."""
 
-    min_characters: int = 200
+    min_characters: Count = 200
     """Minimum length of a book in characters; shorter books are dropped."""
-    max_overlap: float = 0.9
+    max_overlap: Annotated[float, Ge(0.5), Le(1)] = 0.9
     """Maximum share of a book's content that another kept book holds; 1 disables the comparison."""
     illustrations: bool = True
     """Keep the lines that replace pictures, such as [Illustration: The llama]."""
-
-    def validate(self) -> None:
-        """Raise ValueError for an invalid option, by name."""
-        if self.min_characters < 0:
-            raise ValueError(f"min_characters is {self.min_characters}; give 0 or more")
-        if not 0.5 <= self.max_overlap <= 1:
-            raise ValueError(f"max_overlap is {self.max_overlap:g}; give a share between 0.5 and 1")
 
 
 @dataclass(frozen=True)
@@ -189,15 +185,14 @@ def write_books(
                     sketch, text = overlap.describe(number, result.id, overlap.shingles_of(result.text))
                     ranges.add(sketch)
                     texts.append(text)
-    with atomic_file(table) as temporary, temporary.open("wb") as file:
-        np.save(file, np.concatenate(texts))
+    save_array(table, np.concatenate(texts))
     done = writer.result()
     return {**done, "outputs": [*done["outputs"], sketches, table]}
 
 
 def write_pairs(books: tuple[Path, ...], n_ranges: int, shard: Shard, out: Path) -> dict[str, Any]:
     """Pairs of books that share a hash of this range."""
-    sketches = read_range([_with_suffix(book, ".ranges") for book in books], number_of(shard))
+    sketches = read_range([_with_suffix(book, ".ranges") for book in books], shard.number)
     pairs = overlap.pairs_in(sketches, _ranking(books))
     path = out / f"{shard.name}.ranges"
     with RangeWriter(path, overlap.PAIR, n_ranges) as writer:
@@ -210,12 +205,11 @@ def write_overlaps(
 ) -> dict[str, Any]:
     """The exact share of the smaller book that is in the larger, for each candidate pair of this range."""
     ranking = _ranking(books)
-    chosen = overlap.candidates(read_range(pairs, number_of(shard)), ranking)
+    chosen = overlap.candidates(read_range(pairs, shard.number), ranking)
 
     @lru_cache(maxsize=2)  # two books at a time
     def shingles(rank: int) -> overlap.Shingles:
-        text = int(ranking.texts["text"][rank])
-        return overlap.shingles_of(_text_of(books[text >> _ROW_BITS], text & ((1 << _ROW_BITS) - 1)))
+        return overlap.shingles_of(_row(books, int(ranking.texts["text"][rank]), "text"))
 
     found = [Overlap(*pair, overlap.containment(shingles(pair[0]), shingles(pair[1]))) for pair in chosen]
     path = out / f"{shard.name}.overlaps.json"
@@ -239,14 +233,12 @@ def write_kept(
     (path,) = shard.inputs
     with ShardWriter(out, shard.name, "books", keep_dropped) as writer:
         for row, document in enumerate(read_documents(path, batch_rows=8)):
-            if (
-                not gone
-                or (found := gone.get(int(ranking.ranks(np.array([first + row], np.uint64))[0]))) is None
-            ):
+            rank = int(ranking.ranks(np.array([first + row], np.uint64))[0]) if gone else 0
+            if (found := gone.get(rank)) is None:
                 writer.add(document)
                 continue
             text = int(ranking.texts["text"][found.large])
-            larger = _id_of(books[text >> _ROW_BITS], text & ((1 << _ROW_BITS) - 1))
+            larger = _row(books, text, "id")
             detail = f"{document.id}: {found.share:.1%} of it is in {larger}"
             writer.add(Drop("inside another book", detail=detail), document)
     return writer.result()
@@ -257,15 +249,12 @@ def _with_suffix(book: Path, suffix: str) -> Path:
 
 
 def _ranking(books: tuple[Path, ...]) -> Ranking:
-    tables = []
-    for book in books:
-        with _with_suffix(book, ".npy").open("rb") as file:
-            tables.append(np.load(file))
-    return Ranking(np.concatenate(tables))
+    return Ranking(np.concatenate([load_array(_with_suffix(book, ".npy")) for book in books]))
 
 
-def _row(book: Path, row: int, column: str) -> str:
-    """One value of a book; only its row group is read."""
+def _row(books: tuple[Path, ...], number: int, column: str) -> str:
+    """One value of the text of this number; only its row group is read."""
+    book, row = books[number >> _ROW_BITS], number & ((1 << _ROW_BITS) - 1)
     with _with_suffix(book, ".parquet").open("rb") as raw, pq.ParquetFile(raw) as file:
         for group in range(file.num_row_groups):
             n_rows = file.metadata.row_group(group).num_rows
@@ -273,11 +262,3 @@ def _row(book: Path, row: int, column: str) -> str:
                 return str(file.read_row_group(group, [column])[column][row].as_py())
             row -= n_rows
     raise AssertionError(f"{book} has no row {row}")
-
-
-def _text_of(book: Path, row: int) -> str:
-    return _row(book, row, "text")
-
-
-def _id_of(book: Path, row: int) -> str:
-    return _row(book, row, "id")

@@ -23,7 +23,7 @@ langdetect, at 90 times its speed.
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -33,15 +33,16 @@ from numpy.typing import NDArray
 
 from puna.corpus.c4.bad_words import bad_words
 from puna.corpus.dedup.hash_ranges import RangeWriter
-from puna.corpus.dedup.lines import hashes_of, orders, repeated_in, write_repeated
+from puna.corpus.dedup.lines import hashes_of, orders, repeated_in, with_removed, write_repeated
 from puna.corpus.document import DamagedRecord, Document, Drop
-from puna.corpus.parquet import ShardWriter, read_documents
-from puna.corpus.pipeline import Pipeline, by_size, number_of
+from puna.corpus.parquet import ShardWriter, read_all_documents
+from puna.corpus.pipeline import Pipeline, by_size
 from puna.corpus.web import pages
-from puna.corpus.web.language import language_of
+from puna.corpus.web.language import language_meta
 from puna.corpus.web.pages import Page, page_text
 from puna.manifest import Manifest
 from puna.stages.stage import Executor, Shard
+from puna.validation import Fraction, strict
 
 PATTERNS = pages.PATTERNS
 FIELDS = [("key", "<u8"), ("page", "<u8"), ("order", "<u8")]  # of one key, the smallest page keeps it
@@ -66,6 +67,7 @@ _POLICIES = (
 _SPECIAL = ("{", "cookie", "javascript", "lorem ipsum", "privacy policy", "terms of use")
 
 
+@strict
 @dataclass(frozen=True)
 class Options:
     """Differences between the code that made C4 and the paper, and parameters."""
@@ -74,7 +76,7 @@ class Options:
     """Thresholds and deduplication unit: those of the code that made C4, or those of its paper."""
     languages: tuple[str, ...] = ("en",)
     """ISO codes of the languages to keep; an empty list keeps all 176."""
-    language_threshold: float = 0.5
+    language_threshold: Fraction = 0.5
     """Minimum language-ID probability (lid.176); 0.5 matches C4's langdetect at 0.99."""
     bad_words: str | None = None
     """File of bad words, one per line: pages with one of them are dropped. C4 used the LDNOOBW list."""
@@ -92,11 +94,7 @@ class Options:
         return 3 if self.compat == "code" else 5
 
     def validate(self) -> None:
-        """Raise ValueError for an invalid option, by name."""
-        if self.compat not in ("code", "paper"):
-            raise ValueError(f"compat is {self.compat!r}; choose code or paper")
-        if not 0 <= self.language_threshold <= 1:
-            raise ValueError(f"language-threshold is {self.language_threshold:g}; it is a probability")
+        """Raises ValueError when the list of bad words cannot be read."""
         if self.bad_words is not None:
             bad_words(self.bad_words)
 
@@ -134,13 +132,10 @@ def clean_batch(batch: Sequence[Page], options: Options) -> list[Document | Drop
 
 def _in_language(page: Page, text: str, options: Options) -> Document | Drop:
     # The last rule for single pages, because it takes the longest.
-    language, score = language_of(text)
-    if options.languages and language not in options.languages:
-        return Drop("another language", language)
-    if score < options.language_threshold:
-        return Drop("language uncertain", f"{language} {score:.2f}")
-    meta = {"url": page.url, "date": page.date, "language": language, "score": round(score, 4)}
-    return Document(page.id, "c4", text, meta)
+    found = language_meta(text, options.languages, options.language_threshold)
+    if isinstance(found, Drop):
+        return found
+    return Document(page.id, "c4", text, {"url": page.url, "date": page.date, **found})
 
 
 def clean_lines(text: str, options: Options) -> str | Drop:
@@ -251,11 +246,11 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Exec
     config["ranges"] = n_ranges
     steps.map("pages", "clean pages", partial(write_pages, options, n_ranges, keep), config)
     urls = steps.files("pages", ".ranges")
-    steps.reduce("urls", "compare URLs", partial(write_losers, urls, "URLs seen again"), config)
+    steps.reduce("urls", "compare URLs", partial(write_repeated, urls, True, ["URLs seen again"]), config)
     losers = steps.files("urls", ".npy")
     steps.map("lines", "hash lines", partial(write_units, options, losers, n_ranges), config, over="pages")
     lines = steps.files("lines", ".ranges")
-    steps.reduce("repeated", "compare lines", partial(write_losers, lines, "lines removed"), config)
+    steps.reduce("repeated", "compare lines", partial(write_repeated, lines, True, ["lines removed"]), config)
     repeated = steps.files("repeated", ".npy")
     write = partial(write_documents, options, losers, repeated, keep)
     return steps.documents("remove lines", write, config, over="pages")
@@ -270,7 +265,7 @@ def write_pages(
         path = out / f"{shard.name}.ranges"
         ranges = stack.enter_context(RangeWriter(path, FIELDS, n_ranges)) if n_ranges else None
         seen = 0
-        for batch in by_size(_read_shard(shard, options, writer), _characters):
+        for batch in by_size(writer.read(shard.inputs, read), _characters):
             kept = []
             for page, result in zip(batch, clean_batch(batch, options), strict=True):
                 writer.add(result, page)
@@ -278,7 +273,7 @@ def write_pages(
                     kept.append(result)
             if ranges:
                 keys = hashes_of([normal_url(document.meta["url"]).encode() for document in kept])
-                ranges.add(_records(keys, page_keys(kept), number_of(shard), seen))
+                ranges.add(_records(keys, page_keys(kept), shard.number, seen))
             seen += len(kept)
     done = writer.result()
     if n_ranges:
@@ -286,19 +281,12 @@ def write_pages(
     return done
 
 
-def write_losers(files: tuple[Path, ...], what: str, shard: Shard, out: Path) -> dict[str, Any]:
-    """Of one range of keys, the places of all but the first of each."""
-    path = out / f"{shard.name}.npy"
-    _, lost = write_repeated(files, number_of(shard), True, path)
-    return {"outputs": [path], "counts": {what: lost}, "bad": 0}
-
-
 def write_units(
     options: Options, losers: tuple[Path, ...], n_ranges: int, shard: Shard, out: Path
 ) -> dict[str, Any]:
     """The hashes of the lines or spans of the pages whose URL they keep."""
     path = out / f"{shard.name}.ranges"
-    number, seen = number_of(shard), 0
+    number, seen = shard.number, 0
     with RangeWriter(path, FIELDS, n_ranges) as ranges:
         for batch in by_size(_winners(shard, losers), lambda document: len(document.text)):
             found = [units(document.text, options.compat) for document in batch]
@@ -318,18 +306,15 @@ def write_documents(
     out: Path,
 ) -> dict[str, Any]:
     """The pages of a shard without the lines that others keep."""
-    places = repeated_in(repeated, number_of(shard))
-    seen = done = 0
+    places = repeated_in(repeated, shard.number)
+
+    def count(document: Document) -> int:
+        return len(units(document.text, options.compat))
+
     with ShardWriter(out, shard.name, "c4", keep_dropped) as writer:
-        for document in _winners(shard, losers, writer):
-            count = len(units(document.text, options.compat))
-            upto = done + int(np.searchsorted(places[done:], seen + count))
-            text = without_units(document.text, (places[done:upto] - seen).tolist(), options)
-            seen, done = seen + count, upto
-            if isinstance(text, Drop):
-                writer.add(text, document)
-            else:
-                writer.add(Document(document.id, document.source, text, document.meta))
+        for document, removed in with_removed(_winners(shard, losers, writer), count, places):
+            text = without_units(document.text, removed.tolist(), options)
+            writer.add(text if isinstance(text, Drop) else replace(document, text=text), document)
     return writer.result()
 
 
@@ -345,23 +330,15 @@ def _records(keys: NDArray[np.uint64], page: NDArray[np.uint64], shard: int, fir
     return records
 
 
-def _read_shard(shard: Shard, options: Options, writer: ShardWriter) -> Iterator[Page]:
-    for path in shard.inputs:
-        yield from writer.take(read(path, options))
-
-
 def _characters(page: Page) -> int:
     return len(page.content)
 
 
 def _winners(shard: Shard, losers: tuple[Path, ...], writer: ShardWriter | None = None) -> Iterator[Document]:
     """The pages of a shard that keep their URL."""
-    lost = set(repeated_in(losers, number_of(shard)).tolist())
-    number = 0
-    for path in shard.inputs:
-        for document in read_documents(path):
-            if number not in lost:
-                yield document
-            elif writer:
-                writer.add(Drop("another page of the same URL"), document)
-            number += 1
+    lost = set(repeated_in(losers, shard.number).tolist())
+    for number, document in enumerate(read_all_documents(shard.inputs)):
+        if number not in lost:
+            yield document
+        elif writer:
+            writer.add(Drop("another page of the same URL"), document)

@@ -11,11 +11,11 @@ buckets. Hashing is vectorised over the bytes of a whole text, so a page takes m
 
 import hashlib
 import heapq
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,17 +25,17 @@ from safetensors.numpy import load, save
 from puna.corpus.document import Document
 from puna.corpus.finished import Finished, as_inputs, find_finished
 from puna.corpus.wikipedia.citations import page_key, read_references
-from puna.energy import Meter, of_uses
-from puna.files import atomic_file, code_version, fingerprint, remove_partials, sha256_file
-from puna.manifest import Input, Manifest, Output, read_manifest, trained_before, write_manifest
+from puna.files import atomic_file, sha256_file
+from puna.manifest import Input, Manifest
 from puna.progress import Bar
+from puna.trained import Training
 
 WEIGHTS = "weights.safetensors"
 MIN_CHARACTERS = 1000
 MAX_EACH = 50_000  # maximum pages of each class in memory, as features: about 400 MB
 
-_STAGE = "reference-classifier"
 _COMMAND = "puna corpus classifier --positives DOCS --negatives DOCS --out DIR"
+_TRAINING = Training("reference-classifier", _COMMAND, "corpus", (WEIGHTS,), "classifier", "pages")
 _BUCKET_BITS = 20
 _TEXT_BYTES = 1 << 16  # characters of a page that are used
 _HELD_OUT = 10  # one page in this many is held out
@@ -82,7 +82,8 @@ def _margins(weights: NDArray[np.float32], bias: float, pages: Sequence[Features
         return np.full(len(pages), bias)
     owner = np.repeat(np.arange(len(pages)), sizes)
     sums = np.bincount(owner, weights[np.concatenate(pages)], len(pages))
-    return sums / np.sqrt(np.maximum(sizes, 1)) + bias
+    margins: NDArray[np.float64] = sums / np.sqrt(np.maximum(sizes, 1)) + bias
+    return margins
 
 
 def _sigmoid(margins: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -110,7 +111,6 @@ def train_classifier(
     Raises:
         ValueError: none or both of these are given, too few pages, `out` of another run.
     """
-    started = time.monotonic()
     if bool(positives and negatives) == bool(pages and references):
         raise ValueError("give --positives and --negatives, or --pages and --references")
     found = [find_finished(directories) for directories in ((pages,) if pages else (positives, negatives))]
@@ -120,34 +120,16 @@ def train_classifier(
     config = {"max_each": max_each, "seed": seed, "kinds": len(found)}
     if max_each < 1:
         raise ValueError(f"max_each is {max_each}; give at least 1")
-    stage = (_STAGE, _COMMAND)
-    if (held := trained_before(out, (WEIGHTS,), stage, config, inputs, "classifier", "pages")) is not None:
-        return held
-    out.mkdir(parents=True, exist_ok=True)
-    remove_partials(out)
 
-    with Meter() as meter:
+    def work() -> tuple[dict[str, int], dict[str, Any]]:
         trained_on, held_out = _choose(_labelled(found, references), max_each, seed, out)
         weights, bias = _fit(*trained_on, seed, out)
-    data = save({"weights": weights, "bias": np.array([bias], np.float32)})
-    with atomic_file(out / WEIGHTS) as temporary:
-        temporary.write_bytes(data)
-    digest = hashlib.sha256(data).hexdigest()
-    manifest = Manifest(
-        stage=_STAGE,
-        fingerprint=fingerprint([_STAGE, config, [item.fingerprint for item in inputs], digest]),
-        config=config,
-        code_version=code_version("corpus"),
-        counts={"trained on": len(trained_on[0]), "held out": len(held_out[0])},
-        inputs=inputs,
-        outputs=(Output(WEIGHTS, len(data), digest),),
-        bytes=len(data),
-        seconds=round(time.monotonic() - started, 3),
-        energy=of_uses([meter.use()]),
-        details={"held_out": _measure(weights, bias, *held_out)},
-    )
-    write_manifest(out, manifest)
-    return manifest
+        with atomic_file(out / WEIGHTS) as temporary:
+            temporary.write_bytes(save({"weights": weights, "bias": np.array([bias], np.float32)}))
+        counts = {"trained on": len(trained_on[0]), "held out": len(held_out[0])}
+        return counts, {"held_out": _measure(weights, bias, *held_out)}
+
+    return _TRAINING.once(out, config, inputs, work)
 
 
 def _labelled(
@@ -302,7 +284,7 @@ def load_classifier(directory: Path) -> Classifier:
     Raises:
         ValueError: no finished classifier, or a file that is damaged.
     """
-    manifest = read_manifest(directory, _STAGE, _COMMAND)
+    manifest = _TRAINING.read(directory)
     try:
         tensors = load((directory / WEIGHTS).read_bytes())
         weights, bias = tensors["weights"], float(tensors["bias"][0])

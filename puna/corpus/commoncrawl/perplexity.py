@@ -14,10 +14,8 @@ so each word is cut into pieces by itself, and the pieces of a word are cached.
 import io
 import math
 import re
-import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -30,19 +28,12 @@ from numpy.typing import ArrayLike
 from puna.corpus.finished import Finished, as_inputs, find_finished
 from puna.corpus.ngram.counts import SPECIALS
 from puna.corpus.ngram.kneser_ney import FALLBACK, train_kneser_ney
-from puna.energy import Meter, of_uses
 from puna.extras import require
-from puna.files import (
-    MANIFEST,
-    atomic_file,
-    code_version,
-    fingerprint,
-    local_copy,
-    remove_partials,
-)
-from puna.manifest import Manifest, Output, read_manifest, trained_before, write_manifest
+from puna.files import MANIFEST, atomic_file, local_copy
+from puna.manifest import Manifest
 from puna.progress import Bar
 from puna.retry import one_line
+from puna.trained import Training
 
 PIECES, ARPA = "sentencepiece.model", "model.arpa"
 VOCAB_SIZE = 65_536
@@ -51,8 +42,8 @@ HEAD, MIDDLE = 0.30, 0.60  # the shares of a corpus below the first and the seco
 
 Bucket = Literal["head", "middle", "tail"]
 
-_STAGE = "language-model"
 _COMMAND = "puna corpus language-model DOCUMENTS… --out DIR"
+_TRAINING = Training("language-model", _COMMAND, "corpus", (PIECES, ARPA), "language model")
 _COVERAGE = 0.9995
 _PIECE_CHARACTERS = 200_000_000  # of text to learn the pieces from; SentencePiece keeps all of it in memory
 _PIECE_LINE = 4000  # characters per line: SentencePiece silently skips longer lines
@@ -116,7 +107,6 @@ def train_language_model(
     Raises:
         ValueError: no documents, no text, too little of it, options out of range, `out` of another run.
     """
-    started = time.monotonic()
     found = find_finished(documents)
     config = {
         "vocab_size": vocab_size,
@@ -128,42 +118,23 @@ def train_language_model(
     }
     if min(vocab_size, max_documents) < 1 or vocab_size > VOCAB_SIZE:
         raise ValueError(f"vocab_size must be from 1 to {VOCAB_SIZE}, max_documents at least 1")
-    inputs = as_inputs(found)
-    stage = (_STAGE, _COMMAND)
-    if (held := trained_before(out, (PIECES, ARPA), stage, config, inputs, "language model")) is not None:
-        return held
-    out.mkdir(parents=True, exist_ok=True)
-    remove_partials(out)
-
     lines = out / f".lines.{MANIFEST}.partial"
-    with ExitStack() as at_end:
-        at_end.callback(lines.unlink, missing_ok=True)
-        meter = at_end.enter_context(Meter())
-        counts = _write_lines(found, max_documents, whole, lines, out)
-        _train_pieces(lines, vocab_size, counts, out)
-        pieces = WordPieces(out / PIECES)
-        fallback = FALLBACK if discount_fallback else None
-        with Bar("train language model", counts["bytes"], "bytes", out / "progress.jsonl") as bar:
-            ids = _ids(pieces, lines, bar)
-            model = train_kneser_ney(ids, pieces.names, out / ARPA, order, prune, memory, fallback)
 
-    outputs = tuple(Output.file(out / name) for name in (PIECES, ARPA))
-    digests = [item.sha256 for item in outputs]
-    manifest = Manifest(
-        stage=_STAGE,
-        fingerprint=fingerprint([_STAGE, config, [item.fingerprint for item in inputs], digests]),
-        config=config,
-        code_version=code_version("corpus"),
-        counts={**counts, "pieces": len(pieces.names), "tokens": model["tokens"]},
-        inputs=inputs,
-        outputs=outputs,
-        bytes=sum(item.bytes for item in outputs),
-        seconds=round(time.monotonic() - started, 3),
-        energy=of_uses([meter.use()]),
-        details={"ngrams": model["ngrams"], "discounts": model["discounts"]},
-    )
-    write_manifest(out, manifest)
-    return manifest
+    def work() -> tuple[dict[str, int], dict[str, Any]]:
+        try:
+            counts = _write_lines(found, max_documents, whole, lines, out)
+            _train_pieces(lines, vocab_size, counts, out)
+            pieces = WordPieces(out / PIECES)
+            fallback = FALLBACK if discount_fallback else None
+            with Bar("train language model", counts["bytes"], "bytes", out / "progress.jsonl") as bar:
+                ids = _ids(pieces, lines, bar)
+                model = train_kneser_ney(ids, pieces.names, out / ARPA, order, prune, memory, fallback)
+        finally:
+            lines.unlink(missing_ok=True)
+        counts |= {"pieces": len(pieces.names), "tokens": model.pop("tokens")}
+        return counts, model
+
+    return _TRAINING.once(out, config, as_inputs(found), work)
 
 
 def _write_lines(
@@ -315,7 +286,7 @@ def load_language_model(directory: Path) -> LanguageModel:
     Raises:
         ValueError: no finished language model, or a file that cannot be read.
     """
-    manifest = read_manifest(directory, _STAGE, _COMMAND)
+    manifest = _TRAINING.read(directory)
     digests = {item.path: item.sha256 for item in manifest.outputs}
     try:
         pieces, arpa = (local_copy(directory / name, digests[name]) for name in (PIECES, ARPA))

@@ -13,38 +13,39 @@ omitted.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from puna.corpus.dedup import lines
-from puna.corpus.dedup.hash_ranges import RangeWriter
+from puna.corpus.dedup.hash_ranges import RangeWriter, load_array, save_array
 from puna.corpus.document import DamagedRecord, Document, Drop
-from puna.corpus.parquet import ShardWriter, read_documents
-from puna.corpus.pipeline import Pipeline, by_size, number_of
+from puna.corpus.parquet import ShardWriter, read_all_documents
+from puna.corpus.pipeline import Pipeline, by_size
 from puna.corpus.web import pages
-from puna.corpus.web.language import language_of
+from puna.corpus.web.language import language_meta
 from puna.corpus.web.pages import Page, page_text
-from puna.files import atomic_file, to_path
+from puna.files import to_path
 from puna.manifest import Manifest
 from puna.stages.stage import Executor, Shard
+from puna.validation import Fraction, Positive, strict
 
 PATTERNS = pages.PATTERNS
-BUCKETS = ("head", "middle", "tail")
 
 
+@strict
 @dataclass(frozen=True)
 class Options:
     """Parameters of CCNet and the paper; the defaults are their values."""
 
     languages: tuple[str, ...] = ("en",)
     """ISO codes of the languages to keep; an empty list keeps all 176."""
-    language_threshold: float = 0.5
+    language_threshold: Fraction = 0.5
     """Minimum language-ID probability (lid.176)."""
-    min_characters: int = 300
+    min_characters: Positive = 300
     """Minimum length of a page in characters, before deduplication; shorter pages are dropped."""
     deduplicate: bool = True
     """Remove lines that occur more than once in the whole corpus."""
@@ -52,22 +53,15 @@ class Options:
     """Keep the first occurrence of a repeated line, in the order of the inputs; CCNet removes all of them."""
     language_model: str | None = None
     """Directory written by `puna corpus language-model`; enables perplexity filtering."""
-    buckets: tuple[str, ...] = ("head", "middle")
+    buckets: tuple[Literal["head", "middle", "tail"], ...] = ("head", "middle")
     """Perplexity buckets to keep: head (below the 30th percentile), middle (below the 60th), tail."""
     classifier: str | None = None
     """Directory written by `puna corpus classifier`; enables filtering by P(cited by Wikipedia)."""
-    reference_threshold: float = 0.5
+    reference_threshold: Fraction = 0.5
     """Minimum P(cited by Wikipedia) of a page; used with a classifier."""
 
     def validate(self) -> None:
-        """Raise ValueError for an invalid option, by name."""
-        for name in ("language_threshold", "reference_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name.replace('_', '-')} is {getattr(self, name):g}; it is a probability")
-        if self.min_characters < 1:
-            raise ValueError(f"min-characters is {self.min_characters}; it must be 1 or more")
-        if unknown := set(self.buckets) - set(BUCKETS):
-            raise ValueError(f"buckets has {', '.join(sorted(unknown))}; choose among {', '.join(BUCKETS)}")
+        """Raises ValueError when the options do not fit together."""
         if self.language_model and len(self.languages) != 1:
             raise ValueError("a language model needs exactly one language; give it with --languages")
 
@@ -93,21 +87,19 @@ def judge(documents: Sequence[Document], options: Options) -> list[Document | Dr
     """The documents with language, perplexity and P(reference), or the first reason to drop each."""
     results: list[Document | Drop] = []
     for document in documents:
-        language, score = language_of(document.text)
-        if options.languages and language not in options.languages:
-            results.append(Drop("another language", language))
-        elif score < options.language_threshold:
-            results.append(Drop("language uncertain", f"{language} {score:.2f}"))
-        else:
-            meta = {**document.meta, "language": language, "score": round(score, 4)}
-            if options.language_model:
-                perplexity = _language_model(options.language_model).perplexity(document.text)
-                meta["perplexity"] = round(perplexity, 2)
-            results.append(Document(document.id, document.source, document.text, meta))
+        found = language_meta(document.text, options.languages, options.language_threshold)
+        if isinstance(found, Drop):
+            results.append(found)
+            continue
+        meta = {**document.meta, **found}
+        if options.language_model:
+            perplexity = language_model_in(options.language_model).perplexity(document.text)
+            meta["perplexity"] = round(perplexity, 2)
+        results.append(Document(document.id, document.source, document.text, meta))
     if options.classifier:
         kept = [(place, item) for place, item in enumerate(results) if isinstance(item, Document)]
-        found = _classifier(options.classifier).probabilities([item.text for _, item in kept])
-        for (place, item), probability in zip(kept, found.tolist(), strict=True):
+        cited = classifier_in(options.classifier).probabilities([item.text for _, item in kept])
+        for (place, item), probability in zip(kept, cited.tolist(), strict=True):
             if probability < options.reference_threshold:
                 results[place] = Drop("unlike references", f"{probability:.2f}")
             else:
@@ -116,14 +108,16 @@ def judge(documents: Sequence[Document], options: Options) -> list[Document | Dr
 
 
 @cache
-def _language_model(directory: str) -> Any:
+def language_model_in(directory: str) -> Any:
+    """The language model of a directory or URL, read once."""
     from puna.corpus.commoncrawl.perplexity import load_language_model
 
     return load_language_model(to_path(directory))
 
 
 @cache
-def _classifier(directory: str) -> Any:
+def classifier_in(directory: str) -> Any:
+    """The classifier of a directory or URL, read once."""
     from puna.corpus.commoncrawl.citation_classifier import load_classifier
 
     return load_classifier(to_path(directory))
@@ -141,7 +135,8 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Exec
     if options.deduplicate:
         held = {"source": "commoncrawl", "min_characters": options.min_characters, "ranges": n_ranges}
         steps.map("pages", "read pages", partial(write_pages, options, n_ranges, keep), held)
-        find = partial(write_duplicates, steps.files("pages", ".ranges"), options.keep_first)
+        hashes, counted = steps.files("pages", ".ranges"), ["lines removed", "lines"]
+        find = partial(lines.write_repeated, hashes, options.keep_first, counted)
         steps.reduce("duplicates", "find repeated lines", find, {"keep_first": options.keep_first})
         places, over = steps.files("duplicates", ".npy"), "pages"
     score = partial(write_scored, options, places, keep)
@@ -158,9 +153,9 @@ def _in_words(options: Options) -> dict[str, Any]:
     """The options as JSON, models by their fingerprint instead of their path."""
     models: dict[str, str] = {}
     if options.language_model:
-        models["language_model"] = _language_model(options.language_model).fingerprint
+        models["language_model"] = language_model_in(options.language_model).fingerprint
     if options.classifier:
-        models["classifier"] = _classifier(options.classifier).fingerprint
+        models["classifier"] = classifier_in(options.classifier).fingerprint
     return {**asdict(options), **models}
 
 
@@ -169,7 +164,7 @@ def write_pages(
 ) -> dict[str, Any]:
     """Step 1: the pages of a shard as Parquet, the hashes of their lines by range."""
     path = out / f"{shard.name}.ranges"
-    number, seen = number_of(shard), 0
+    number, seen = shard.number, 0
     with (
         ShardWriter(out, shard.name, "commoncrawl", keep_dropped) as writer,
         RangeWriter(path, lines.LINE_FIELDS, n_ranges) as ranges,
@@ -182,13 +177,6 @@ def write_pages(
                 writer.add(document)
     result = writer.result()
     return {**result, "outputs": [*result["outputs"], path], "lines": seen}
-
-
-def write_duplicates(files: tuple[Path, ...], keep_first: bool, shard: Shard, out: Path) -> dict[str, Any]:
-    """Step 2: the places of the lines to remove, for one range of hashes."""
-    path = out / f"{shard.name}.npy"
-    seen, repeated = lines.write_repeated(files, number_of(shard), keep_first, path)
-    return {"outputs": [path], "counts": {"lines": seen, "lines removed": repeated}, "bad": 0}
 
 
 def write_scored(
@@ -205,10 +193,8 @@ def write_scored(
                     perplexities.append(result.meta["perplexity"])
     done = writer.result()
     if options.language_model:
-        path = out / f"{shard.name}.npy"
-        with atomic_file(path) as temporary, temporary.open("wb") as file:
-            np.save(file, np.array(perplexities))
-        done["outputs"].append(path)
+        done["outputs"].append(path := out / f"{shard.name}.npy")
+        save_array(path, np.array(perplexities))
     return done
 
 
@@ -219,12 +205,11 @@ def write_buckets(
     from puna.corpus.commoncrawl.perplexity import bucket
 
     with ShardWriter(out, shard.name, "commoncrawl", keep_dropped) as writer:
-        for path in shard.inputs:
-            for document in read_documents(path):
-                found = bucket(document.meta["perplexity"], bounds)
-                document.meta["bucket"] = found
-                outside = Drop(f"in the {found} of perplexity")
-                writer.add(document if found in buckets else outside, document)
+        for document in read_all_documents(shard.inputs):
+            found = bucket(document.meta["perplexity"], bounds)
+            document.meta["bucket"] = found
+            outside = Drop(f"in the {found} of perplexity")
+            writer.add(document if found in buckets else outside, document)
     return writer.result()
 
 
@@ -232,21 +217,17 @@ def perplexity_bounds(files: Sequence[Path]) -> tuple[float, float]:
     """The corpus's own 30th and 60th percentiles."""
     from puna.corpus.commoncrawl.perplexity import bucket_bounds
 
-    held = []
-    for path in files:
-        with path.open("rb") as file:
-            held.append(np.load(file))
+    held = [load_array(path) for path in files]
     low, high = bucket_bounds(np.concatenate(held)) if any(map(len, held)) else (0.0, 0.0)
     return float(low), float(high)
 
 
 def _cleaned(shard: Shard, options: Options, writer: ShardWriter) -> Iterator[Document]:
-    for path in shard.inputs:
-        for page in writer.take(read(path, options)):
-            if isinstance(result := clean(page, options), Drop):
-                writer.add(result, page)
-            else:
-                yield result
+    for page in writer.read(shard.inputs, read):
+        if isinstance(result := clean(page, options), Drop):
+            writer.add(result, page)
+        else:
+            yield result
 
 
 def _characters(document: Document) -> int:
@@ -254,17 +235,12 @@ def _characters(document: Document) -> int:
 
 
 def _without_repeated(shard: Shard, places: tuple[Path, ...], writer: ShardWriter) -> Iterator[Document]:
-    removed = lines.repeated_in(places, number_of(shard))
-    seen = done = 0
-    for path in shard.inputs:
-        for document in read_documents(path):
-            count = document.text.count("\n") + 1
-            upto = done + int(np.searchsorted(removed[done:], seen + count))
-            text = document.text
-            if upto > done:
-                text = lines.without_lines(text, removed[done:upto] - seen)
-            seen, done = seen + count, upto
-            if text:
-                yield Document(document.id, document.source, text, document.meta)
-            else:
-                writer.add(Drop("every line repeated"), document)
+    def count(document: Document) -> int:
+        return document.text.count("\n") + 1
+
+    documents, gone = read_all_documents(shard.inputs), lines.repeated_in(places, shard.number)
+    for document, removed in lines.with_removed(documents, count, gone):
+        if text := lines.without_lines(document.text, removed) if len(removed) else document.text:
+            yield replace(document, text=text)
+        else:
+            writer.add(Drop("every line repeated"), document)

@@ -29,6 +29,19 @@ Records = NDArray[Any]
 Fields = list[tuple[str, str]]
 
 
+def save_array(path: Path, array: Records) -> None:
+    """Write an array as .npy, atomically."""
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array)
+
+
+def load_array(path: Path) -> Records:
+    """Read an array of `save_array`, also from object storage."""
+    with path.open("rb") as file:
+        array: Records = np.load(file)
+    return array
+
+
 def range_of(keys: NDArray[np.uint64], n_ranges: int) -> NDArray[np.int64]:
     """The range of each key: its top bits."""
     if n_ranges == 1:

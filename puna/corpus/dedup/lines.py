@@ -16,7 +16,7 @@ the inputs, whichever worker read them.
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.corpus.dedup.hash_ranges import read_range
-from puna.files import atomic_file
+from puna.corpus.dedup.hash_ranges import read_range, save_array
+from puna.corpus.document import Document
+from puna.stages.stage import Shard
 
 Hashes = NDArray[np.uint64]
 LINE_FIELDS = [("key", "<u8"), ("order", "<u8")]
@@ -140,13 +141,19 @@ def repeated(records: NDArray[Any], keep_first: bool) -> NDArray[np.uint64]:
     return np.sort(records["order"][again])
 
 
-def write_repeated(paths: Sequence[Path], number: int, keep_first: bool, path: Path) -> tuple[int, int]:
-    """The reduce task of range `number`: writes the orders to remove to `path`; (lines, lines to remove)."""
-    records = read_range(paths, number)
+def write_repeated(
+    files: Sequence[Path], keep_first: bool, counted: Sequence[str], shard: Shard, out: Path
+) -> dict[str, Any]:
+    """The reduce task of one range of keys: writes the orders of the lines to remove.
+
+    `counted` are the names of the numbers of lines to remove and of all lines in the shard's record.
+    """
+    path = out / f"{shard.name}.npy"
+    records = read_range(files, shard.number)
     orders = repeated(records, keep_first)
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        np.save(file, orders)
-    return len(records), len(orders)
+    save_array(path, orders)
+    counts = dict(zip(counted, (len(orders), len(records)), strict=False))
+    return {"outputs": [path], "counts": counts, "bad": 0}
 
 
 def repeated_in(paths: Iterable[Path], shard: int) -> NDArray[np.int64]:
@@ -181,6 +188,21 @@ def _slice(file: Any, low: np.uint64) -> NDArray[np.int64]:
     file.seek(start + begin * 8)
     orders = np.frombuffer(file.read((end - begin) * 8), dtype)
     return (orders - low).astype(np.int64)
+
+
+def with_removed(
+    documents: Iterable[Document], count: Callable[[Document], int], removed: NDArray[np.int64]
+) -> Iterator[tuple[Document, NDArray[np.int64]]]:
+    """Each document of a shard with the numbers of the lines to remove, counted within the document.
+
+    `count` is its number of lines; `removed` are numbers within the shard, as `repeated_in` gives them.
+    """
+    seen = done = 0
+    for document in documents:
+        n_lines = count(document)
+        upto = done + int(np.searchsorted(removed[done:], seen + n_lines))
+        yield document, removed[done:upto] - seen
+        seen, done = seen + n_lines, upto
 
 
 def without_lines(text: str, removed: NDArray[np.int64]) -> str:

@@ -14,20 +14,12 @@ from functools import cache
 
 from puna.corpus.github.licence_texts import TEXTS
 
-PERMITTED = frozenset(
-    {
-        "Apache-2.0",
-        "MIT",
-        "BSD-1-Clause",
-        "BSD-2-Clause",
-        "BSD-2-Clause-Patent",
-        "BSD-2-Clause-Views",
-        "BSD-3-Clause",
-        "BSD-3-Clause-Clear",
-        "BSD-4-Clause",
-        "BSD",  # as in metadata older than SPDX, without the number of clauses
-    }
+# BSD is as in metadata older than SPDX, without the number of clauses.
+_SPDX = (
+    "Apache-2.0 MIT BSD-1-Clause BSD-2-Clause BSD-2-Clause-Patent BSD-2-Clause-Views BSD-3-Clause "
+    "BSD-3-Clause-Clear BSD-4-Clause BSD"
 )
+PERMITTED = frozenset(_SPDX.split())
 _PERMITTED = {name.lower() for name in PERMITTED}
 _TOKEN = re.compile(r"\s*([()]|[A-Za-z0-9.+:-]+)")
 
@@ -81,25 +73,13 @@ _FILLER = re.compile(
     r"\b(the|software|open source|licen[sc]es?|licen[sc]ed|version|v|under|terms|of)\b|[^a-z0-9.]+"
 )
 _NAMES = {
-    "mit": "MIT",
-    "expat": "MIT",
-    "mit expat": "MIT",
-    "expat mit": "MIT",
+    **dict.fromkeys(("mit", "expat", "mit expat", "expat mit"), "MIT"),
     "bsd": "BSD",
-    "new bsd": "BSD-3-Clause",
-    "modified bsd": "BSD-3-Clause",
-    "revised bsd": "BSD-3-Clause",
-    "simplified bsd": "BSD-2-Clause",
-    "bsd 2 clause": "BSD-2-Clause",
-    "2 clause bsd": "BSD-2-Clause",
-    "bsd 3 clause": "BSD-3-Clause",
-    "3 clause bsd": "BSD-3-Clause",
-    "apache": "Apache-2.0",
-    "apache 2": "Apache-2.0",
-    "apache 2.0": "Apache-2.0",
-    "apache2": "Apache-2.0",
-    "apache2.0": "Apache-2.0",
-    "asl 2.0": "Apache-2.0",
+    **dict.fromkeys(("simplified bsd", "bsd 2 clause", "2 clause bsd"), "BSD-2-Clause"),
+    **dict.fromkeys(
+        ("new bsd", "modified bsd", "revised bsd", "bsd 3 clause", "3 clause bsd"), "BSD-3-Clause"
+    ),
+    **dict.fromkeys(("apache", "apache 2", "apache 2.0", "apache2", "apache2.0", "asl 2.0"), "Apache-2.0"),
 }
 _UNSTATED = frozenset({"", "unknown", "none", "see licence", "see license"})
 

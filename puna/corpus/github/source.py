@@ -46,33 +46,28 @@ from puna.corpus.github.projects import (
     refusal,
 )
 from puna.corpus.parquet import ShardWriter
-from puna.corpus.pipeline import Pipeline, number_of
+from puna.corpus.pipeline import Pipeline
 from puna.manifest import Manifest
 from puna.stages.stage import Executor, Shard
+from puna.validation import Fraction, Positive, PositiveNumber, strict
 
 _EXPORTS = ("*.json", "*.jsonl", "*.json.gz", "*.jsonl.gz")
 PATTERNS: tuple[str, ...] = (*ARCHIVES, *_EXPORTS)
 
 
+@strict
 @dataclass(frozen=True)
 class Options:
     """Which files become documents."""
 
-    max_line: int = 1000
+    max_line: Positive = 1000
     """Maximum line length in characters; files with a longer line are dropped."""
-    max_mean_line: float = 100
+    max_mean_line: PositiveNumber = 100
     """Maximum mean line length in characters; files above it are dropped."""
-    min_alphanumeric: float = 0.25
+    min_alphanumeric: Fraction = 0.25
     """Minimum share of letters and digits among a file's characters; files below it are dropped."""
     deduplicate: bool = True
     """Keep one file of each content over all inputs."""
-
-    def validate(self) -> None:
-        """Raise ValueError for an invalid option, by name."""
-        if self.max_line < 1 or self.max_mean_line <= 0:
-            raise ValueError("max_line and max_mean_line must be more than 0")
-        if not 0 <= self.min_alphanumeric <= 1:
-            raise ValueError(f"min_alphanumeric is {self.min_alphanumeric:g}; give a share between 0 and 1")
 
 
 # ---- reading --------------------------------------------------------------------------------------
@@ -212,7 +207,7 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Exec
         held = {"source": "github", "ranges": steps.n_ranges}
         steps.map("digests", "digest files", partial(write_digests, steps.n_ranges), held)
         digests = steps.files("digests", ".ranges")
-        steps.reduce("duplicates", "compare files", partial(write_duplicates, digests), held)
+        steps.reduce("duplicates", "compare files", partial(write_repeated, digests, True, ()), held)
         repeated = steps.files("duplicates", ".npy")
     write = partial(write_cleaned, options, repeated, executor.keep_dropped)
     return steps.documents("clean github", write, config)
@@ -234,7 +229,7 @@ def write_digests(n_ranges: int, shard: Shard, out: Path) -> dict[str, Any]:
             records = np.empty(len(held), _FIELDS)
             if held:
                 records["key"], records["first"] = np.array(held, np.uint64).T
-            records["order"] = orders(number_of(shard), seen - len(held), len(held))
+            records["order"] = orders(shard.number, seen - len(held), len(held))
             writer.add(records)
             held.clear()
 
@@ -253,26 +248,16 @@ def _digest(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
-def write_duplicates(files: tuple[Path, ...], shard: Shard, out: Path) -> dict[str, Any]:
-    """The places of duplicate files in one range of digests: all but the first of each content."""
-    path = out / f"{shard.name}.npy"
-    write_repeated(files, number_of(shard), True, path)
-    return {"outputs": [path], "counts": {}, "bad": 0}
-
-
 def write_cleaned(
     options: Options, repeated: tuple[Path, ...], keep_dropped: bool, shard: Shard, out: Path
 ) -> dict[str, Any]:
     """The files of a shard, cleaned, without duplicates."""
-    gone = set(repeated_in(repeated, number_of(shard)).tolist())
+    gone = set(repeated_in(repeated, shard.number).tolist())
     seen = 0
     with ShardWriter(out, shard.name, "github", keep_dropped) as writer:
-        for source in shard.inputs:
-            for record in writer.take(read(source, options)):
-                compared = _is_compared(record)
-                is_copy = compared and seen in gone
-                seen += compared
-                writer.add(
-                    Drop("duplicate", detail=record.path) if is_copy else clean(record, options), record
-                )
+        for record in writer.read(shard.inputs, read):
+            compared = _is_compared(record)
+            is_copy = compared and seen in gone
+            seen += compared
+            writer.add(Drop("duplicate", detail=record.path) if is_copy else clean(record, options), record)
     return writer.result()

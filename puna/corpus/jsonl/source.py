@@ -22,7 +22,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -31,7 +30,7 @@ from puna.corpus.dedup.lines import LINE_FIELDS, hashes_of, line_records, repeat
 from puna.corpus.document import DamagedRecord, Document, Drop
 from puna.corpus.json_lines import Line, read_json_lines
 from puna.corpus.parquet import ShardWriter
-from puna.corpus.pipeline import Pipeline, by_size, number_of, unique_names
+from puna.corpus.pipeline import Pipeline, by_size, unique_names
 from puna.manifest import Manifest
 from puna.stages.stage import Executor, Shard
 
@@ -152,7 +151,9 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Exec
     if options.id_field:
         steps.map("ids", "read ids", partial(write_ids, options, steps.n_ranges), config)
         ids = steps.files("ids", ".ranges")
-        steps.reduce("repeated", "compare ids", partial(write_losers, ids), config)
+        steps.reduce(
+            "repeated", "compare ids", partial(write_repeated, ids, True, ["ids seen again"]), config
+        )
         repeated = steps.files("repeated", ".npy")
     names = unique_names(inputs)
     write = partial(write_documents, options, names, repeated, executor.keep_dropped)
@@ -167,16 +168,9 @@ def write_ids(options: Options, n_ranges: int, shard: Shard, out: Path) -> dict[
     with RangeWriter(path, LINE_FIELDS, n_ranges) as ranges:
         for batch in by_size(rows, lambda row: len(row.text)):
             hashes = hashes_of([(row.id or "").encode() for row in batch])
-            ranges.add(line_records(hashes, number_of(shard), seen))
+            ranges.add(line_records(hashes, shard.number, seen))
             seen += len(batch)
     return {"outputs": [path], "counts": {"ids compared": seen}, "bad": 0}
-
-
-def write_losers(ids: tuple[Path, ...], shard: Shard, out: Path) -> dict[str, Any]:
-    """The places of records with repeated ids in one range: all but the first of each id."""
-    path = out / f"{shard.name}.npy"
-    _, lost = write_repeated(ids, number_of(shard), True, path)
-    return {"outputs": [path], "counts": {"ids seen again": lost}, "bad": 0}
 
 
 def write_documents(
@@ -188,7 +182,7 @@ def write_documents(
     out: Path,
 ) -> dict[str, Any]:
     """The records of a shard as documents, with ids that no other record has."""
-    lost = set(np.asarray(repeated_in(repeated, number_of(shard))).tolist())
+    lost = set(repeated_in(repeated, shard.number).tolist())
     seen = 0
     with ShardWriter(out, shard.name, options.source, keep_dropped) as writer:
         for path in shard.inputs:

@@ -86,7 +86,8 @@ def _ngrams(tokens: NDArray[np.uint16], order: int) -> Grams:
             grams["first"] = word
     grams["key"] = key
     grams["count"] = grams["seen"] = 1
-    return grams[tokens[_LEAD:] != UNK]
+    known: Grams = grams[tokens[_LEAD:] != UNK]
+    return known
 
 
 def _read_tokens(path: Path, start: int, stop: int) -> NDArray[np.uint16]:
@@ -177,4 +178,5 @@ def is_real(grams: Grams, order: int) -> NDArray[np.bool_]:
     """Which records are n-grams of this order: not those padded with a second <s> or a dropped context."""
     if order == 1:
         return np.ones(len(grams), bool)
-    return (word_at(grams, order - 2) != BOS) & (word_at(grams, order - 1) != UNK)
+    real: NDArray[np.bool_] = (word_at(grams, order - 2) != BOS) & (word_at(grams, order - 1) != UNK)
+    return real

@@ -47,7 +47,7 @@ FALLBACK = (0.5, 1.0, 1.5)  # the fallback of lmplz
 
 _IN_CONTEXT = np.dtype([("key", "<u8"), ("row", "<u4"), ("count", "<u4"), ("kept", "?")])
 _WEIGHED = np.dtype([("row", "<u4"), ("prob", "<f4"), ("weight", "<f4")])
-_MIN_MEMORY = 1 << 20
+MIN_MEMORY = 1 << 20
 _LINES = 1 << 20  # lines of ARPA that are formatted at once
 
 
@@ -85,8 +85,8 @@ def train_kneser_ney(
     thresholds = _thresholds(order, prune)
     if not len(SPECIALS) < len(words) <= MAX_WORDS or tuple(words[: len(SPECIALS)]) != SPECIALS:
         raise ValueError(f"words must begin with {' '.join(SPECIALS)} and number at most {MAX_WORDS}")
-    if memory < _MIN_MEMORY:
-        raise ValueError(f"memory is {memory} bytes; give at least {_MIN_MEMORY}")
+    if memory < MIN_MEMORY:
+        raise ValueError(f"memory is {memory} bytes; give at least {MIN_MEMORY}")
     folder = out.with_name(f".{out.name}.grams.partial")  # a name that remove_partials knows
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -318,4 +318,4 @@ def _lines(grams: Grams, order: int, words: pa.Array, columns: Sequence[NDArray[
     lines = pc.binary_join_element_wise(numbers[0], text, *numbers[1:], "\t")
     joined = pc.binary_join_element_wise(lines, "", "\n")
     _, offsets, data = joined.buffers()
-    return data.slice(0, int(np.frombuffer(offsets, "<i4")[len(joined)])).to_pybytes()
+    return bytes(data.slice(0, int(np.frombuffer(offsets, "<i4")[len(joined)])))

@@ -8,6 +8,7 @@ dump can neither define entities nor refer to other files. An archive is decompr
 as a whole to memory or disk.
 """
 
+import os
 import re
 import threading
 import xml.etree.ElementTree as ElementTree
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from lzma import LZMAError
 from pathlib import Path
-from queue import Empty, Full, Queue
+from typing import BinaryIO
 from zlib import error as ZlibError
 
 from py7zr import Py7zIO, SevenZipFile, WriterFactory
@@ -156,61 +157,45 @@ def _blocks(path: Path) -> Iterator[Iterator[bytes]]:
         if path.suffix != ".7z":
             yield iter(lambda: raw.read(_READ_BYTES), b"")
             return
-        pipe = _Pipe()
+        ends = os.pipe()
+        errors: list[BaseException] = []
 
         def unpack() -> None:
             try:
-                with SevenZipFile(raw) as archive:
+                with os.fdopen(ends[1], "wb") as sink, SevenZipFile(raw) as archive:
                     names = [name for name in archive.namelist() if name.rpartition("/")[2] == "Posts.xml"]
                     if not names:
                         raise ValueError("no Posts.xml in the archive")
-                    archive.extract(targets=names[:1], factory=pipe)
+                    archive.extract(targets=names[:1], factory=_Sink(sink))
             except BaseException as error:  # the reading thread raises it
-                pipe.error = error
-            pipe.ended.set()
+                errors.append(error)
+
+        def blocks(source: BinaryIO) -> Iterator[bytes]:
+            yield from iter(lambda: source.read(_READ_BYTES), b"")
+            if errors:
+                raise errors[0]
 
         thread = threading.Thread(target=unpack, daemon=True)
         thread.start()
         try:
-            yield pipe.blocks()
+            with os.fdopen(ends[0], "rb") as source:  # closed early, it ends the other thread
+                yield blocks(source)
         finally:
-            pipe.closed = True
             thread.join()
 
 
-class _Pipe(Py7zIO, WriterFactory):
-    """Connects the decompressing thread, into which py7zr pushes data, with the thread that reads rows."""
+class _Sink(Py7zIO, WriterFactory):
+    """Passes what py7zr unpacks on to a file."""
 
-    def __init__(self) -> None:
-        self._queue: Queue[bytes] = Queue(maxsize=4)
-        self._size = 0
-        self.closed = False
-        self.ended = threading.Event()
-        self.error: BaseException | None = None
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._size = file, 0
 
     def create(self, filename: str) -> Py7zIO:
         return self
 
     def write(self, s: bytes | bytearray) -> int:
-        while not self.closed:
-            try:
-                self._queue.put(bytes(s), timeout=0.1)
-                self._size += len(s)
-                return len(s)
-            except Full:
-                continue
-        raise EOFError("the reader has ended")
-
-    def blocks(self) -> Iterator[bytes]:
-        while True:
-            ended = self.ended.is_set()  # checked first, so that data written before the end is in the queue
-            try:
-                yield self._queue.get(timeout=0.1)
-            except Empty:
-                if ended:
-                    break
-        if self.error:
-            raise self.error
+        self._size += len(s)
+        return self._file.write(s)
 
     def read(self, size: int | None = None) -> bytes:
         return b""

@@ -32,6 +32,7 @@ from puna.corpus.stackexchange.posts import ANSWER, QUESTION, Post, read_posts
 from puna.files import atomic_file
 from puna.manifest import Manifest
 from puna.stages.stage import Executor, Shard
+from puna.validation import Count, Positive, strict
 
 PATTERNS: tuple[str, ...] = ("Posts.xml", "*.7z")
 
@@ -55,21 +56,15 @@ _SPILL = pa.schema(
 )
 
 
+@strict
 @dataclass(frozen=True)
 class Options:
     """Which sites and questions are kept."""
 
-    sites: int = 28
+    sites: Positive = 28
     """Maximum number of sites; those with the most posts are kept."""
-    min_answers: int = 0
+    min_answers: Count = 0
     """Minimum number of answers; questions with fewer are dropped."""
-
-    def validate(self) -> None:
-        """Raise ValueError for an invalid option, by name."""
-        if self.sites < 1:
-            raise ValueError(f"sites is {self.sites}; it must be 1 or more")
-        if self.min_answers < 0:
-            raise ValueError(f"min-answers is {self.min_answers}; it must be 0 or more")
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,12 @@ agree. fastText's own Python wrapper is not used, because it fails on NumPy 2.
 
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from puna.corpus.document import Drop
 
 _log = logging.getLogger(__name__)
 _LABEL = len("__label__")
@@ -33,13 +36,26 @@ def language_of(text: str) -> tuple[str, float]:
     return predictor()(text.replace("\n", " "))
 
 
+def language_meta(text: str, languages: Sequence[str], threshold: float) -> dict[str, Any] | Drop:
+    """The language and its probability, for a document's meta; a Drop unless it is one of `languages`.
+
+    An empty list stands for all languages; `threshold` is the smallest probability.
+    """
+    language, score = language_of(text)
+    if languages and language not in languages:
+        return Drop("another language", language)
+    if score < threshold:
+        return Drop("language uncertain", f"{language} {score:.2f}")
+    return {"language": language, "score": round(score, 4)}
+
+
 @cache
 def predictor() -> Predict:
     """The function from one line of text to (language, probability), loaded once per process."""
     path = model_path()
-    plain = _fasttext_predict(path)
+    plain = load_fasttext_predict(path)
     try:
-        quick = _fasttext_new(path)
+        quick = load_fasttext_new(path)
     except ImportError:
         return plain
     if any(quick(text) != plain(text) for text in _CHECKS):
@@ -55,7 +71,8 @@ def model_path() -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / "resources" / "lid.176.ftz"
 
 
-def _fasttext_predict(path: Path) -> Predict:
+def load_fasttext_predict(path: Path) -> Predict:
+    """The model in fastText's own C++."""
     import fasttext_pybind
 
     model = fasttext_pybind.fasttext()
@@ -68,7 +85,12 @@ def _fasttext_predict(path: Path) -> Predict:
     return predict
 
 
-def _fasttext_new(path: Path) -> Predict:
+def load_fasttext_new(path: Path) -> Predict:
+    """The model in Rust.
+
+    Raises:
+        ImportError: fasttext-new is not installed.
+    """
     import fasttext_new
 
     model = fasttext_new.load_model(str(path)).f

@@ -22,8 +22,8 @@ from puna.corpus.document import DamagedRecord
 
 LARGEST_RECORD = 256 << 20
 _LONGEST_HEADER = 64 << 10
-_PIECE_BYTES = 1 << 20
-_BLOCK_BYTES = 16 << 10  # small: the rest of a block after a member's end is copied
+PIECE_BYTES = 1 << 20
+BLOCK_BYTES = 16 << 10  # small: the rest of a block after a member's end is copied
 _GZIP = b"\x1f\x8b\x08"
 _RECORD = b"WARC/1."
 _PLAIN = re.compile(rb"WARC/1\.\d\r?\n[\w-]+:")  # the start of a file that is not compressed
@@ -85,7 +85,7 @@ class _Piece(NamedTuple):
 
 def _plain(file: BinaryIO) -> Iterator[_Piece]:
     offset = 0
-    while data := file.read(_PIECE_BYTES):
+    while data := file.read(PIECE_BYTES):
         yield _Piece(offset, data)
         offset += len(data)
 
@@ -93,7 +93,7 @@ def _plain(file: BinaryIO) -> Iterator[_Piece]:
 def _unzipped(file: BinaryIO) -> Iterator[_Piece]:
     """The gzip members one by one. After a damaged one, reading continues at the next with a record."""
     start = 0  # offset of the member
-    block = file.read(_BLOCK_BYTES)
+    block = file.read(BLOCK_BYTES)
     while block:
         if not block.startswith(_GZIP):
             if block.strip(b"\0"):  # zeros pad the files of tapes and block stores
@@ -106,9 +106,9 @@ def _unzipped(file: BinaryIO) -> Iterator[_Piece]:
         begins, ends, damage, corrupt = True, False, "", False
         while not (ends or damage):
             parts, size = [], 0
-            while size < _PIECE_BYTES and not ends:
+            while size < PIECE_BYTES and not ends:
                 try:
-                    parts.append(member.decompress(block, _PIECE_BYTES))
+                    parts.append(member.decompress(block, PIECE_BYTES))
                 except zlib.error as error:
                     damage, corrupt = f"the gzip member is damaged ({error})", True
                     break
@@ -116,7 +116,7 @@ def _unzipped(file: BinaryIO) -> Iterator[_Piece]:
                 ends = member.eof
                 if not ends:
                     used += len(block) - len(member.unconsumed_tail)
-                    block = member.unconsumed_tail or file.read(_BLOCK_BYTES)
+                    block = member.unconsumed_tail or file.read(BLOCK_BYTES)
                     if not block:
                         damage = "the gzip member is cut off"
                         break
@@ -131,19 +131,19 @@ def _unzipped(file: BinaryIO) -> Iterator[_Piece]:
         start += used + len(block) - len(member.unused_data)
         block = member.unused_data
         if len(block) < len(_GZIP):
-            block += file.read(_BLOCK_BYTES)
+            block += file.read(BLOCK_BYTES)
 
 
 def _read_at(file: BinaryIO, offset: int) -> bytes:
     file.seek(offset)
-    return file.read(_BLOCK_BYTES)
+    return file.read(BLOCK_BYTES)
 
 
 def _next_member(file: BinaryIO, start: int) -> int:
     """The offset, from `start` on, of the next gzip member that begins with a record; or the file's end."""
     file.seek(start)
     block = b""
-    while data := file.read(_PIECE_BYTES):
+    while data := file.read(PIECE_BYTES):
         block += data
         place = block.find(_GZIP)
         while place >= 0:
@@ -159,7 +159,7 @@ def _next_member(file: BinaryIO, start: int) -> int:
 def _begins_record(file: BinaryIO, offset: int) -> bool:
     file.seek(offset)
     try:
-        return zlib.decompressobj(31).decompress(file.read(_BLOCK_BYTES), 16).startswith(_RECORD)
+        return zlib.decompressobj(31).decompress(file.read(BLOCK_BYTES), 16).startswith(_RECORD)
     except zlib.error:
         return False
 

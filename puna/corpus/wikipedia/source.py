@@ -26,6 +26,7 @@ from puna.corpus.document import DamagedRecord, Document, Drop
 from puna.corpus.wikipedia.namespaces import LANGUAGES, hidden_namespaces, is_disambiguation
 from puna.corpus.wikipedia.wikitext import HIDDEN, TangledError, plain_text
 from puna.corpus.wikipedia.wikitext_lift import VARIANT_LANGUAGES
+from puna.validation import Count, strict
 
 # Not the indexes of multistream dumps, which are *.txt.bz2.
 PATTERNS: tuple[str, ...] = ("*.xml", "*.xml.bz2", "*.xml-*.bz2")
@@ -37,13 +38,14 @@ _UNPACKED_BYTES = 1 << 20
 _MEDIA, _FILE, _CATEGORY = "-2", "6", "14"  # MediaWiki's namespace numbers, the same in every language
 
 
+@strict
 @dataclass(frozen=True)
 class Options:
     """Which pages become documents."""
 
     languages: tuple[str, ...] = LANGUAGES
     """Languages to keep, by the codes of the dumps' siteinfo; other pages are dropped."""
-    min_characters: int = 50
+    min_characters: Count = 50
     """Minimum length of an article in characters; shorter articles are dropped."""
     keep_disambiguation: bool = True
     """Keep disambiguation pages, which list the meanings of a title."""
@@ -51,11 +53,9 @@ class Options:
     """Keep the label of external links; their URLs are removed in any case."""
 
     def validate(self) -> None:
-        """Raise ValueError for an invalid option, by name."""
+        """Raises ValueError when no language is named."""
         if not self.languages:
             raise ValueError("languages is empty; name at least one, such as en")
-        if self.min_characters < 0:
-            raise ValueError(f"min_characters is {self.min_characters}; give 0 or more")
 
 
 @dataclass(frozen=True)

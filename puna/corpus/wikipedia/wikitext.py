@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from mwparserfromhell.parser import tokens as t
 from mwparserfromhell.parser._tokenizer import CTokenizer
 
-from puna.corpus.wikipedia.magic_words import CHARACTERS, function_of, value_of
+from puna.corpus.wikipedia.magic_words import CHARACTERS, REMOVED, function_of, value_of
 from puna.corpus.wikipedia.wikitext_lift import (
     BLOCK,
     CODE_WORDS,
@@ -36,7 +36,6 @@ from puna.corpus.wikipedia.wikitext_tidy import (
     ITEM,
     LOST_LINK,
     PRIVATE,
-    REMOVED,
     SHIFT_END,
     SUBSCRIPT,
     SUPERSCRIPT,

@@ -11,7 +11,6 @@ from functools import partial
 from puna.evaluate.answers import Cut, exact_match, f1, first_line, normalised
 from puna.evaluate.data import Data
 from puna.evaluate.task import Example, Task, Verdict
-from puna.paper import RESULTS
 
 HEADER = "Answer these questions:\n"
 SHOTS = (0, 1, 5, 64)
@@ -99,7 +98,6 @@ TASKS = (
         check=check,
         max_tokens=24,
         stop=("\n",),
-        paper=RESULTS["nq"],
     ),
     Task(
         name="triviaqa",
@@ -113,7 +111,6 @@ TASKS = (
         check=check,
         max_tokens=24,
         stop=("\n",),
-        paper=RESULTS["triviaqa"],
     ),
 )  # fmt: skip
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from puna.config import Sampling
 from puna.evaluate.data import Data, Row
 from puna.evaluate.task import Example, Task
-from puna.paper import RESULTS
 
 HUMANEVAL_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 MBPP_TEST = range(11, 511)
@@ -93,7 +92,6 @@ TASKS = (
         sampling=_SAMPLING,
         passes=True,
         judge="sandbox",
-        paper=RESULTS["humaneval"],
     ),
     Task(
         name="mbpp",
@@ -110,6 +108,5 @@ TASKS = (
         sampling=_SAMPLING,
         passes=True,
         judge="sandbox",
-        paper=RESULTS["mbpp"],
     ),
 )

@@ -6,17 +6,10 @@ likelihood is divided by that given the context "Answer:" [P]. The prompts are G
 
 import re
 from collections.abc import Iterator
+from functools import partial
 
-from puna.evaluate.data import Data, Row, labelled
+from puna.evaluate.data import Data, labelled
 from puna.evaluate.task import Example, Task
-from puna.paper import RESULTS
-
-
-def _index(row: Row, label: str, labels: str) -> int:
-    """The place of a label among the possible ones."""
-    if label not in labels or not label:
-        raise row.error(f"the label is {label!r}; expected one of {', '.join(labels)}")
-    return labels.index(label)
 
 
 def boolq(data: Data) -> Iterator[Example]:
@@ -27,7 +20,7 @@ def boolq(data: Data) -> Iterator[Example]:
             id=str(row.number),
             question=f"{row['passage']}\nquestion: {question}?\nanswer:",
             options=(" yes", " no"),
-            gold=(0 if str(row["label"]).lower() == "true" else 1,),
+            gold=(row.index(str(row["label"]).lower(), ("true", "false")),),
         )
 
 
@@ -39,7 +32,7 @@ def piqa(data: Data) -> Iterator[Example]:
             id=str(row.number),
             question=f"Question: {row['goal']}\nAnswer:",
             options=(f" {row['sol1']}", f" {row['sol2']}"),
-            gold=(_index(row, label, "01"),),
+            gold=(row.index(label, "01"),),
         )
 
 
@@ -51,7 +44,7 @@ def siqa(data: Data) -> Iterator[Example]:
             id=str(row.number),
             question=f"Q: {row['context']} {row['question']}\nA:",
             options=tuple(f" {row[f'answer{letter}']}" for letter in "ABC"),
-            gold=(_index(row, label, "123"),),
+            gold=(row.index(label, "123"),),
         )
 
 
@@ -69,7 +62,7 @@ def hellaswag(data: Data) -> Iterator[Example]:
             id=str(row.number),
             question=cleaned(f"{row['activity_label']}: {row['ctx_a']} {second}"),
             options=tuple(f" {cleaned(ending)}" for ending in row["endings"]),
-            gold=(int(row["label"]),),
+            gold=(row.index(str(row["label"]), "0123"),),
         )
 
 
@@ -85,7 +78,7 @@ def winogrande(data: Data) -> Iterator[Example]:
             question=contexts[0],
             contexts=contexts,
             options=(f" {after.strip()}",) * 2,
-            gold=(_index(row, row["answer"], "12"),),
+            gold=(row.index(row["answer"], "12"),),
         )
 
 
@@ -113,86 +106,49 @@ def openbookqa(data: Data) -> Iterator[Example]:
             id=row["ID"],
             question=row["Question Stem"],
             options=tuple(f" {text.strip()}" for text in parts[1::2]),
-            gold=(_index(row, row["Answer Key"], "ABCD"),),
+            gold=(row.index(row["Answer Key"], "ABCD"),),
         )
 
 
-_CHAR = {"prompt": "[C]", "normalisation": "[P]", "metric": "[P]"}
+_BASIS = {"prompt": "[C]", "normalisation": "[P]", "metric": "[P]"}
+_task = partial(Task, group="commonsense", basis=_BASIS)
 
 TASKS = (
-    Task(
+    _task(
         name="boolq",
-        group="commonsense",
         source="Clark et al. 2019; SuperGLUE's val.jsonl",
-        basis=_CHAR,
         total=3270,
         read=boolq,
         normalisation="answer-context",
-        paper=RESULTS["boolq"],
     ),
-    Task(
-        name="piqa",
-        group="commonsense",
-        source="Bisk et al. 2020; valid.jsonl, valid-labels.lst",
-        basis=_CHAR,
-        total=1838,
-        read=piqa,
-        paper=RESULTS["piqa"],
-    ),
-    Task(
-        name="siqa",
-        group="commonsense",
-        source="Sap et al. 2019; dev.jsonl, dev-labels.lst",
-        basis=_CHAR,
-        total=1954,
-        read=siqa,
-        paper=RESULTS["siqa"],
-    ),
-    Task(
-        name="hellaswag",
-        group="commonsense",
-        source="Zellers et al. 2019; hellaswag_val.jsonl",
-        basis=_CHAR,
-        total=10042,
-        read=hellaswag,
-        paper=RESULTS["hellaswag"],
-    ),
-    Task(
+    _task(name="piqa", source="Bisk et al. 2020; valid.jsonl, valid-labels.lst", total=1838, read=piqa),
+    _task(name="siqa", source="Sap et al. 2019; dev.jsonl, dev-labels.lst", total=1954, read=siqa),
+    _task(name="hellaswag", source="Zellers et al. 2019; hellaswag_val.jsonl", total=10042, read=hellaswag),
+    _task(
         name="winogrande",
-        group="commonsense",
         source="Sakaguchi et al. 2021; winogrande_1.1 dev.jsonl",
-        basis={"prompt": "[C]", "normalisation": "[C]", "metric": "[P]"},
+        basis=_BASIS | {"normalisation": "[C]"},
         total=1267,
         read=winogrande,
         normalisation="none",  # the same text is scored after either option
-        paper=RESULTS["winogrande"],
     ),
-    Task(
+    _task(
         name="arc_easy",
-        group="commonsense",
         source="Clark et al. 2018; ARC-Easy-Test.jsonl",
-        basis=_CHAR,
         total=2376,
-        read=lambda data: _arc(data, "arc/ARC-Easy-Test.jsonl"),
-        paper=RESULTS["arc_easy"],
+        read=partial(_arc, file="arc/ARC-Easy-Test.jsonl"),
     ),
-    Task(
+    _task(
         name="arc_challenge",
-        group="commonsense",
         source="Clark et al. 2018; ARC-Challenge-Test.jsonl",
-        basis=_CHAR,
         total=1172,
-        read=lambda data: _arc(data, "arc/ARC-Challenge-Test.jsonl"),
-        paper=RESULTS["arc_challenge"],
+        read=partial(_arc, file="arc/ARC-Challenge-Test.jsonl"),
     ),
-    Task(
+    _task(
         name="openbookqa",
-        group="commonsense",
         source="Mihaylov et al. 2018; Main/test.tsv",
-        basis=_CHAR,
         total=500,
         read=openbookqa,
         normalisation="answer-context",
-        paper=RESULTS["openbookqa"],
     ),
 )

@@ -10,7 +10,6 @@ from puna.evaluate import math_answers
 from puna.evaluate.answers import gold_number, number
 from puna.evaluate.data import Data
 from puna.evaluate.task import Example, Task, Verdict
-from puna.paper import RESULTS
 
 
 def gsm8k(data: Data) -> Iterator[Example]:
@@ -83,7 +82,6 @@ TASKS = (
         max_tokens=256,
         stop=("\n\nQ:", "\nQ:"),
         votes=True,
-        paper=RESULTS["gsm8k"],
     ),
     Task(
         name="math",
@@ -98,6 +96,5 @@ TASKS = (
         max_tokens=512,
         stop=("\n\nProblem:", "\nProblem:"),
         votes=True,
-        paper=RESULTS["math"],
     ),
 )

@@ -10,83 +10,38 @@ from functools import partial
 
 from puna.evaluate.data import Data, Row
 from puna.evaluate.task import Example, Task
-from puna.paper import RESULTS
 
 CATEGORIES = {
-    "humanities": [
-        "formal_logic",
-        "high_school_european_history",
-        "high_school_us_history",
-        "high_school_world_history",
-        "international_law",
-        "jurisprudence",
-        "logical_fallacies",
-        "moral_disputes",
-        "moral_scenarios",
-        "philosophy",
-        "prehistory",
-        "professional_law",
-        "world_religions",
-    ],
-    "stem": [
-        "abstract_algebra",
-        "astronomy",
-        "college_biology",
-        "college_chemistry",
-        "college_computer_science",
-        "college_mathematics",
-        "college_physics",
-        "computer_security",
-        "conceptual_physics",
-        "electrical_engineering",
-        "elementary_mathematics",
-        "high_school_biology",
-        "high_school_chemistry",
-        "high_school_computer_science",
-        "high_school_mathematics",
-        "high_school_physics",
-        "high_school_statistics",
-        "machine_learning",
-    ],
-    "social_sciences": [
-        "econometrics",
-        "high_school_geography",
-        "high_school_government_and_politics",
-        "high_school_macroeconomics",
-        "high_school_microeconomics",
-        "high_school_psychology",
-        "human_sexuality",
-        "professional_psychology",
-        "public_relations",
-        "security_studies",
-        "sociology",
-        "us_foreign_policy",
-    ],
-    "other": [
-        "anatomy",
-        "business_ethics",
-        "clinical_knowledge",
-        "college_medicine",
-        "global_facts",
-        "human_aging",
-        "management",
-        "marketing",
-        "medical_genetics",
-        "miscellaneous",
-        "nutrition",
-        "professional_accounting",
-        "professional_medicine",
-        "virology",
-    ],
+    "humanities": """
+        formal_logic high_school_european_history high_school_us_history high_school_world_history
+        international_law jurisprudence logical_fallacies moral_disputes moral_scenarios philosophy
+        prehistory professional_law world_religions""",
+    "stem": """
+        abstract_algebra astronomy college_biology college_chemistry college_computer_science
+        college_mathematics college_physics computer_security conceptual_physics electrical_engineering
+        elementary_mathematics high_school_biology high_school_chemistry high_school_computer_science
+        high_school_mathematics high_school_physics high_school_statistics machine_learning""",
+    "social_sciences": """
+        econometrics high_school_geography high_school_government_and_politics high_school_macroeconomics
+        high_school_microeconomics high_school_psychology human_sexuality professional_psychology
+        public_relations security_studies sociology us_foreign_policy""",
+    "other": """
+        anatomy business_ethics clinical_knowledge college_medicine global_facts human_aging management
+        marketing medical_genetics miscellaneous nutrition professional_accounting professional_medicine
+        virology""",
 }
-CATEGORY = {subject: category for category, subjects in CATEGORIES.items() for subject in subjects}
+CATEGORY = {subject: category for category, subjects in CATEGORIES.items() for subject in subjects.split()}
 COLUMNS = ("question", "A", "B", "C", "D", "answer")
 
 
-def _rows(data: Data, split: str, subject: str) -> Iterator[Row]:
+def rows_of(data: Data, split: str, subject: str) -> Iterator[Row]:
+    """The rows of a subject's file.
+
+    Raises:
+        ValueError: an answer that is none of A, B, C, D.
+    """
     for row in data.table(f"mmlu/{split}/{subject}_{split}.csv", columns=COLUMNS):
-        if row["answer"] not in ("A", "B", "C", "D"):
-            raise row.error(f"the answer is {row['answer']!r}; expected A, B, C or D")
+        row.index(row["answer"], "ABCD")  # that it is one of them
         yield row
 
 
@@ -104,7 +59,7 @@ def mmlu(data: Data, original: bool = False) -> Iterator[Example]:
     if not subjects:
         raise ValueError(f"{folder} holds no SUBJECT_test.csv; download MMLU again")
     for subject in subjects:
-        for row in _rows(data, "test", subject):
+        for row in rows_of(data, "test", subject):
             yield Example(
                 id=f"{subject}-{row.number}",
                 question=_question(row, original),
@@ -120,7 +75,7 @@ def prefix(data: Data, shots: int, topic: str, original: bool = False) -> tuple[
     space = " " if original else ""
     name = topic.replace("_", " ")
     header = f"The following are multiple choice questions (with answers) about {space}{name}.\n\n"
-    rows = list(_rows(data, "dev", topic))[:shots]
+    rows = list(rows_of(data, "dev", topic))[:shots]
     return header, [f"{_question(row, original)} {row['answer']}\n\n" for row in rows]
 
 
@@ -134,7 +89,6 @@ MMLU = Task(
     prefix=prefix,
     shots=5,
     normalisation="none",  # the options are single letters
-    paper=RESULTS["mmlu"],
 )
 
 TASKS = (
@@ -143,6 +97,7 @@ TASKS = (
     replace(
         MMLU,
         name="mmlu_original_header",
+        variant_of="mmlu",
         group="",
         read=partial(mmlu, original=True),
         prefix=partial(prefix, original=True),

@@ -37,7 +37,10 @@ def read_tasks(path: Path) -> list[Task]:
     if not path.is_file():
         raise ValueError(f"no task file {path}")
     if path.suffix == ".py":
-        tasks = runpy.run_path(str(path)).get("TASKS", ())
+        try:
+            tasks = runpy.run_path(str(path)).get("TASKS", ())
+        except Exception as error:
+            raise ValueError(f"{path} does not run ({type(error).__name__}: {error}); correct it") from error
         if not tasks or not all(isinstance(task, Task) for task in tasks):
             raise ValueError(f"{path} defines no TASKS; expected a sequence of puna.evaluate.task.Task")
         return list(tasks)

@@ -7,9 +7,8 @@ are [C]. Every question of every article is one example; an article's questions 
 from collections.abc import Iterator
 from functools import partial
 
-from puna.evaluate.data import Data
+from puna.evaluate.data import Data, Row
 from puna.evaluate.task import Example, Task
-from puna.paper import RESULTS
 
 
 def _race(data: Data, level: str) -> Iterator[Example]:
@@ -19,21 +18,19 @@ def _race(data: Data, level: str) -> Iterator[Example]:
         for name, row in data.tree(str(path.relative_to(data.directory))):
             numbered = enumerate(zip(row["questions"], row["options"], row["answers"], strict=True))
             for number, (question, options, answer) in numbered:
-                yield _example(f"{name}-{number}", name, row["article"], question, options, answer)
+                yield _example(row, f"{name}-{number}", name, question, options, answer)
         return
     for row in data.json_lines(str(path.relative_to(data.directory))):
-        values = row["article"], row["question"], row["options"], row["answer"]
-        yield _example(f"{row['example_id']}-{row.number}", row["example_id"], *values)
+        values = row["question"], row["options"], row["answer"]
+        yield _example(row, f"{row['example_id']}-{row.number}", row["example_id"], *values)
 
 
-def _example(
-    id: str, article_id: str, article: str, question: str, options: list[str], answer: str
-) -> Example:
+def _example(row: Row, id: str, article_id: str, question: str, options: list[str], answer: str) -> Example:
     return Example(
         id=id,
-        question=f"Article:\n{article}\n\nQ: {question}\n\nA:",
+        question=f"Article:\n{row['article']}\n\nQ: {question}\n\nA:",
         options=tuple(f" {option}" for option in options),
-        gold=("ABCD".index(answer),),
+        gold=(row.index(answer, "ABCD"),),
         cluster=article_id,
     )
 
@@ -48,7 +45,6 @@ TASKS = tuple(
         read=partial(_race, level=level),
         also=("answer-context",),
         answer_context="A:",
-        paper=RESULTS[f"race_{level}"],
     )
     for level, total in (("middle", 1436), ("high", 3498))
 )

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 
 from puna.evaluate.data import Data
 from puna.evaluate.task import Example, Task
-from puna.paper import RESULTS
 
 
 def _answers(text: str) -> list[str]:
@@ -62,7 +61,6 @@ TASKS = (
         max_tokens=50,
         stop=("\n\n", "\nQ:"),
         judge="truth",
-        paper=RESULTS["truthfulqa"],
     ),
     Task(
         name="truthfulqa_choice",

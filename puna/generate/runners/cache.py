@@ -67,6 +67,29 @@ class BlockCache:
 
         return attend
 
+    def fused_attention(self, count: int, start: int, table: Sequence[int]) -> CachedAttention:
+        """The same for rows of one sequence by PyTorch's fused kernels, for GPUs: sums in another order."""
+        device, end = self.keys.device, start + count
+        blocks = torch.tensor(table[: -(-end // BLOCK)], device=device)
+        positions = torch.arange(start, end, device=device)
+        place = blocks[positions // BLOCK], positions % BLOCK
+        seen = torch.arange(end, device=device) <= positions[:, None] if start else None
+
+        def attend(layer: int, q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> Tensor:
+            groups = q_BHTE.shape[1] // k_BKTE.shape[1]
+            known: list[Tensor] = []
+            for cached, new_BKTE in ((self.keys[layer], k_BKTE), (self.values[layer], v_BKTE)):
+                cached.index_put_(place, new_BKTE[0, :, :count].transpose(0, 1).to(cached.dtype))
+                all_KSE = cached[blocks].flatten(0, 1)[:end].transpose(0, 1).to(q_BHTE.dtype)
+                known.append(all_KSE.repeat_interleave(groups, 0)[None])
+            k_BHSE, v_BHSE = known
+            o_BHTE = F.scaled_dot_product_attention(
+                q_BHTE[:, :, :count], k_BHSE, v_BHSE, attn_mask=seen, is_causal=seen is None
+            )
+            return F.pad(o_BHTE, (0, 0, 0, q_BHTE.shape[2] - count)).transpose(1, 2)
+
+        return attend
+
     def _spans(self, parts: Sequence[tuple[int, int, Sequence[int]]]) -> Iterator[_Span]:
         device, row = self.keys.device, 0
         places = torch.arange(BLOCK, device=device)

@@ -29,7 +29,8 @@ class PlainRunner:
     token's arithmetic is the same in any call. Whether this machine's matrix library keeps to that is tried
     on the model's own matrices before it is relied on; if not, sequences are decoded one at a time.
 
-    With `static` the decode step has fixed shapes and is compiled (static_decode.py): for GPUs.
+    With `static`, for GPUs, the decode step has fixed shapes and is compiled (static_decode.py), and
+    attention in a prompt is a fused kernel.
 
     Logits come back in the CPU's memory, where tokens are drawn: a draw waits several times.
     """
@@ -41,7 +42,7 @@ class PlainRunner:
         self.model, self.config, self.n_blocks = model, model.config, n_blocks
         self.device = model.embedding.device
         self.cache = BlockCache(model.config, n_blocks + static, dtype or model.compute, self.device)
-        self._static = StaticDecode(model, self.cache, n_blocks, compiled=True) if static else None
+        self.static_decode = StaticDecode(model, self.cache, n_blocks, compiled=True) if static else None
 
     @property
     def batch_invariant(self) -> bool:
@@ -55,7 +56,7 @@ class PlainRunner:
 
         Never with `static`, whose attention adds in another order than a prompt's.
         """
-        if self._static:
+        if self.static_decode:
             return False
         first = self.model.blocks[0]
         for weight in (first.wq, first.wk, first.wo, first.w1, first.w2, self.model.output_VD):
@@ -83,11 +84,13 @@ class PlainRunner:
         self, tokens: Sequence[int], positions: Sequence[int], tables: Sequence[Sequence[int]]
     ) -> Tensor:
         """See Runner."""
-        if self._static:
+        if self.static_decode:
             calls = (
                 slice(row, row + static_decode.ROWS) for row in range(0, len(tokens), static_decode.ROWS)
             )
-            return torch.cat([self._static(tokens[rows], positions[rows], tables[rows]) for rows in calls])
+            return torch.cat(
+                [self.static_decode(tokens[rows], positions[rows], tables[rows]) for rows in calls]
+            )
         if len(tokens) > ROWS and not self.prefill_is_decode:
             rows = zip(tokens, positions, tables, strict=True)
             return torch.cat([self.decode([token], [at], [table]) for token, at, table in rows])
@@ -118,10 +121,12 @@ class PlainRunner:
         """The residual stream after the last norm, (T, D). `parts` as BlockCache.attention has them."""
         padding = [0] * (-len(tokens) % ROWS)
         positions = [at for count, start, _ in parts for at in range(start, start + count)]
+        is_fused = self.static_decode and len(parts) == 1
+        attention = self.cache.fused_attention(*parts[0]) if is_fused else self.cache.attention(parts)
         hidden_BTD = self.model.hidden(
             torch.tensor([[*tokens, *padding]], device=self.device),
             torch.tensor([*positions, *padding], device=self.device),
-            layers.with_cache(self.cache.attention(parts)),
+            layers.with_cache(attention),
         )
         return hidden_BTD[0, : len(tokens)]
 

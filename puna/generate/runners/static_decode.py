@@ -40,7 +40,8 @@ class StaticDecode:
         if compiled:
             for tensor in (cache.keys, cache.values):  # a graph may then write to them
                 torch._dynamo.mark_static_address(tensor)
-            self._step = or_eager(torch.compile(self.step, mode="reduce-overhead", fullgraph=True), self.step)
+            program = torch.compile(self.step, mode="reduce-overhead", fullgraph=True, dynamic=False)
+            self._step = or_eager(program, self.step)
 
     @torch.inference_mode()
     def __call__(

@@ -188,10 +188,10 @@ def _bytes_of_characters() -> dict[str, int]:
 
 
 def _byte_level(piece: str) -> bytes:
-    values = _bytes_of_characters()
-    if any(character not in values for character in piece):
+    try:
+        return bytes(map(_bytes_of_characters().__getitem__, piece))
+    except KeyError:  # an added token's text, which stands for itself
         return piece.encode()
-    return bytes(values[character] for character in piece)
 
 
 def _with_marks(piece: str) -> bytes:

@@ -15,7 +15,7 @@ import pytest
 
 from puna.corpus.arxiv.main_file import main_file
 from puna.corpus.arxiv.source import Options, Paper, clean, decode, find, read
-from puna.corpus.clean import clean_source
+from puna.corpus.clean import check_options, clean_source
 from puna.corpus.document import DamagedRecord, Document, Drop
 from puna.corpus.parquet import read_documents
 from puna.stages.stage import Executor
@@ -162,7 +162,7 @@ def test_damaged_archives_are_named_and_what_is_whole_is_kept(tmp_path):
 
 def test_options_name_what_cannot_be():
     with pytest.raises(ValueError, match="max-depth is 0"):
-        Options(max_depth=0).validate()
+        check_options(Options(max_depth=0))
 
 
 def corpus(folder: Path, count: int = 30) -> Path:
@@ -196,7 +196,7 @@ def test_killed_in_the_middle_a_second_run_ends_with_the_same_bytes(tmp_path):
     out = tmp_path / "out"
     code = (
         "import sys; from pathlib import Path; from puna.stages.stage import Executor; "
-        "from puna.corpus.clean import clean_source; "
+        "from puna.corpus.clean import check_options, clean_source; "
         "clean_source('arxiv', [Path(sys.argv[1])], Path(sys.argv[2]), executor=Executor(workers=1))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(folder), str(out)], start_new_session=True)

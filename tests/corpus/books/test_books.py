@@ -218,7 +218,7 @@ def test_the_same_books_are_kept_in_whatever_order_and_shards_they_come(library,
 def test_a_library_without_repetition_is_kept_whole_and_overlap_is_an_option(library, tmp_path):
     manifest = clean_source("books", [library], tmp_path / "out", Options(max_overlap=1), Executor(workers=1))
     assert manifest.counts["kept"] == 10
-    with pytest.raises(ValueError, match="max_overlap is"):
+    with pytest.raises(ValueError, match="max-overlap is"):
         clean_source("books", [library], tmp_path / "x", Options(max_overlap=0.1))
 
 

@@ -57,7 +57,7 @@ def test_shingles_do_not_see_case_punctuation_line_breaks_or_italics():
 def test_a_long_text_has_the_same_shingles_in_pieces(monkeypatch):
     text = words(3000).replace(" word1", "\nword1")
     whole = shingles_of(text)
-    monkeypatch.setattr(overlap, "_PIECE", 100)
+    monkeypatch.setattr(overlap, "PIECE_CHARACTERS", 100)
     assert (shingles_of(text) == whole).all()
 
 

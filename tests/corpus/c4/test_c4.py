@@ -21,7 +21,7 @@ from puna.corpus.c4.source import (
     sentences,
     units,
 )
-from puna.corpus.clean import clean_source
+from puna.corpus.clean import check_options, clean_source
 from puna.corpus.document import Document, Drop
 from puna.corpus.parquet import read_documents
 from puna.corpus.web.pages import Page, read_pages
@@ -311,9 +311,9 @@ def test_pages_in_another_language_are_dropped():
 
 def test_options_that_cannot_be_are_named():
     with pytest.raises(ValueError, match="language-threshold is 2"):
-        Options(language_threshold=2).validate()
+        check_options(Options(language_threshold=2.0))
     with pytest.raises(ValueError, match="compat is 'book'"):
-        Options(compat="book").validate()  # type: ignore[arg-type]
+        check_options(Options(compat="book"))  # type: ignore[arg-type]
 
 
 # ---- what pages share

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puna.corpus.clean import clean_source
+from puna.corpus.clean import check_options, clean_source
 from puna.corpus.commoncrawl import source as commoncrawl
 from puna.corpus.commoncrawl.source import Options, clean, pipeline
 from puna.corpus.dedup.lines import normalise
@@ -31,7 +31,7 @@ from tests.corpus.web.archives import wet, write_wet, zipped
 
 REAL = Path(os.environ.get("PUNA_REALDATA", ""))
 real = pytest.mark.skipif(not os.environ.get("PUNA_REALDATA"), reason="PUNA_REALDATA is not set")
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 HERE = Executor(workers=1, max_bad=1.0)
 
 ENGLISH = [sentences(seed, 8) for seed in range(200)]
@@ -228,8 +228,8 @@ class LlamaClassifier:
 
 @pytest.fixture
 def models(monkeypatch):
-    monkeypatch.setattr(commoncrawl, "_language_model", lambda directory: LengthModel())
-    monkeypatch.setattr(commoncrawl, "_classifier", lambda directory: LlamaClassifier())
+    monkeypatch.setattr(commoncrawl, "language_model_in", lambda directory: LengthModel())
+    monkeypatch.setattr(commoncrawl, "classifier_in", lambda directory: LlamaClassifier())
 
 
 def test_head_and_middle_are_the_first_sixty_per_cent_of_the_corpus_itself(tmp_path, models, monkeypatch):
@@ -299,13 +299,13 @@ def test_pages_that_read_like_the_language_models_texts_are_the_head(tmp_path):
         (Options(language_threshold=1.5), "language-threshold is 1.5"),
         (Options(reference_threshold=-1), "reference-threshold is -1"),
         (Options(min_characters=0), "min-characters is 0"),
-        (Options(buckets=("head", "foot")), "buckets has foot"),
+        (Options(buckets=("head", "foot")), "buckets.1 is 'foot'"),
         (Options(language_model="m", languages=("en", "de")), "language model needs exactly one language"),
     ],
 )
 def test_options_that_cannot_be_are_named(options, named):
     with pytest.raises(ValueError, match=named):
-        options.validate()
+        check_options(options)
 
 
 # ---- the same bytes

@@ -20,6 +20,7 @@ from puna.corpus.dedup.lines import (
     without_lines,
     write_repeated,
 )
+from puna.stages.stage import Shard
 
 # Letters and digits of many scripts, punctuation of both kinds, controls, and what lower-cases oddly.
 ALPHABET = (
@@ -93,9 +94,10 @@ def test_what_is_removed_is_what_counting_all_lines_in_memory_says(
             for place in range(0, len(lines), 3):
                 hashes = line_hashes(["\n".join(lines[place : place + 3])])
                 writer.add(line_records(hashes, shard, place))
-    places = [folder / f"{number}.npy" for number in range(n_ranges)]
-    for number, path in enumerate(places):
-        write_repeated(files, number, keep_first, path)
+    ranges = [Shard(f"range-{number:05d}", ()) for number in range(n_ranges)]
+    done = [write_repeated(files, keep_first, ["removed", "lines"], shard, folder) for shard in ranges]
+    places = [path for item in done for path in item["outputs"]]
+    assert sum(item["counts"]["lines"] for item in done) == sum(map(len, shards))
 
     counts = Counter(normalise(line) for lines in shards for line in lines)
     seen: set[str] = set()

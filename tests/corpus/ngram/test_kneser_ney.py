@@ -226,7 +226,7 @@ def test_after_any_context_the_probabilities_of_all_words_sum_to_one(tmp_path, s
 
 def test_memory_changes_no_byte(tmp_path, monkeypatch):
     """A few records at a time, so that n-grams and contexts cross the ends of pieces, against all at once."""
-    monkeypatch.setattr(kneser_ney, "_MIN_MEMORY", 1)
+    monkeypatch.setattr(kneser_ney, "MIN_MEMORY", 1)
     lines = random_lines(5, n_words=30, n_lines=4000)
     words = vocabulary(40)
     train(tmp_path, lines, words, fallback=FALLBACK)

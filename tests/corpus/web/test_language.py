@@ -25,7 +25,7 @@ SAMPLES = {
 
 @pytest.fixture(scope="module")
 def both():
-    return language._fasttext_new(model_path()), language._fasttext_predict(model_path())
+    return language.load_fasttext_new(model_path()), language.load_fasttext_predict(model_path())
 
 
 @pytest.mark.parametrize("code", SAMPLES)
@@ -63,7 +63,7 @@ def test_the_quick_library_says_what_fasttext_says_in_400_languages(both):
 
 
 def test_a_library_that_differs_is_not_used(monkeypatch, caplog):
-    monkeypatch.setattr(language, "_fasttext_new", lambda path: lambda line: ("xx", 1.0))
+    monkeypatch.setattr(language, "load_fasttext_new", lambda path: lambda line: ("xx", 1.0))
     predictor.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
@@ -77,7 +77,7 @@ def test_without_the_quick_library_fasttext_answers(monkeypatch):
     def missing(path):
         raise ImportError
 
-    monkeypatch.setattr(language, "_fasttext_new", missing)
+    monkeypatch.setattr(language, "load_fasttext_new", missing)
     predictor.cache_clear()
     try:
         assert language_of(SAMPLES["fr"])[0] == "fr"

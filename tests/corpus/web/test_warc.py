@@ -46,8 +46,8 @@ def packed(request):
 def test_whole_records_come_out_as_they_are_however_the_file_is_packed_and_read(
     tmp_path, packed, piece, monkeypatch
 ):
-    monkeypatch.setattr(warc, "_PIECE_BYTES", piece)
-    monkeypatch.setattr(warc, "_BLOCK_BYTES", max(piece, 16))
+    monkeypatch.setattr(warc, "PIECE_BYTES", piece)
+    monkeypatch.setattr(warc, "BLOCK_BYTES", max(piece, 16))
     texts, bad = read(tmp_path / "x.warc", packed(pages()))
     assert texts == TEXTS and bad == []
 

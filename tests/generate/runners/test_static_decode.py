@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -80,10 +81,22 @@ def test_what_cannot_be_compiled_runs_uncompiled_with_one_warning(caplog):
     assert record.message == "decoding could not be compiled (no ptxas); it runs uncompiled, slower"
 
 
+@pytest.mark.parametrize("starts", [[0, 70], [0, 3, 5, 66, 70], [0, 64, 70]])
+def test_the_fused_attention_of_prompts_is_that_over_blocks(starts):
+    """A prompt of 70 tokens in one or several calls, of one and of two blocks, also unaligned."""
+    model = random_model(CONFIG)
+    static, plain = PlainRunner(model, 4), PlainRunner(model, 4)
+    static.static_decode = StaticDecode(model, static.cache, 3, compiled=False)
+    tokens = [(7 * i) % CONFIG.vocab_size for i in range(70)]
+    for start, stop in pairwise(starts):
+        found, expected = (r.prefill(tokens[start:stop], start, [2, 0], True) for r in (static, plain))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_more_sequences_than_rows_are_decoded_in_several_calls():
     model = random_model(CONFIG)
     static, plain = PlainRunner(model, ROWS + 3), PlainRunner(model, ROWS + 3)
-    static._static = StaticDecode(model, static.cache, ROWS + 2, compiled=False)
+    static.static_decode = StaticDecode(model, static.cache, ROWS + 2, compiled=False)
     count = ROWS + 2
     for runner in (static, plain):
         for block in range(count):

@@ -1,0 +1,141 @@
+"""One evaluation from the model to results.json: what `puna eval` and `puna.evaluate` do.
+
+tasks, data, judges ─> jobs ─announced─> records of each job ─> results.json: scores, digests, energy
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from puna.devices import gpus
+from puna.energy import Meter, of_folder
+from puna.evaluate import harness, judges, sandbox
+from puna.evaluate.contamination import overlap
+from puna.evaluate.data import Data
+from puna.evaluate.harness import Job, Judges, Options
+from puna.evaluate.model import Model, rates
+from puna.evaluate.task import Task
+from puna.extras import require
+from puna.files import human_seconds, write_json
+from puna.progress import Bar
+from puna.rundir import ENERGY
+
+
+def evaluate(
+    model: Model,
+    tasks: Sequence[Task],
+    data: Data,
+    out: Path,
+    options: Options,
+    found_judges: Judges,
+    device: torch.device | None = None,
+    contamination: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    **described: Any,
+) -> dict[str, Any]:
+    """Score the tasks and write results.json; returns its contents.
+
+    Args:
+        model: what is evaluated.
+        tasks: what it is evaluated on; a task whose data is missing is named, and not scored.
+        data: the benchmark files.
+        out: directory of the records, which an interrupted evaluation resumes from.
+        options: changes to the tasks' protocols.
+        found_judges: see `judges_of`.
+        device: device whose energy is measured; None for an endpoint.
+        contamination: directory of token shards, in which the tasks' examples are looked for.
+        say: called with a line on what will be computed, and with one for each task that is not scored.
+        described: further options to record.
+
+    Raises:
+        ValueError: no task can be scored, no example fits the model's context, or `out` holds records of
+            another evaluation.
+    """
+    jobs, missing = harness.plan(tasks, data, model, options, found_judges)
+    for row in missing:
+        say(f"{row['task']} is not scored: {row['why']}")
+    read, generated = harness.estimate(jobs)
+    say(_announcement(jobs, model, read, generated))
+    began = time.monotonic()
+    also = overlap(contamination, {job.label: job.examples for job in jobs}, model) if contamination else {}
+    with (
+        Meter(gpus(device) if device else (), out / ENERGY),
+        Bar("eval", read + generated, "tokens", out / "progress.jsonl") as bar,
+    ):
+        found = harness.run(jobs, model, out, options, lambda label, n: bar.advance(n, label))
+    for result in found:
+        result |= also.get(result["label"], {})
+    run: dict[str, Any] = {
+        "model": model.name,
+        "model_digest": model.digest,
+        "weights": described.pop("weights", None),
+        "data": data.digests(),
+        "options": dataclasses.asdict(options) | described,
+        "seconds": round(time.monotonic() - began, 3),
+        "energy": dataclasses.asdict(of_folder(out / ENERGY)),
+        "results": [*found, *missing],
+    }
+    write_json(out / "results.json", run)
+    if not any(result["n"] for result in found):
+        raise ValueError(
+            f"no example fits the model's context of {model.context:,} tokens; "
+            "give fewer --shots or --max-tokens, or a model with a longer context"
+        )
+    return run
+
+
+def judges_of(
+    toxicity: str | None = None, truth: str | None = None, unsafe: bool = False, has_code: bool = False
+) -> Judges:
+    """The judges of texts that are not compared with references, by the kind that tasks name.
+
+    Args:
+        toxicity: directory of a Hugging Face classifier, or `perspective`.
+        truth: address of an OpenAI-compatible endpoint.
+        unsafe: run generated programs without isolation.
+        has_code: whether there are programs to run.
+
+    Raises:
+        ValueError: programs are to be run, and cannot be isolated here.
+        MissingExtra: an endpoint needs the extra `fetch`.
+    """
+    found: dict[str, Any] = {"sandbox": lambda task: judges.Sandbox(task, unsafe)}
+    if has_code and not unsafe and (why := sandbox.problem()):
+        raise ValueError(why)
+    if toxicity == "perspective":
+        require("httpx2")
+        from puna.evaluate.perspective import Perspective
+
+        perspective = Perspective(os.environ.get("PERSPECTIVE_API_KEY", ""))
+        found["toxicity"] = lambda task: perspective
+    elif toxicity:
+        classifier = judges.Classifier(Path(toxicity))
+        found["toxicity"] = lambda task: classifier
+    if truth:
+        require("httpx2")
+        from puna.evaluate.endpoint import Endpoint
+
+        judge = judges.TruthJudge(Endpoint(truth, key=os.environ.get("OPENAI_API_KEY", "")))
+
+        def same(task: Task) -> judges.Judge:
+            return judge
+
+        found["truth"] = same
+    return found
+
+
+def _announcement(jobs: Sequence[Job], model: Model, read: int, generated: int) -> str:
+    """What will be computed, and about how long it takes."""
+    examples = sum(len(job.examples) for job in jobs)
+    said = f"{len(jobs)} tasks, {examples:,} examples: about {read:,} tokens of prompts and options"
+    said += f", at most {generated:,} generated" if generated else ""
+    measured = rates(model, bool(generated))
+    if measured:
+        seconds = read / measured[0] + (generated / measured[1] if generated else 0)
+        said += f"; about {human_seconds(seconds)}"
+    return said
