@@ -203,7 +203,7 @@ def soak(seconds: float, folder: Path) -> tuple[Counter, list[float], dict[str, 
         assert not errors, errors
     finally:
         process.kill()
-    fine = r"left|(whole|stream|JSON|schema), (200|429)$|(body|schema), (400|429)$"
+    fine = r"left|(whole|stream|JSON|schema), (200|429)$|(body|schema), (400|413|429)$"
     wrong = {what for what in seen if not re.search(fine, what)}
     assert not wrong, wrong
     assert (
