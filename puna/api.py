@@ -16,10 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from puna.api_models import AnyPath, convert, evaluate, load, plan, report
+from puna.api_models import AnyPath, convert, evaluate, find_model, load, plan, report
 from puna.config import RunConfig, Sampling, to_dict
 from puna.devices import DeviceName
-from puna.fetch.package_index import find_model
 from puna.files import to_path
 from puna.rundir import TOKENIZER
 from puna.validation import from_dict

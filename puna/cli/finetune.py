@@ -61,7 +61,7 @@ def finetune(
     device
         Device to train on. auto: a CUDA device if there is one, else the CPU.
     """
-    from puna.fetch.package_index import find_model
+    from puna.api_models import find_model
 
     if not options.model:
         raise ValueError("no model to start from; give one with --model")

@@ -53,8 +53,7 @@ def evaluate(
         described: further options to record.
 
     Raises:
-        ValueError: no task can be scored, no example fits the model's context, or `out` holds records of
-            another evaluation.
+        ValueError: no task can be scored, no example fits the model's context, a file or a server fails.
     """
     jobs, missing = harness.plan(tasks, data, model, options, found_judges)
     for row in missing:

@@ -157,23 +157,6 @@ def fetch_sample(source: str, cache: Path | None = None) -> Path:
     return folder
 
 
-def find_model(model: str) -> Path:
-    """The path of a model; one that is given by name is downloaded.
-
-    Raises:
-        ValueError: when there is no such model, or it cannot be downloaded.
-    """
-    path = Path(model).expanduser()
-    if path.exists():
-        return path
-    if model == "smollm2":
-        return next(fetch_sample(model).glob("*.gguf"))
-    raise ValueError(
-        f"there is no model {model}; give a run directory, a .gguf file, a directory in Hugging Face's or "
-        "Meta's format, or smollm2"
-    )
-
-
 def _holds(folder: Path, contents: dict[str, bytes]) -> bool:
     if not folder.is_dir() or {path.name for path in folder.iterdir()} != set(contents):
         return False
