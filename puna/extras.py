@@ -14,6 +14,7 @@ EXTRAS = {
     "httpx2": "fetch",
     "unearth": "fetch",
     "gguf": "convert",
+    "llguidance": "json",
     "kenlm": "perplexity",
     "math_verify": "math",
     "transformers": "judges",

@@ -16,16 +16,18 @@ the runner is batch-invariant (`Runner.batch_invariant`).
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from puna.generate.json_schema import Grammars
 from puna.generate.lookup import Drafts
 from puna.generate.prefix_cache import BlockPool, block_hashes
 from puna.generate.request import Chunk, Finish, Limits, Request, Token
 from puna.generate.runners.base import Runner
 from puna.generate.runners.cache import BLOCK
-from puna.generate.sampling import adjusted, draw, logprobs
+from puna.generate.sampling import adjusted, draw, logprobs, masked
 from puna.generate.text import AnswerText
 from puna.tokens.chat_template import ChatTemplate
 from puna.tokens.tokenizer import Tokenizer
@@ -49,6 +51,7 @@ class _Sequence:
         self.text = AnswerText(tokenizer.stream_decoder(request.prompt), request.stop)
         self.generator = torch.Generator().manual_seed(request.sampling.seed)
         self.drafts = Drafts(request.prompt) if request.lookup else None
+        self.constraint = request.grammar.start() if request.grammar else None
         self.distinct = set(request.prompt) if request.sampling.repetition_penalty != 1 else None
         is_adjusted = request.presence_penalty or request.frequency_penalty or request.logit_bias
         self.counts: Counter[int] | None = Counter() if is_adjusted else None  # of the answer's tokens
@@ -99,6 +102,17 @@ class Engine:
     def check(self, request: Request) -> None:
         """Raises ValueError naming the invalid field, if a request can never run. Safe from any thread."""
         request.check(self._limits)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Compiles JSON schemas for requests; preparing it takes up to a second.
+
+        Raises:
+            MissingExtra: when llguidance is not installed.
+        """
+        pieces = [self.tokenizer.piece(id) for id in range(self._vocab_size)]
+        controls = [id for id in self.tokenizer.controls.values() if id < self._vocab_size]
+        return Grammars(pieces, controls, sorted(id for id in self.stop_ids if id < self._vocab_size))
 
     def submit(self, request: Request) -> int:
         """Queue a request; returns the id of its chunks.
@@ -311,22 +325,28 @@ class Engine:
         draft: Sequence[int] = (),
     ) -> Chunk:
         """Sample a token from each row while the tokens equal the draft; `best`: the token, if known."""
-        request, text, tokens = sequence.request, "", []
+        request, text, tokens, failure = sequence.request, "", [], None
         for index, logits_V in enumerate(rows):
-            id = self._draw(sequence, logits_V) if best is None else best
+            try:
+                id = self._draw(sequence, logits_V) if best is None else best
+            except ValueError as error:
+                sequence.finish, failure = "stop", str(error)
+                break
             if id in self.stop_ids and not request.ignore_eos:
                 sequence.finish = "stop"
                 break
             sequence.tokens.append(id)
             if sequence.drafts:
                 sequence.drafts.push(id)
+            if sequence.constraint:
+                sequence.constraint.push(id)
             if sequence.distinct is not None:
                 sequence.distinct.add(id)
             if sequence.counts is not None:
                 sequence.counts[id] += 1
             tokens.append(self._token(id, logits_V, request.logprobs))
             text += sequence.text.push(id)
-            if sequence.text.stopped:
+            if sequence.text.stopped or (sequence.constraint and sequence.constraint.is_complete):
                 sequence.finish = "stop"
             elif len(sequence.tokens) == sequence.end:
                 sequence.finish = "length"
@@ -338,7 +358,7 @@ class Engine:
                 sequence.finish = "stop"
         self._counts["generated_tokens"] += len(tokens)
         prompt, sequence.prompt_tokens = tuple(sequence.prompt_tokens), []
-        return Chunk(text, tuple(tokens), prompt, sequence.finish)
+        return Chunk(text, tuple(tokens), prompt, sequence.finish, failure)
 
     def _draw(self, sequence: _Sequence, logits_V: Tensor) -> int:
         distinct = None
@@ -348,6 +368,8 @@ class Engine:
             request = sequence.request
             penalties = request.presence_penalty, request.frequency_penalty
             logits_V = adjusted(logits_V, request.logit_bias, sequence.counts, *penalties)
+        if sequence.constraint:
+            logits_V = masked(logits_V, sequence.constraint.allowed())
         return draw(logits_V, sequence.request.sampling, sequence.generator, distinct)
 
     def _token(self, id: int, logits_V: Tensor | None, k: int | None) -> Token:
@@ -368,7 +390,7 @@ class Engine:
         prompt is computed and there are no chunks.
 
         Raises:
-            ValueError: as `check`, before anything runs.
+            ValueError: as `check`, before anything runs; when an answer could not be continued.
         """
         assert self.idle, "the engine is in use: call submit and step, or finish the other generator"
         for request in requests:
@@ -377,6 +399,8 @@ class Engine:
         try:
             while unfinished and not is_stopped():
                 for id, chunk in self.step():
+                    if chunk.error:
+                        raise ValueError(chunk.error)
                     yield unfinished[id], chunk
                     if chunk.finish:
                         del unfinished[id]
@@ -392,4 +416,4 @@ class Engine:
 def _is_greedy(sequence: _Sequence) -> bool:
     """Whether the token is the argmax of the logits, so that one call finds it for all such rows."""
     is_greedy = sequence.request.sampling.temperature == 0
-    return is_greedy and sequence.distinct is None and sequence.counts is None
+    return is_greedy and sequence.distinct is None and sequence.counts is None and not sequence.constraint

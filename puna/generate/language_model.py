@@ -1,5 +1,6 @@
 """A loaded model from Python: prompts and conversations in, texts out. `puna.load` makes one."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypedDict, Unpack, overload
 
@@ -29,14 +30,16 @@ class Options(TypedDict, total=False):
     """Penalty on the logits of tokens already in the text; 1, the default, disables."""
     seed: int
     """Random seed of sampling, default 1: the same seed gives the same text."""
+    schema: Mapping[str, Any]
+    """JSON schema that the answer conforms to, if it ends before max_tokens; needs the extra `json`."""
 
 
 class LanguageModel:
     """A model that generates text.
 
     All methods take the keywords of `Options`: max_tokens, stop, temperature, top_k, top_p, min_p,
-    repetition_penalty, seed. They raise a ValueError when an option is invalid or the prompt does not fit
-    into the model's context. Not thread-safe: use one from one thread.
+    repetition_penalty, seed, schema. They raise a ValueError when an option is invalid or the prompt does not
+    fit into the model's context. Not thread-safe: use one from one thread.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -56,7 +59,7 @@ class LanguageModel:
         2
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        requests = [_request(self.engine.encode(text), **options) for text in prompts]
+        requests = [self._request(self.engine.encode(text), **options) for text in prompts]
         texts = [""] * len(requests)
         for index, chunk in self.engine.answers(requests):
             texts[index] += chunk.text
@@ -81,7 +84,7 @@ class LanguageModel:
         >>> "".join(chunks) == model.generate("The", max_tokens=8, temperature=0)
         True
         """
-        for _, chunk in self.engine.answers([_request(self._ids(prompt), **options)]):
+        for _, chunk in self.engine.answers([self._request(self._ids(prompt), **options)]):
             if chunk.text:
                 yield chunk.text
 
@@ -92,9 +95,15 @@ class LanguageModel:
             raise ValueError("this model has no chat template; continue a text with generate instead")
         return self.engine.template.encode([dict(message) for message in prompt])
 
-
-def _request(
-    ids: list[int], *, max_tokens: int = 128, stop: str | Sequence[str] = (), **sampling: Any
-) -> Request:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    return Request(tuple(ids), Sampling(**sampling), max_tokens, stops)
+    def _request(
+        self,
+        ids: list[int],
+        *,
+        max_tokens: int = 128,
+        stop: str | Sequence[str] = (),
+        schema: Mapping[str, Any] | None = None,
+        **sampling: Any,
+    ) -> Request:
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        grammar = None if schema is None else self.engine.grammars.compile(json.dumps(schema))
+        return Request(tuple(ids), Sampling(**sampling), max_tokens, stops, grammar=grammar)

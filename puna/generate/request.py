@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from puna.config import Sampling
+from puna.generate.json_schema import Grammar
 
 Finish = Literal["stop", "length"]
 
@@ -53,6 +54,8 @@ class Request:
     """Subtracted from the logit of each token for each time that it occurs in the answer."""
     logit_bias: tuple[tuple[int, float], ...] = ()
     """Values to add to the logits of token ids."""
+    grammar: Grammar | None = None
+    """The answer is JSON that conforms to a schema (`Engine.grammars`)."""
     lookup: int = 0
     """Maximum number of draft tokens of prompt-lookup decoding (lookup.py); 0 disables."""
 
@@ -93,6 +96,8 @@ class Request:
                 raise ValueError(f"logit_bias names token {id}; ids are below {limits.vocab_size}")
             if not -100 <= bias <= 100:
                 raise ValueError(f"logit_bias of token {id} is {bias}; it must be from -100 to 100")
+        if self.grammar and self.ignore_eos:
+            raise ValueError("ignore_eos would continue behind the end of the JSON; leave it out")
         if self.lookup < 0:
             raise ValueError(f"lookup is {self.lookup}; it must be 0 (off) or above")
         if self.lookup and self.sampling.temperature > 0:
@@ -132,3 +137,5 @@ class Chunk:
     prompt: tuple[Token, ...] = ()
     """The prompt's tokens, once, if prompt_logprobs is set."""
     finish: Finish | None = None
+    error: str | None = None
+    """Why the answer could not be continued; no chunk follows."""

@@ -1,6 +1,6 @@
 """From logits to the next token, in one place.
 
-    logits_V ─> bias, penalties ─> / temperature ─> top-k ─> top-p ─> min-p ─> one uniform number ─> id
+    logits_V ─> bias, penalties ─> JSON schema ─> / temperature ─> top-k ─> top-p ─> min-p ─> draw ─> id
         └─────> log-probabilities, of the model's own distribution
 
 The order is that of transformers. Each call takes one number from the request's own generator, so a
@@ -10,7 +10,9 @@ request's tokens do not depend on other requests.
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from puna.config import Sampling
@@ -59,6 +61,12 @@ def adjusted(
     ids = torch.tensor(list(changes), device=logits_V.device)
     values = torch.tensor(list(changes.values()), dtype=logits_V.dtype, device=logits_V.device)
     return logits_V.index_add(0, ids, values)
+
+
+def masked(logits_V: Tensor, allowed_V: NDArray[np.bool_]) -> Tensor:
+    """Logits (V,) with those of the other tokens at -inf: they have no probability."""
+    allowed = torch.from_numpy(allowed_V).to(logits_V.device)
+    return logits_V.masked_fill(~allowed, -math.inf)
 
 
 def _penalised(logits_V: Tensor, distinct: Tensor, penalty: float) -> Tensor:

@@ -4,6 +4,7 @@ In:  directories of evaluations, given or found beside the run: those with resul
 Out: tables of rows: task, metric, score with its error, chance, n of N or "not scored", four paper figures.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 
 from puna.files import read_json
 from puna.paper import RESULTS, TABLES, Figures
-from puna.report.run import number
+from puna.report.run import Run, number
 
 FILE = "results.json"
+MMLU = 14_042  # questions of its test set
 Result = dict[str, Any]
 
 
@@ -52,6 +54,33 @@ def read_evaluations(run: Path, given: Iterable[Path] = ()) -> list[Evaluation]:
             raise ValueError(f"{directory} holds no {FILE}; make it with: puna eval --model {run} --out DIR")
     found = given or sorted(path.parent for path in run.glob(f"*/{FILE}"))
     return [_read(directory) for directory in found]
+
+
+def before_and_after(run: Run) -> list[tuple[str, str, str, str, str]]:
+    """Task, score before finetuning, after it, change, examples; empty unless both were scored.
+
+    The error of the change is an upper bound: before and after, the same questions are asked.
+    """
+    scored = [record for record in run.validations if isinstance(record.get("evaluation"), dict)]
+    # Only finetuning scores its model before the first step.
+    if len(scored) < 2 or scored[0]["step"] != 0:
+        return []
+    rows = []
+    for task, before in scored[0]["evaluation"].items():
+        after = scored[-1]["evaluation"].get(task) or {}
+        scores = [number(one.get("score")) for one in (before, after)]
+        errors = [number(one.get("error")) for one in (before, after)]
+        texts = [_with_error(score, error) for score, error in zip(scores, errors, strict=True)]
+        change = _with_error(scores[1] - scores[0], math.hypot(*errors), "+")
+        of = f" of {MMLU:,}" if task == "mmlu" and after.get("n", 0) < MMLU else ""
+        rows.append((task, *texts, change, f"{after.get('n', 0):,}{of}"))
+    return rows
+
+
+def _with_error(value: float, error: float, sign: str = "") -> str:
+    if not math.isfinite(value):
+        return "not scored"
+    return f"{value:{sign}.1f}" + (f" ± {error:.1f}" if math.isfinite(error) else "")
 
 
 def _read(directory: Path) -> Evaluation:

@@ -8,6 +8,7 @@ Parameters of one layer are taken together: √Σ norm², and √Σ (update · n
 import math
 import re
 from collections.abc import Sequence
+from functools import cache
 
 from markupsafe import Markup
 
@@ -79,10 +80,11 @@ def _by_layer(record: Record, key: str) -> dict[str, float]:
     """The figure of each layer, from those of its parameters."""
     squares: dict[str, float] = {}
     weights: dict[str, float] = {}
+    figures = record[key]
     for name, value in record["norm"].items():
         layer, norm = _layer(name), number(value)
         weights[layer] = weights.get(layer, 0.0) + norm**2
-        part = norm if key == "norm" else norm * number(record[key].get(name, 0.0))
+        part = norm if key == "norm" else norm * number(figures.get(name, 0.0))
         squares[layer] = squares.get(layer, 0.0) + part**2
     if key == "norm":
         return {layer: math.sqrt(square) for layer, square in squares.items()}
@@ -91,6 +93,7 @@ def _by_layer(record: Record, key: str) -> dict[str, float]:
     }
 
 
+@cache
 def _layer(name: str) -> str:
     """`layers.3.wq` -> `layer 3`; a parameter outside the layers keeps its name."""
     found = re.search(r"layers\.(\d+)\.", name)

@@ -23,10 +23,10 @@ from markupsafe import Markup
 
 from puna.carbon import INTENSITY, PUE, TABLE_15, WATTS
 from puna.files import atomic_file, human_bytes, human_seconds
-from puna.paper import LLAMA_I, SIZES
+from puna.paper import LLAMA_I, RESULTS, SIZES
 from puna.report import curves, tables
 from puna.report.charts import draw
-from puna.report.evaluations import read_evaluations
+from puna.report.evaluations import before_and_after, read_evaluations
 from puna.report.evaluations import tables as result_tables
 from puna.report.health import SHOWN, health, outliers, stalls, time_by_part
 from puna.report.heat import heat_map
@@ -130,6 +130,8 @@ def _render(
         "results": result_tables([one for found in scored.values() for one in found]),
         "paper_sizes": SIZES,
         "llama_i": LLAMA_I,
+        "finetuned": {name: rows for name, run in runs.items() if (rows := before_and_after(run))},
+        "llama": RESULTS["mmlu"]["accuracy"][-1],
         "refresh": refresh,
         # Only this script may run: its hash is in the page's content security policy.
         "script": Markup(script),

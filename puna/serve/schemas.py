@@ -7,6 +7,7 @@ Out: the types of the requests, with the limits of one server (`request_types`).
 Beyond OpenAI's fields: top_k, min_p, repetition_penalty, ignore_eos, lookup.
 """
 
+import json
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import (
@@ -21,6 +22,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
+
+from puna.generate.json_schema import ANY_OBJECT
 
 MAX_ENTRIES = 2048  # of a list of prompts or messages, OpenAI's limit
 # Fields that are not supported, and what to do instead.
@@ -41,7 +44,6 @@ NOT_SUPPORTED = {
     "tool_choice": 'omit it, or send "none"',
     "functions": "omit it; describe what you want in a message",
     "function_call": 'omit it, or send "none"',
-    "response_format": 'only {"type": "text"} is supported',
 }
 MAX_BIAS = 1024
 # The forms of fields that have several.
@@ -70,7 +72,8 @@ class RequestBody(BaseModel):
     @classmethod
     def _report_one_unknown_field(cls, body: Any) -> Any:
         """Report the first unknown field alone: the framework would create a record for each."""
-        if isinstance(body, dict) and (unknown := next((k for k in body if k not in cls.model_fields), None)):
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        if isinstance(body, dict) and (unknown := next((k for k in body if k not in known), None)):
             try:
                 name = unknown.encode()[:60].decode(errors="ignore")
             except UnicodeEncodeError:
@@ -228,10 +231,35 @@ class Message(RequestBody):
         return "".join(part.text for part in self.content)
 
 
-class ResponseFormat(RequestBody):
-    """The form of an answer."""
+class JsonSchema(RequestBody):
+    """The JSON schema of an answer; it is always enforced."""
 
-    type: Literal["text"]
+    name: Annotated[str, Field(max_length=64)]
+    description: str | None = None
+    # The name `schema` belongs to pydantic.
+    json_schema: dict[str, Any] | None = Field(None, alias="schema", description="By default any object.")
+    strict: bool | None = Field(None, description="Accepted and ignored: a schema is always enforced.")
+
+
+class ResponseFormat(RequestBody):
+    """The form of an answer: text, a JSON object, or JSON that conforms to a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _schema_where_it_belongs(self) -> "ResponseFormat":
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError('json_schema goes with {"type": "json_schema"}; send both or neither')
+        return self
+
+    @property
+    def schema_text(self) -> str | None:
+        """The schema as JSON text; None for text."""
+        if self.type == "text":
+            return None
+        schema = self.json_schema and self.json_schema.json_schema
+        return ANY_OBJECT if schema is None else json.dumps(schema)
 
 
 class ChatRequest(Generation):

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -17,12 +18,14 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from puna.config import Sampling
+from puna.extras import MissingExtra
 from puna.generate.engine import Engine
+from puna.generate.json_schema import Grammar
 from puna.generate.request import Request
 from puna.generate.runners.cache import BLOCK
 from puna.serve.answers import Answer, ChatCompletion, Completion, Usage
 from puna.serve.errors import ServeError
-from puna.serve.schemas import Generation
+from puna.serve.schemas import Generation, ResponseFormat
 from puna.serve.worker import Work, Worker
 from puna.tokens.chat_template import encode_special
 
@@ -43,7 +46,10 @@ class Service:
         # their own: a template that does not terminate must not block encoding.
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self._template = ThreadPoolExecutor(1, thread_name_prefix="template")
+        self._grammar = ThreadPoolExecutor(1, thread_name_prefix="grammar")  # likewise
         engine.tokenizer.stay_with_reference()  # starting the fast encoder would delay all requests
+        with suppress(MissingExtra):  # likewise; a request for JSON names the extra
+            _ = engine.grammars
 
     def require_model(self, name: str | None) -> None:
         """Raise ServeError 404 when another model is named."""
@@ -111,6 +117,21 @@ class Service:
         laid_out = await self._run(self._template, partial(template.lay_out, turns), "messages")
         return await self._run(self._encoder, partial(template.ids, *laid_out), "messages")
 
+    async def grammar(self, form: ResponseFormat | None) -> Grammar | None:
+        """Compile the schema of a response format; None for text."""
+        try:
+            schema = form.schema_text if form else None
+            if schema is None:
+                return None
+            return await self._run(
+                self._grammar, partial(self.engine.grammars.compile, schema), "response_format"
+            )
+        except MissingExtra as error:
+            raise ServeError(400, f"response_format: {error}", "not_installed", "response_format") from error
+        except RecursionError:
+            message = "response_format: the JSON schema is nested too deeply; simplify it"
+            raise ServeError(400, message, "invalid_value", "response_format") from None
+
     def requests(
         self,
         body: Generation,
@@ -118,6 +139,7 @@ class Service:
         max_tokens: int | None,
         logprobs: int | None,
         prompt_logprobs: bool = False,
+        grammar: Grammar | None = None,
     ) -> list[Request]:
         """The engine's requests, validated: n per prompt.
 
@@ -152,6 +174,7 @@ class Service:
                     presence_penalty=body.presence_penalty or 0.0,
                     frequency_penalty=body.frequency_penalty or 0.0,
                     logit_bias=body.biases,
+                    grammar=grammar,
                     lookup=body.lookup or 0,
                 )
                 if index == 0:  # the others differ only by their seed

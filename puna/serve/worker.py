@@ -184,7 +184,8 @@ class Worker:
                 events: list[tuple[Job, Chunk | ServeError | None]] = []
                 for id, chunk in self._engine.step():
                     job = self._by_id[id] if chunk.finish is None else self._by_id.pop(id)
-                    events.append((job, chunk))
+                    failed = chunk.error and ServeError(400, chunk.error, "invalid_value", "response_format")
+                    events.append((job, failed or chunk))
                 self._post(events)
         except Exception:
             log.exception("the engine's step failed")

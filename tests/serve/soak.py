@@ -2,13 +2,16 @@
 
     python -m tests.serve.soak --minutes 10
 
-64 clients send whole and streamed requests, leave in the middle of answers, send broken bodies, and come in
-bursts. At the end: no server error, every slot and every cache block free, each accepted request finished or
-cancelled, and the memory of the process as it was after the first third.
+64 clients send whole and streamed requests, some for JSON, leave in the middle of answers, and come in
+bursts; after the first quarter of the time they also send broken and hostile bodies. At the end: no server
+error, every slot and every cache block free, each accepted request finished or cancelled, and the memory of
+the process as it was after the first third. The times between the events of streams are printed, without
+and with hostile bodies.
 """
 
 import argparse
 import asyncio
+import json
 import os
 import random
 import re
@@ -33,6 +36,13 @@ BROKEN += [
     b'{"prompt": "' + b"a" * (4 << 20) + b'"}',
     b'{"prompt": "' + b"a" * (3 << 20) + b'"}',
     b'{"prompt": [' + b"-7," * 900_000 + b"7]}",
+]
+SCHEMA = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 9}}, "required": ["name"]}
+HOSTILE_SCHEMAS = [
+    {"allOf": [{"type": "string", "pattern": f".*a.{{{i}}}b.*"} for i in range(1, 40)]},  # minutes to compile
+    {"type": "string", "pattern": "^.*a.{500}b.{500}c$"},  # its masks grow
+    {"$ref": "#"},
+    {"enum": ["x" * 70_000]},
 ]
 WORDS = [
     "the",
@@ -71,12 +81,29 @@ def some_body(draw: random.Random) -> dict:
     return {"prompt": " ".join(draw.choices(WORDS, k=draw.choice([1, 5, 40, 100]))), **body}
 
 
-async def one_request(client: httpx2.AsyncClient, draw: random.Random) -> str:
-    """Do one thing that clients do; gives what came of it."""
+def for_json(schema: dict) -> dict:
+    """A chat request whose answer conforms to a schema."""
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    return {"messages": [{"role": "user", "content": "a llama"}], "max_tokens": 60, "response_format": form}
+
+
+async def one_request(
+    client: httpx2.AsyncClient, draw: random.Random, waits: list[float], is_hostile: bool
+) -> str:
+    """Do one thing that clients do; gives what came of it. `waits` gets the times between events."""
     kind = draw.random()
-    if kind < 0.12:
+    if kind < 0.12 and is_hostile:
         answer = await client.post("/v1/completions", content=draw.choice(BROKEN), headers=JSON)
         return f"broken body, {answer.status_code}"
+    if kind < 0.15 and is_hostile:
+        schema = draw.choice(HOSTILE_SCHEMAS)
+        answer = await client.post("/v1/chat/completions", json=for_json(schema))
+        return f"hostile schema, {answer.status_code}"
+    if kind < 0.2:
+        answer = await client.post("/v1/chat/completions", json=for_json(SCHEMA))
+        if answer.status_code == 200 and answer.json()["choices"][0]["finish_reason"] == "stop":
+            json.loads(answer.json()["choices"][0]["message"]["content"])
+        return f"JSON, {answer.status_code}"
     body = some_body(draw)
     if kind < 0.3:  # leaves while the whole answer is worked on
         try:
@@ -90,22 +117,29 @@ async def one_request(client: httpx2.AsyncClient, draw: random.Random) -> str:
         if answer.status_code != 200:
             return f"stream, {answer.status_code}"
         leaves_after = draw.choice([None, None, 1, 5, 20])
-        count, last = 0, ""
+        count, last, before = 0, "", 0.0
         async for line in answer.aiter_lines():
             count, last = count + bool(line), line or last
+            if line:
+                now = time.monotonic()
+                waits += [now - before] * (count > 1)
+                before = now
             if leaves_after and count >= leaves_after:
                 return "left a stream"
         return "stream, 200" if last == "data: [DONE]" else f"stream ended with {last[:60]}"
 
 
-async def one_client(url: str, seed: int, until: float, seen: Counter) -> None:
+async def one_client(
+    url: str, seed: int, until: float, hostile_from: float, seen: Counter, waits: tuple[list, list]
+) -> None:
     draw = random.Random(seed)
     while time.monotonic() < until:
         async with httpx2.AsyncClient(base_url=url, timeout=120) as client:
             for _ in range(draw.randrange(1, 30)):
                 if time.monotonic() >= until:
                     break
-                what = await one_request(client, draw)
+                is_hostile = time.monotonic() > hostile_from
+                what = await one_request(client, draw, waits[is_hostile], is_hostile)
                 seen[what] += 1
                 if "429" in what:  # told to come back later; most do
                     await asyncio.sleep(draw.random())
@@ -116,13 +150,22 @@ async def one_client(url: str, seed: int, until: float, seen: Counter) -> None:
 async def clients(url: str, process: int, seconds: float) -> tuple[Counter, list[float]]:
     """All clients, and the server's memory 30 times meanwhile, in MB."""
     seen: Counter = Counter()
+    waits: tuple[list[float], list[float]] = [], []
     until = time.monotonic() + seconds
-    tasks = [asyncio.create_task(one_client(url, seed, until, seen)) for seed in range(CLIENTS)]
+    hostile_from = until - 0.75 * seconds
+    tasks = [
+        asyncio.create_task(one_client(url, seed, until, hostile_from, seen, waits))
+        for seed in range(CLIENTS)
+    ]
     memory = []
     while any(not task.done() for task in tasks) and time.monotonic() < until + 120:
         await asyncio.sleep(seconds / 30)
         memory.append(resident_mb(process))
     await asyncio.gather(*tasks)
+    for name, times in zip(("without hostile bodies", "with them"), map(sorted, waits), strict=True):
+        at = {"median": times[len(times) // 2], "p99": times[int(len(times) * 0.99)], "longest": times[-1]}
+        figures = "   ".join(f"{key} {value * 1e3:.0f} ms" for key, value in at.items())
+        print(f"{name}: {len(times):,} waits between events   {figures}", flush=True)
     return seen, memory
 
 
@@ -135,6 +178,8 @@ def metrics(url: str) -> dict[str, float]:
 def soak(seconds: float, folder: Path) -> tuple[Counter, list[float], dict[str, float]]:
     """Serve, bother, and look at what is left; raises AssertionError when something is."""
     weights = write_native_model(folder / "tiny", CONFIG)
+    template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    (weights / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     arguments = [sys.executable, "-m", "puna.cli", "serve", "--model", str(weights), "--port", "0"]
     process = subprocess.Popen(
         [*arguments, "--queue", "48", "--max-batch", "8"],
@@ -158,7 +203,8 @@ def soak(seconds: float, folder: Path) -> tuple[Counter, list[float], dict[str, 
         assert not errors, errors
     finally:
         process.kill()
-    wrong = {what for what in seen if not re.search(r"left|(whole|stream), (200|429)$|body, 400", what)}
+    fine = r"left|(whole|stream|JSON|schema), (200|429)$|(body|schema), (400|413|429)$"
+    wrong = {what for what in seen if not re.search(fine, what)}
     assert not wrong, wrong
     assert (
         seen["stream, 200"] and seen["whole, 200"] and seen["left a stream"] and seen["left a whole answer"]

@@ -33,7 +33,7 @@ NEUTRAL = {
 OTHERWISE = {
     "audio": {"voice": "ash", "format": "wav"}, "best_of": 2, "metadata": {"a": "b"},
     "modalities": ["text", "audio"], "prediction": {"type": "content", "content": "x"},
-    "reasoning_effort": "high", "response_format": {"type": "json_object"}, "service_tier": "flex",
+    "reasoning_effort": "high", "response_format": {"type": "xml"}, "service_tier": "flex",
     "store": True, "suffix": "x", "tools": [{"type": "function", "function": {"name": "f"}}],
     "verbosity": "low", "web_search_options": {"search_context_size": "low"}, "moderation": {"model": "m"},
     "prompt_cache_options": {"a": 1}, "functions": [{"name": "f"}],

@@ -40,9 +40,11 @@ async def complete_chat(service: Service, http: HttpRequest, body: ChatRequest) 
     n = body.n or 1
     service.worker.require_room(n)
     ids = await service.encode_chat([(message.role, message.text) for message in body.messages])
+    grammar = await service.grammar(body.response_format)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    work = service.worker.submit(service.requests(body, [ids], max_tokens, logprobs))
+    requests = service.requests(body, [ids], max_tokens, logprobs, grammar=grammar)
+    work = service.worker.submit(requests)
     head: dict[str, Any] = {"id": new_id("chatcmpl"), "created": int(time.time()), "model": service.name}
     generated = 0
 
