@@ -85,7 +85,7 @@ def _error(schema: str) -> str:
     if compiled.is_error():
         return reason(compiled)
     compiled.compute_bitmask()
-    return "no JSON text conforms to it, or that is too expensive to compute" * compiled.is_error()
+    return "no JSON text conforms to it, or that is too expensive to compute" if compiled.is_error() else ""
 
 
 if __name__ == "__main__":
