@@ -163,7 +163,7 @@ def test_ignoring_the_end_of_text_is_refused(engine):
 @pytest.mark.parametrize(
     ("schema", "said"),
     [
-        ({"type": "strin"}, "Invalid type: strin"),
+        ({"type": "text"}, "Invalid type: text"),
         ({"type": "array", "uniqueItems": True}, "uniqueItems"),
         ({"type": "string", "pattern": "(?<=a)b"}, "look-around"),
         ({"$ref": "https://example.com/schema.json"}, "example.com"),
