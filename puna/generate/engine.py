@@ -13,7 +13,7 @@ identical to what the request would compute itself (`_prompt_hashes`); and decod
 the runner is batch-invariant (`Runner.batch_invariant`).
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -21,49 +21,17 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from puna.generate.active_request import ActiveRequest
 from puna.generate.json_schema import Grammars
-from puna.generate.lookup import Drafts
 from puna.generate.prefix_cache import BlockPool, block_hashes
-from puna.generate.request import Chunk, Finish, Limits, Request, Token
+from puna.generate.request import Chunk, Limits, Request, Token
 from puna.generate.runners.base import Runner
 from puna.generate.runners.cache import BLOCK
 from puna.generate.sampling import adjusted, draw, logprobs, masked
-from puna.generate.text import AnswerText
 from puna.tokens.chat_template import ChatTemplate
 from puna.tokens.tokenizer import Tokenizer
 
 CHUNK = 256  # maximum number of prompt tokens that are computed in a step
-
-
-class _Sequence:
-    """A request in the engine."""
-
-    def __init__(self, id: int, request: Request, context: int, tokenizer: Tokenizer) -> None:
-        self.id, self.request = id, request
-        self.tokens = list(request.prompt)
-        self.end = min(context, len(request.prompt) + request.max_tokens)  # maximum length
-        self.n_computed = 0  # tokens whose keys and values are in the KV cache
-        self.table: list[int] = []
-        self.hashes: list[bytes] = []  # of its registered blocks
-        self.prompt_hashes: list[bytes] | None = None  # of its prompt's blocks, computed once
-        self.prompt_tokens: list[Token] = []
-        self.finish: Finish | None = None
-        self.text = AnswerText(tokenizer.stream_decoder(request.prompt), request.stop)
-        self.generator = torch.Generator().manual_seed(request.sampling.seed)
-        self.drafts = Drafts(request.prompt) if request.lookup else None
-        self.constraint = request.grammar.start() if request.grammar else None
-        self.distinct = set(request.prompt) if request.sampling.repetition_penalty != 1 else None
-        is_adjusted = request.presence_penalty or request.frequency_penalty or request.logit_bias
-        self.counts: Counter[int] | None = Counter() if is_adjusted else None  # of the answer's tokens
-
-    @property
-    def blocks(self) -> int:
-        """KV-cache blocks needed; the last sampled token's keys and values are never computed."""
-        return -(-self.request.cache_positions(self.end) // BLOCK)
-
-    @property
-    def is_decoding(self) -> bool:
-        return self.n_computed >= len(self.request.prompt)
 
 
 class Engine:
@@ -91,8 +59,8 @@ class Engine:
             lambda: runner.prefill_is_decode,
         )
         self._pool = BlockPool(runner.n_blocks)
-        self._waiting: deque[_Sequence] = deque()
-        self._running: dict[int, _Sequence] = {}  # in the order of admission
+        self._waiting: deque[ActiveRequest] = deque()
+        self._running: dict[int, ActiveRequest] = {}  # in the order of admission
         self._next_id = 0
         counted = ("prompt_tokens", "prefix_tokens", "generated_tokens", "prefills", "decodes")
         self._counts = dict.fromkeys((*counted, "drafted_tokens", "accepted_tokens"), 0)
@@ -122,7 +90,7 @@ class Engine:
         """
         self.check(request)
         self._next_id += 1
-        self._waiting.append(_Sequence(self._next_id, request, self.context, self.tokenizer))
+        self._waiting.append(ActiveRequest(self._next_id, request, self.context, self.tokenizer))
         return self._next_id
 
     def cancel(self, id: int) -> None:
@@ -217,7 +185,7 @@ class Engine:
         """
         return 1 if self.runner.prefill_is_decode else CHUNK // BLOCK
 
-    def _prompt_hashes(self, sequence: _Sequence) -> list[bytes]:
+    def _prompt_hashes(self, sequence: ActiveRequest) -> list[bytes]:
         """The hashes of the prompt's blocks that may be taken from the cache.
 
         The last token is always computed, for its logits; so are all, if the prompt's logits are requested.
@@ -228,7 +196,7 @@ class Engine:
             sequence.prompt_hashes = block_hashes(prompt, count)
         return sequence.prompt_hashes
 
-    def _register(self, sequence: _Sequence) -> None:
+    def _register(self, sequence: ActiveRequest) -> None:
         """Register the blocks that have become full in the prefix cache."""
         end = sequence.n_computed
         if not self.runner.prefill_is_decode:
@@ -243,7 +211,7 @@ class Engine:
 
     # ---- prompts
 
-    def _prefill(self) -> Iterator[tuple[_Sequence, Chunk]]:
+    def _prefill(self) -> Iterator[tuple[ActiveRequest, Chunk]]:
         sequence = next((s for s in self._running.values() if not s.is_decoding), None)
         if sequence is None:
             return
@@ -274,7 +242,7 @@ class Engine:
 
     # ---- answers
 
-    def _decode(self, sequences: Sequence[_Sequence]) -> Iterator[tuple[_Sequence, Chunk]]:
+    def _decode(self, sequences: Sequence[ActiveRequest]) -> Iterator[tuple[ActiveRequest, Chunk]]:
         batch = []
         for sequence in sequences:
             draft = self._draft(sequence)
@@ -296,12 +264,12 @@ class Engine:
                 self._register(sequence)
                 yield sequence, self._advance(sequence, [logits_V], id if _is_greedy(sequence) else None)
 
-    def _draft(self, sequence: _Sequence) -> list[int]:
+    def _draft(self, sequence: ActiveRequest) -> list[int]:
         # The last token is never computed, so no draft token can replace it.
         most = sequence.end - len(sequence.tokens) - 1
         return sequence.drafts.draft(min(sequence.request.lookup, most)) if sequence.drafts else []
 
-    def _verify(self, sequence: _Sequence, draft: list[int]) -> Chunk:
+    def _verify(self, sequence: ActiveRequest, draft: list[int]) -> Chunk:
         """Compute draft tokens after the last token; accept them as far as the model agrees."""
         run = [sequence.tokens[-1], *draft]
         rows = self.runner.prefill(run, sequence.n_computed, sequence.table, all_logits=True)[
@@ -319,7 +287,7 @@ class Engine:
 
     def _advance(
         self,
-        sequence: _Sequence,
+        sequence: ActiveRequest,
         rows: Sequence[Tensor] | Tensor,
         best: int | None = None,
         draft: Sequence[int] = (),
@@ -360,7 +328,7 @@ class Engine:
         prompt, sequence.prompt_tokens = tuple(sequence.prompt_tokens), []
         return Chunk(text, tuple(tokens), prompt, sequence.finish, failure)
 
-    def _draw(self, sequence: _Sequence, logits_V: Tensor) -> int:
+    def _draw(self, sequence: ActiveRequest, logits_V: Tensor) -> int:
         distinct = None
         if sequence.distinct is not None:
             distinct = torch.tensor(list(sequence.distinct), device=logits_V.device)
@@ -413,7 +381,7 @@ class Engine:
         return self.tokenizer.encode(text, bos=self.tokenizer.adds_bos)
 
 
-def _is_greedy(sequence: _Sequence) -> bool:
+def _is_greedy(sequence: ActiveRequest) -> bool:
     """Whether the token is the argmax of the logits, so that one call finds it for all such rows."""
     is_greedy = sequence.request.sampling.temperature == 0
     return is_greedy and sequence.distinct is None and sequence.counts is None and not sequence.constraint

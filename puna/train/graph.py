@@ -3,7 +3,7 @@
     first micro-batch of a run    warm up ─> record the kernels of loss and backward, without computing
     every micro-batch             copy its tokens in ─> replay ─> losses, gradients
 
-A layer launches some 60 kernels, and a GPU computes those of a small model faster than Python can launch them
+A layer launches over 40 kernels, and a GPU computes those of a small model faster than Python can launch them
 one by one (docs/lab-notes.md). A recorded kernel reads and writes the same memory at every replay, so the
 gradients of a step's first micro-batch are written, those of further ones added, to tensors that stay.
 """
@@ -96,14 +96,16 @@ class Recorder:
     def _record(self, given: list[Tensor], is_first: bool) -> _Recording:
         inputs = [value.clone() for value in given]
         before = [parameter.grad for parameter in self.parameters]
-        self._warm_up(inputs)
-        self._put(before)
         graph = torch.cuda.CUDAGraph()
-        # Other threads may use the device meanwhile: a checkpoint that is being copied.
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            losses_BT = self._run(inputs)
-        if is_first:
-            self.gradients = [parameter.grad for parameter in self.parameters]
+        try:
+            self._warm_up(inputs)
+            self._put(before)
+            # Other threads may use the device meanwhile: a checkpoint that is being copied.
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+                losses_BT = self._run(inputs)
+            if is_first:
+                self.gradients = [parameter.grad for parameter in self.parameters]
+        finally:  # after an error too: then the step continues without a recording
             self._put(before)
         return _Recording(graph, inputs, losses_BT)
 

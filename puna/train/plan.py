@@ -218,7 +218,7 @@ def best_plan(
     """The plan on a mesh, or on the fastest of all that fit; if none does, on the smallest.
 
     Raises:
-        ValueError: a mesh of another number of ranks than `gpus`, or one that cannot be divided among.
+        ValueError: the mesh has not `gpus` ranks, or does not divide the model or the batch.
     """
     if mesh is None:
         fitting, others = search(job, machine, gpus, micro_batch, mfu)

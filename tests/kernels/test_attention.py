@@ -69,7 +69,7 @@ def test_it_is_as_near_to_the_truth_as_pytorchs_kernel(dtype, T, E, monkeypatch)
     truth, ours = exact(qkv, do, 2), run(qkv, do, 2)
     monkeypatch.setattr(attention, "_kernel", lambda dtype, head_dim: None)
     pytorchs = run(qkv, do, 2)
-    most = {bf16: 1.02, fp32: 2.0}[dtype]  # ours sums P and dS of bf16 operands in fp32; its exp is 2 ulp off
+    most = {bf16: 1.0, fp32: 2.0}[dtype]  # ours sums P and dS of bf16 operands in fp32; its exp is 2 ulp off
     for mine, theirs, exactly in zip(ours, pytorchs, truth, strict=True):
         assert not torch.equal(mine, theirs)  # two computations, not one
         assert distance(mine, exactly) < most * distance(theirs, exactly) < ROUNDING[dtype]
