@@ -101,6 +101,9 @@ def test_a_failing_engine_fails_its_requests_and_says_that_it_is_unwell(vocabula
         answers = []
         waiting = threading.Thread(target=lambda: answers.append(one.post("/v1/completions", LONG)))
         waiting.start()
+        deadline = time.monotonic() + 20
+        while engine.idle and time.monotonic() < deadline:  # a request that comes later is refused with 503
+            time.sleep(0.01)
         with streaming(one.url, LONG) as lines:
 
             def broken_step():
