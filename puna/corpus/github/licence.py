@@ -203,8 +203,8 @@ def licence_of_text(text: str) -> str | None:
     Text that is in no permitted licence must be short, such as a name or a list of authors. A restriction,
     another licence or a further grant is too much.
     """
-    plain = _words(_COPYRIGHT.sub("\n", _ADDRESS.sub(" ", text.replace("\f", "\n"))))
-    bare = _words(_TITLE.sub("\n", _COPYRIGHT.sub("\n", _ADDRESS.sub(" ", text))))
+    plain = plain_words(_COPYRIGHT.sub("\n", _ADDRESS.sub(" ", text.replace("\f", "\n"))))
+    bare = plain_words(_TITLE.sub("\n", _COPYRIGHT.sub("\n", _ADDRESS.sub(" ", text))))
     found = []
     if _MIT in plain:
         found.append("MIT")
@@ -215,13 +215,13 @@ def licence_of_text(text: str) -> str | None:
         found.append("Apache-2.0")
     if not found:
         return None
-    others = _not_of_a_licence(bare)
+    others = words_of_no_licence(bare)
     if len(others) > _MOST_OTHERS or not _TELLING.isdisjoint(others):
         return None
     return " AND ".join(found)
 
 
-def _words(text: str) -> str:
+def plain_words(text: str) -> str:
     """The words of a text in lower case, with the names that a project inserts replaced by SPDX's."""
     words = " ".join(re.findall(r"[a-z0-9]+", text.lower()))
     for pattern, standard in _FILLED:
@@ -229,7 +229,7 @@ def _words(text: str) -> str:
     return words
 
 
-def _not_of_a_licence(words: str) -> list[str]:
+def words_of_no_licence(words: str) -> list[str]:
     """The words of a text that do not occur, with their neighbours, in a permitted licence."""
     sequence = [word for word in words.split() if not _NUMBERING.fullmatch(word)]
     runs = _runs()
@@ -248,6 +248,6 @@ def _runs() -> frozenset[tuple[str, ...]]:
     """All runs of words of the permitted licences."""
     found: set[tuple[str, ...]] = set()
     for text in TEXTS.values():
-        sequence = [word for word in _words(text).split() if not _NUMBERING.fullmatch(word)]
+        sequence = [word for word in plain_words(text).split() if not _NUMBERING.fullmatch(word)]
         found.update(tuple(sequence[start : start + _RUN]) for start in range(len(sequence) - _RUN + 1))
     return frozenset(found)

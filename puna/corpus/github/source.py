@@ -117,10 +117,10 @@ def clean(file: SourceFile, options: Options = Options()) -> Document | Drop:
     text = _decode(file.data)
     if text is None:
         return Drop("binary", detail=file.path)
-    if is_generated(text, LANGUAGES[PurePosixPath(file.path).suffix.lower()]):
-        return Drop("generated", detail=file.path)
     language = LANGUAGES[PurePosixPath(file.path).suffix.lower()]
-    text = without_licence_header(text, language).strip("\n")
+    whole, text = text, without_licence_header(text, language).strip("\n")
+    if is_generated(whole, language) or is_generated(text, language):
+        return Drop("generated", detail=file.path)
     if not text.strip():
         return Drop("empty", detail=file.path)
     lines = text.split("\n")

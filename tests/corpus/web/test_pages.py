@@ -112,6 +112,16 @@ def test_the_encoding_is_found_as_browsers_find_it(tmp_path, encoding, media, me
     assert lines(page(tmp_path, response(html, media=media))) == TEXT
 
 
+def test_code_and_captions_in_a_figure_are_text_and_its_picture_is_not():
+    html = (
+        b'<p>See:<FIGURE class="highlight"><pre>one\n  two</pre></FIGURE><figure><img alt="alternative">'
+        b"<object>fallback</object><figcaption>A llama</figcaption></figure>after"
+    )
+    text = page_text(Page("1", "http://a", "", html, "text/html"))
+    assert isinstance(text, str)
+    assert [line for line in text.split("\n") if line] == ["See:", "one", "  two", "A llama", "after"]
+
+
 def test_scripts_styles_comments_and_templates_are_no_text():
     hidden = "<script>var x = 1;</script><style>p {}</style><!-- no --><template>no</template>"
     found = Page(
