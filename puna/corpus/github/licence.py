@@ -186,8 +186,9 @@ _TELLING_WORDS = """
     not no never must shall only except unless may without prohibited forbidden restrict restricted
     restriction commercial noncommercial sell sold selling fee royalty good evil proprietary confidential
     academic educational evaluation gpl gplv2 gplv3 lgpl agpl gnu mpl mozilla epl eclipse cddl isc zlib boost
-    unlicense creative commons cc0 sspl busl eupl permission permitted granted grant consent
-    terms conditions obligation redistribute redistribution
+    unlicense creative commons cc0 sspl busl eupl ncsa imagemagick permission permitted granted grant consent
+    terms conditions obligation redistribute redistribution restrictions military weapons nuclear ethical harm
+    network remotely hosted competing credit attribution
 """
 _TELLING = frozenset(_TELLING_WORDS.split())
 

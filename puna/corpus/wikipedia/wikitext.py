@@ -55,6 +55,8 @@ _SISTER = re.compile(
     r"wiki(?:books|data|news|pedia|quote|source|species|versity|voyage)"
 )
 
+# `{{1, 2}, {3, 4}}` is no template, because names have no braces.
+_SETS = re.compile(r"\{(?:\{[^{}|\n]*\}[ ,;]*){2,}\}")
 _HIDING = re.compile(r"display\s*:\s*none", re.IGNORECASE)
 _LANGUAGE_LINK = re.compile(r"(?:[a-z]{2,3}(?:-[a-z-]+)?|simple):\S")
 _IN_BRACKETS = re.compile(r"\s*\([^()]*\)$")
@@ -85,7 +87,10 @@ _CLOSERS = frozenset(
     }
 )
 _ENDS_TEXT = (
-    frozenset({t.WikilinkSeparator, t.ExternalLinkSeparator, t.TagOpenClose, t.TemplateParamSeparator})
+    frozenset(
+        {t.WikilinkSeparator, t.ExternalLinkSeparator, t.TagOpenClose, t.TemplateParamSeparator}
+        | {t.ArgumentSeparator}
+    )
     | _CLOSERS
 )
 
@@ -114,6 +119,8 @@ def plain_text(
     wikitext = lift(
         PRIVATE.sub(lambda mark: kept.add(mark[0]) if mark[0] < "\uf900" else "\ufffd", wikitext), kept
     )
+    if "}," in wikitext:
+        wikitext = _SETS.sub(lambda sets: kept.add(sets[0]), wikitext)
     if variants:
         wikitext = without_variants(wikitext)
     if (work := _work(wikitext)) > MAX_WORK:
@@ -173,7 +180,10 @@ class _Walk:
             elif kind is t.WikilinkOpen:
                 parts.append(self.link())
             elif kind is t.TagOpenOpen:
-                parts.append(self.tag(token))
+                shows = self.tag(token)
+                # The definition in `; term : definition` has a line of its own.
+                is_inside = shows == ITEM and parts and parts[-1][-1:] not in ("\n", ITEM)
+                parts.append(f"\n{ITEM}" if is_inside else shows)
             elif kind is t.TemplateOpen:
                 parts.append(self.template())
             elif kind is t.HeadingStart:
@@ -183,6 +193,9 @@ class _Walk:
                 parts.append(self.entity())
             elif kind is t.ExternalLinkOpen:
                 parts.append(self.external_link())
+            elif kind is t.ArgumentOpen:  # `{{{1|default}}}`; a page has no other value
+                _, end = self.text()
+                parts.append(self.text()[0] if end is t.ArgumentSeparator else REMOVED)
             elif kind in _OPENERS:
                 self.skip()
                 parts.append(REMOVED)

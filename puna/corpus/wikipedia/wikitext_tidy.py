@@ -53,12 +53,12 @@ _QUOTES = re.compile(r"'{2,}")
 _OPEN_TABLE = re.compile(r"^[ :]*(?:\{\||\|[-}+])", re.MULTILINE)
 _TABLE_ROW = re.compile(r"^[ :]*(?:\{\||\|[-}+|]|[|!]).*\n?", re.MULTILINE)
 _STRAY_MARKS = re.compile(
-    r"\{\{\{?[^{}\n]{0,200}\}?\}\}|\{\{+|\}\}+|\[\[|\]\]|\{\||\|\}|"
+    r"\{\{\{?[^{}\n]{0,200}\}?\}\}|\{\{+|\[\[|^[ :]*(?:\{\||\|\})|"
     r"</?(?:ref|references|math|chem|ce|gallery|br|small|big|su[bp]|span|div|center|font|nowiki|includeonly|"
     r"noinclude|onlyinclude|blockquote|t[dhr]|table|p|[bius]|li|[ou]l|code|tt|pre|poem|section|source|"
     r"syntaxhighlight|abbr|mark|cite|em|strong|del|ins|h[1-6]|d[dlt]|hr|caption|timeline|score|ruby|r[bpt])"
     r"\b[^<>\n]{0,300}>",
-    re.IGNORECASE,
+    re.IGNORECASE | re.MULTILINE,
 )
 
 # Pairs that are removed if nothing is left between them.
@@ -106,7 +106,7 @@ def tidy(text: str) -> str:
     if "{{" in text or _OPEN_TABLE.search(text):  # or the parameters of an unclosed template
         text = _TABLE_ROW.sub("", text)
     if any(mark in text for mark in ("{", "}", "[[", "]]", "<", "|")):
-        text = _STRAY_MARKS.sub(REMOVED, STRAY_CALL.sub(REMOVED, text))
+        text = _without_stray_ends(_STRAY_MARKS.sub(REMOVED, STRAY_CALL.sub(REMOVED, text)), text)
     if "\n  " in text:
         text = _AS_THEY_STAND.sub(_indented, text)
     lines = []
@@ -127,6 +127,14 @@ def tidy(text: str) -> str:
         .strip()
         .replace(_SPACE_THAT_STAYS, " ")
     )
+
+
+def _without_stray_ends(text: str, before: str) -> str:
+    """The text without `}}` and `]]`, if their beginnings were removed too; others are the author's."""
+    for opening, closing in (("{{", r"\}\}+"), ("[[", r"\]\]")):
+        if opening in before:
+            text = re.sub(closing, REMOVED, text)
+    return text
 
 
 def _indented(lines: re.Match[str]) -> str:

@@ -58,7 +58,7 @@ def pages_and_bad(path: Path) -> tuple[list[Page], list[DamagedRecord]]:
         ("see [[wikt:llama|the word]] [[wikt:llama]]", "see the word"),
         ("fact<ref name='a'>{{cite|title=[[x]]}}\nmore</ref><ref group=n>b</ref>.", "fact."),
         ("fact<REF>a</REF><ref name=open>never closed", "factnever closed"),
-        ("{{{1|default}}}seen &#x41;&#66;&#xD800;", "seen AB\ufffd"),
+        ("{{{1|default}}} {{{2}}}seen &#x41;&#66;&#xD800;", "default seen AB\ufffd"),
         ("[[File:A.jpg|thumb|A [[File:B.jpg|10px|small [[c]]]] map]]seen", "seen"),
         ("<gallery mode=packed>\nFile:A.jpg|[[x]]\n</gallery>seen", "seen"),
         ("{{open|never closed [[link]] seen", "open|never closed link seen"),
