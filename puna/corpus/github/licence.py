@@ -146,7 +146,7 @@ _MOST_OTHERS = 60  # words that may be the project's own: its name, its authors
 
 # Lines of the project itself, and titles of licences.
 _COPYRIGHT = re.compile(
-    r"^[^\w\n]*(?:copyright\b|\(c\)|©|copr\.|all rights reserved|(?:portions|parts) copyright).*$"
+    r"^[^\w\n]*(?:copyright\b|\(c\)|©|copr\.|(?:all|some) rights reserved|(?:portions|parts) copyright).*$"
     r"(?:\n[ \t]+(?:and |by )?[\w.@<>, -]{0,80}$(?=\n\s*\n))?",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -161,6 +161,8 @@ _TITLE = re.compile(
 _ADDRESS = re.compile(r"<?(?:https?://|www\.)\S+|\S+@\S+\.\w+")
 # Sentences of licences into which a project inserts its names.
 _FILLED = (
+    (re.compile(r"forms of the software as well as documentation with"), "forms with"),
+    (re.compile(r"software and documentation (?=(?:is|are) provided|even)"), "software "),
     (re.compile(r"neither the names? of .{1,200}? nor the names? of (?:its|their|any|the|other)\b"),
      "neither the name of the copyright holder nor the names of its"),
     (re.compile(r"neither the names? of .{1,200}? nor (?=(?:its|their) contributors)"),
@@ -180,22 +182,42 @@ _FILLED = (
         rf"(?: \w+)? (?:under|by|with)(?: the)?(?: terms of(?: the)?)?(?: \d clause)? {_NAMES_OF}"
         r"(?: \d clause)? licen[sc]e"
         r"(?: version 2 0)?(?: (?:given|reproduced|included|see) below)?"), ""),
+    (re.compile(
+        r"except when otherwise stated look for license files in directories or information at the "
+        r"beginning of each file all software and documentation is licensed as follows|"
+        r"(?:this software is )?available subject to the conditions and terms laid out below by downloading "
+        r"and using this software you are agreeing to the following conditions|"
+        rf"(?:note )?this (?:\w+ ){{1,15}}?distributed under the terms of the {_NAMES_OF} licen[sc]e "
+        r"above"), ""),
 )  # fmt: skip
 # Words that occur in restrictions and other licences, but not in names.
 _TELLING_WORDS = """
     not no never must shall only except unless may without prohibited forbidden restrict restricted
     restriction commercial noncommercial sell sold selling fee royalty good evil proprietary confidential
     academic educational evaluation gpl gplv2 gplv3 lgpl agpl gnu mpl mozilla epl eclipse cddl isc zlib boost
-    unlicense creative commons cc0 sspl busl eupl ncsa imagemagick permission permitted granted grant consent
+    unlicense creative commons cc0 sspl busl eupl ncsa cnri imagemagick permission permitted granted grant consent
     terms conditions obligation redistribute redistribution restrictions military weapons nuclear ethical harm
     network remotely hosted competing credit attribution
 """
 _TELLING = frozenset(_TELLING_WORDS.split())
+# Those that tell of a restriction or another licence even in a line about copyright.
+_NAMING_WORDS = """
+    no must may without academic educational evaluation commercial good evil gnu mozilla epl eclipse boost
+    isc creative commons terms conditions network hosted credit grant restriction fee royalty
+"""
+_TELLING_ANYWHERE = _TELLING - frozenset(_NAMING_WORDS.split())
+# A file that names the files with the licences.
+_POINTER = re.compile(
+    r"(?:(?:this|the) (?:\w+ )?is (?:made )?available |licensed )?under the terms of (?:either|both|any) of "
+    r"the licenses found in .{1,80}?(?: contributions to .{1,60}? under .{0,20}?both these licenses)?"
+)
 
 
 def licence_of_texts(texts: Iterable[str]) -> str | None:
     """The licences of a project's LICENSE and COPYING files, all of which apply."""
-    return all_stated(licence_of_text(text) or "unrecognised" for text in texts)
+    texts = list(texts)
+    own = [text for text in texts if not _POINTER.fullmatch(plain_words(text))]
+    return all_stated(licence_of_text(text) or "unrecognised" for text in own or texts)
 
 
 def licence_of_text(text: str) -> str | None:
@@ -218,6 +240,8 @@ def licence_of_text(text: str) -> str | None:
         return None
     others = words_of_no_licence(bare)
     if len(others) > _MOST_OTHERS or not _TELLING.isdisjoint(others):
+        return None
+    if not _TELLING_ANYWHERE.isdisjoint(words_of_no_licence(plain_words(_ADDRESS.sub(" ", text)))):
         return None
     return " AND ".join(found)
 
