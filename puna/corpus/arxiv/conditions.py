@@ -15,6 +15,9 @@ from functools import partial
 from puna.corpus.arxiv.tex_reader import CONTROL, Action, Macro, MacroLimits, Reader, after_word
 
 _IF_CHARACTERS = re.compile(r"\s*([A-Za-z0-9])([^\\{}])")
+_TWO_NAMES = re.compile(r"\\([A-Za-z@]+)\s*\\([A-Za-z@]+)\s?")
+_UNDEFINED = frozenset(("undefined", "@undefined"))
+_DEFINED = re.compile(r"\\([A-Za-z@]+)\s?|([A-Za-z@]+)\\endcsname\s?")
 _CONDITIONAL = re.compile(
     r"if(?:|x|num|dim|odd|case|cat|[mhv]mode|inner|void|[hv]box|eof|true|false|defined|csname|fontchar|pdf|"
     r"luatex|xetex|PDFTeX|XeTeX|LuaTeX|CLASS\w*|@\w+)"
@@ -40,6 +43,9 @@ class Conditions(Reader):
             partial(self._condition, True): "iftrue",
             partial(self._condition, False): "iffalse",
             self._if: "if",
+            self._ifx: "ifx",
+            self._if_defined: "ifdefined ifcsname",
+            self._unless: "unless",
             self._if_next: "@ifnextchar kernel@ifnextchar",
             self._if_star: "@ifstar",
             partial(self._new_switch, "if"): "newboolean provideboolean newbool providebool",
@@ -78,6 +84,43 @@ class Conditions(Reader):
             self._condition(match[1] == match[2])
         else:
             self.emit(self._written)
+
+    def _ifx(self) -> None:
+        """`\\ifx` of two of the paper's macros, or of one and `\\undefined`; others are left as they are."""
+        frame = self.top()
+        if not frame or not (match := _TWO_NAMES.match(frame.text, frame.at)):
+            self.emit(self._written)
+            return
+        frame.at = match.end()
+        one, two = (self._known.get(name) for name in match.groups())
+        if _UNDEFINED.isdisjoint(match.groups()):
+            value = one == two if isinstance(one, Macro) and isinstance(two, Macro) else None
+        else:
+            value = False if one or two else None
+        self._condition(value) if value is not None else self.emit(self._written + match[0])
+
+    def _if_defined(self) -> None:
+        """`\\ifdefined` and `\\ifcsname` of a name that the paper defines."""
+        frame, written = self.top(), self._written
+        if not frame or not (match := _DEFINED.match(frame.text, frame.at)):
+            self.emit(written)
+            return
+        frame.at = match.end()
+        if (match[1] or match[2]) in self._known:
+            self._condition(True)
+        else:
+            self.emit(written + match[0])
+
+    def _unless(self) -> None:
+        """The opposite of the condition that follows."""
+        frame = self.top()
+        match = CONTROL.match(frame.text, frame.at) if frame else None
+        value = self._switch("", match[1]) if match else None
+        if not frame or not match or value is None:
+            self.emit(self._written)
+            return
+        frame.at = after_word(frame.text, match.end())
+        self._condition(not value)
 
     def _condition(self, value: bool) -> None:
         """Continue in the branch that holds. Without a `\\fi` only the condition itself is removed."""

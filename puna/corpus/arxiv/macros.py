@@ -28,6 +28,10 @@ _FILE_NAME = re.compile(r"([^\s\\{}]+) ?")
 _PARAMETER = re.compile(r"#(#|[1-9])")
 _PARAMETER_TEXT = re.compile(r"[^{}]{0,200}")
 _EQUALS = re.compile(r"\s*=?[ ]?")
+_ARGUMENTS = re.compile(r"\s*(?:O\s*\{([^{}]*)\}\s*)?((?:\+?m\s*)*)")
+_DEFINES_NAME = re.compile(
+    r"\\(?:[gex]?def|let|(?:re)?newcommand|providecommand)\s*\*?\s*\\csname(?![A-Za-z@])"
+)
 _AFTER_XSPACE = re.compile(r"[^\s.,'/?;:!~)\]}{\\-]|\\[A-Za-z@]")
 # Commands that occur in the styles of publishers and packages, but not in an author's collection of macros.
 _PUBLISHED = re.compile(
@@ -77,8 +81,11 @@ class Expander(Conditions):
             partial(self._newcommand, offered=True): "providecommand",
             self._def: "def gdef",
             partial(self._def, at_once=True): "edef xdef",
-            self._prefix: "long global outer protected",
+            self._prefix: "long global outer protected expandafter",
             self._let: "let",
+            self._document_command: "NewDocumentCommand RenewDocumentCommand ProvideDocumentCommand "
+            "DeclareDocumentCommand",
+            self._csname: "csname",
             self._operator: "DeclareMathOperator",
             self._paired: "DeclarePairedDelimiter",
             self._newenvironment: "newenvironment",
@@ -228,8 +235,28 @@ class Expander(Conditions):
         """`\\long\\def`, `\\global\\let`: removed before a definition, else unchanged."""
         frame = self.top()
         match = CONTROL.match(frame.text, frame.at) if frame else None
-        if not match or match[1] not in self._actions:
+        defines = match and match[1] in self._actions
+        if self._written.startswith("\\expandafter"):  # which is for the name that is defined
+            defines = match and frame and _DEFINES_NAME.match(frame.text, frame.at)
+        if not defines:
             self.emit(self._written)
+
+    def _document_command(self) -> None:
+        """A definition of xparse with mandatory arguments, after an optional one with a default."""
+        name, arguments, body = self.name(), self.argument(), self.argument()
+        if match := _ARGUMENTS.fullmatch(arguments):
+            count = match[2].count("m") + (match[1] is not None)
+            self._define(name, Macro(body, ("",) * count, default=match[1]))
+        else:
+            self.end_line()
+
+    def _csname(self) -> None:
+        """`\\csname half\\endcsname` is `\\half`."""
+        name = (self.until("\\endcsname") or "").strip()
+        if isinstance(self._known.get(name), Macro):
+            self.push(f"\\{name}", name)
+        else:
+            self.emit(f"{self._written}{name}\\endcsname")
 
     def _let(self) -> None:
         name = self.name()

@@ -16,6 +16,12 @@ _CLASS = re.compile(
     r"^[^%\n]*?\\document(?:class|style)\s*(?:\[[^\]]{0,1000}\])?\s*\{([^{}\n]*)\}", re.MULTILINE
 )
 _BEGIN = re.compile(r"^[^%\n]*?\\begin\s*\{document\}", re.MULTILINE)
+# Papers before LaTeX: plain TeX and its formats.
+_PLAIN = re.compile(
+    r"^[ \t]*\\(?:(?:bye|beginsection|newsec)(?![A-Za-z@])|end[ \t]*$)|"
+    r"^[^%\n]*?\\input[ \t{]+(?:harvmac|phyzzx|amstex)\b",
+    re.MULTILINE,
+)
 _INPUTS = re.compile(r"^[^%\n]*?\\(?:input|include|subfile)\s*\{?([^{}\s%]+)", re.MULTILINE)
 _USUAL = re.compile(
     r"(?:^|[^a-z])(?:ms|main|paper|article|manuscript|root|thesis)(?:$|[^a-z])", re.IGNORECASE
@@ -25,7 +31,7 @@ _NO_PAPERS = frozenset({"letter", "beamer", "standalone", "subfiles", "slides", 
 
 def is_document(text: str) -> bool:
     """Whether a file is a document of its own, not a part of one."""
-    return bool(_CLASS.search(text) or _BEGIN.search(text))
+    return bool(_CLASS.search(text) or _BEGIN.search(text) or _PLAIN.search(text))
 
 
 def is_withdrawn(text: str) -> bool:
@@ -43,7 +49,8 @@ def main_file(files: dict[str, str]) -> str | None:
     files = {name: text for name, text in files.items() if not _IGNORED.match(text)} or files
     classes = {name: match[1] for name, text in files.items() if (match := _CLASS.search(text))}
     candidates = [name for name in classes if _base_class(classes[name]) != "subfiles"]
-    candidates = candidates or [name for name, text in files.items() if _BEGIN.search(text)]
+    for pattern in (_BEGIN, _PLAIN):
+        candidates = candidates or [name for name, text in files.items() if pattern.search(text)]
     if len(candidates) < 2:
         return candidates[0] if candidates else None
     inputs = {

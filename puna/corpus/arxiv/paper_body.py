@@ -15,7 +15,7 @@ from puna.corpus.arxiv.latex import after_line, closing_brace, end_of_environmen
 _LINE_SPACE = re.compile(r"(?<![ \t])[ \t]+$", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n{3,}")
 _BEGIN_DOCUMENT = re.compile(r"\\begin\s*\{document\}")
-_SECTION = re.compile(r"\\(?:part|chapter|(?:sub){0,2}section)\s*\*?\s*(?:\[[^\]]{0,500}\]\s*)?\{")
+_SECTION = re.compile(r"\\(?:part|chapter|newsec|(?:sub){0,2}section)\s*\*?\s*(?:\[[^\]]{0,500}\]\s*)?\{")
 _FRONT_END = re.compile(
     r"\\maketitle(?![A-Za-z@])|\\end\s*\{(?:abstract|titlepage|frontmatter|keywords?|IEEEkeywords)\}"
 )
@@ -45,6 +45,7 @@ _BIBLIOGRAPHY_COMMAND = re.compile(
     r"insertbibliography|printreferences)(?![A-Za-z@])\*?[ \t]*(?:\[[^\]\n]{0,500}\])?[ \t]*(?:\{[^{}]*\})?"
     r"|\\addcontentsline\s*\{toc\}\s*\{\w+\}\s*\{(?:References|Bibliography|\\refname|\\bibname)\}"
 )
+_REFERENCE_LIST = re.compile(rf"{_BIBLIOGRAPHY.pattern}|\\(?:print)?bibliography(?![A-Za-z@])")
 _REFERENCES = (
     r"(?:references?(?:[ ]+(?:and|\\&)[ ]+notes|[ ]+cited)?|bibliography|literature(?:[ ]+cited)?|"
     r"works[ ]+cited|\\refname|\\bibname)"
@@ -79,13 +80,14 @@ def title_of(text: str) -> str:
 def body_of(text: str) -> str:
     """The text from the first section on; without sections, from the end of the front matter on.
 
-    The only sections of a letter are acknowledgements, methods, or those after the appendix. They follow the
-    whole text, so the body does not start at them.
+    The only sections of a letter are acknowledgements, methods, or those of its appendix or supplement. They
+    follow the whole text, so the body does not start at them.
     """
     begin = _BEGIN_DOCUMENT.search(text)
     start = begin.end() if begin else 0
-    appendix = next(_commands(_APPENDIX, text, start), None)
-    stop = appendix.start() if appendix else len(text)
+    ends = [next(_commands(pattern, text, start), None) for pattern in (_APPENDIX, _REFERENCE_LIST)]
+    ends += [title for title in _TITLE.finditer(text, start) if _SUPPLEMENT.match(text, title.end() + 1)][:1]
+    stop = min((end.start() for end in ends if end), default=len(text))
     first = None
     for section in _commands(_SECTION, text, start):
         if section.start() >= stop:

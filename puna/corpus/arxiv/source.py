@@ -291,7 +291,8 @@ def clean(paper: Paper, options: Options = Options()) -> Document | Drop:
         return Drop("macro expands forever", detail=f"{paper.id}: \\{loop.name}")
     except UnbalancedBraces:
         return Drop("unbalanced braces", detail=paper.id)
-    if latex.unbalanced_at(text) is not None:
+    # TeX closes groups that are open at the end of a paper.
+    if (at := latex.unbalanced_at(text)) is not None and text[at] == "}":
         return Drop("unbalanced braces", detail=paper.id)
     title = paper_body.title_of(text)
     body = paper_body.tidy(paper_body.without_bibliography(paper_body.body_of(text)))

@@ -12,6 +12,7 @@ against a budget in proportion to the paper's length, so running time is bounded
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -80,7 +81,7 @@ _NAME_IN_BRACES = re.compile(r"\s*\\([A-Za-z@]+|.)\s*", re.DOTALL)
 _OPTIONAL_PARTS = re.compile(r"\\[\\{}\[\]]|[{}\]]")
 
 
-class Reader:
+class Reader(ABC):
     """The stack of texts, and the output."""
 
     def __init__(self, limits: MacroLimits) -> None:
@@ -108,9 +109,9 @@ class Reader:
         self.frames, self.out = outer
         return expansion
 
+    @abstractmethod
     def step(self) -> None:
         """Read up to the next known control sequence, and carry it out."""
-        raise NotImplementedError
 
     def emit(self, text: str) -> None:
         """Write text to the output, with a space between a command and a word that follows it."""
@@ -233,6 +234,8 @@ class Reader:
             match = _NAME_IN_BRACES.fullmatch(self.group(frame))
         elif match := CONTROL.match(frame.text, frame.at):
             frame.at = match.end()
+            if match[1] == "csname":
+                return (self.until("\\endcsname") or "").strip()
         return match[1] if match else ""
 
     def end_line(self) -> None:

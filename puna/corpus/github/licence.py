@@ -187,17 +187,17 @@ _FILLED = (
         r"beginning of each file all software and documentation is licensed as follows|"
         r"(?:this software is )?available subject to the conditions and terms laid out below by downloading "
         r"and using this software you are agreeing to the following conditions|"
-        rf"(?:note )?this (?:\w+ ){{1,15}}?distributed under the terms of the {_NAMES_OF} licen[sc]e "
-        r"above"), ""),
+        r"(?:note )?this (?:\w+ ){1,15}?distributed under the terms of the "
+        rf"{_NAMES_OF} licen[sc]e above"), ""),
 )  # fmt: skip
 # Words that occur in restrictions and other licences, but not in names.
 _TELLING_WORDS = """
     not no never must shall only except unless may without prohibited forbidden restrict restricted
     restriction commercial noncommercial sell sold selling fee royalty good evil proprietary confidential
     academic educational evaluation gpl gplv2 gplv3 lgpl agpl gnu mpl mozilla epl eclipse cddl isc zlib boost
-    unlicense creative commons cc0 sspl busl eupl ncsa cnri imagemagick permission permitted granted grant consent
+    unlicense creative commons cc0 sspl busl eupl ncsa cnri permission permitted granted grant consent
     terms conditions obligation redistribute redistribution restrictions military weapons nuclear ethical harm
-    network remotely hosted competing credit attribution
+    network remotely hosted competing credit attribution imagemagick
 """
 _TELLING = frozenset(_TELLING_WORDS.split())
 # Those that tell of a restriction or another licence even in a line about copyright.

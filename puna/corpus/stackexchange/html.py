@@ -17,13 +17,17 @@ from dataclasses import dataclass
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
+from puna.corpus.superscripts import SHIFT_END, SUBSCRIPT, SUPERSCRIPT, shifted
+
 # The minimum number of line breaks before and after an element.
 _BREAKS = {
     **dict.fromkeys(["p", "h1", "h2", "h3", "h4", "h5", "h6", "blockquote", "pre", "hr", "table", "dl"], 2),
     **dict.fromkeys(["ul", "ol"], 2),
     **dict.fromkeys(["div", "li", "tr", "dt", "dd", "section", "article", "details", "summary"], 1),
 }
-_BLOCKS = frozenset({*_BREAKS, "br", "td", "th"})
+_SHIFTS = {"sup": SUPERSCRIPT, "sub": SUBSCRIPT}
+_BLOCKS = frozenset({*_BREAKS, *_SHIFTS, "br", "td", "th"})
+_CLOSED = frozenset({*_BREAKS, *_SHIFTS})
 _HIDDEN = frozenset(
     {"script", "style", "template", "noscript", "iframe", "object", "head", "title", "textarea"}
 )
@@ -52,14 +56,15 @@ def text_of(html: str) -> str:
                 above.append((node, tag))
                 node = child
                 continue
-            if tag in _BREAKS:
+            if tag in _CLOSED:
                 writer.end(tag)
         while (following := node.next) is None and above:
             node, tag = above.pop()
-            if tag in _BREAKS:
+            if tag in _CLOSED:
                 writer.end(tag)
         node = following
-    return "".join(writer.parts).strip("\n").rstrip()
+    text = "".join(writer.parts)
+    return (shifted(text) if SHIFT_END in text else text).strip("\n").rstrip()
 
 
 @dataclass
@@ -88,6 +93,8 @@ class _Writer:
                 self.text(" | ")
         elif tag == "li":
             self._start_item()
+        elif tag in _SHIFTS:
+            self.text(_SHIFTS[tag])
         else:
             breaks = _BREAKS[tag]
             if tag in ("ul", "ol"):
@@ -99,7 +106,10 @@ class _Writer:
                 self._breaks = max(self._breaks, breaks)
 
     def end(self, tag: str) -> None:
-        """An element of _BREAKS ends."""
+        """An element of _CLOSED ends."""
+        if tag in _SHIFTS:
+            self.parts.append(SHIFT_END)
+            return
         breaks = _BREAKS[tag]
         if tag in ("ul", "ol"):
             self._lists.pop()

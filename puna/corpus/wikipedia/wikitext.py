@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from mwparserfromhell.parser import tokens as t
 from mwparserfromhell.parser._tokenizer import CTokenizer
 
+from puna.corpus.superscripts import SHIFT_END, SUBSCRIPT, SUPERSCRIPT, shifted
 from puna.corpus.wikipedia.magic_words import CHARACTERS, REMOVED, function_of, value_of
 from puna.corpus.wikipedia.wikitext_lift import (
     BLOCK,
@@ -36,11 +37,7 @@ from puna.corpus.wikipedia.wikitext_tidy import (
     ITEM,
     LOST_LINK,
     PRIVATE,
-    SHIFT_END,
-    SUBSCRIPT,
-    SUPERSCRIPT,
     Kept,
-    shifted,
     tidy,
     unquoted,
 )

@@ -9,13 +9,13 @@ Out: the text as its author wrote it, without marks.
 
 import re
 
+from puna.corpus.superscripts import SHIFT_END, shifted
 from puna.corpus.wikipedia.magic_words import REMOVED, STRAY_CALL, without_switches
 
 # Private-use characters. Those in the author's text are set aside (`Kept`) before any is inserted.
 HEADING, HEADING_END = "\ue000", "\ue001"  # around a heading and its level, removed by `tidy`
 LOST_LINK = "\ue003"  # an external link was here
 ITEM = "\ue004"  # a line of a list begins here
-SUPERSCRIPT, SUBSCRIPT, SHIFT_END = "\ue005", "\ue006", "\ue007"
 _SPACE_THAT_STAYS = "\ue008"
 _FIRST_KEPT, _LAST_KEPT = 0xF0000, 0x10FFFD
 
@@ -77,13 +77,6 @@ _AS_THEY_STAND = re.compile(r"(?:^ [^\n]*\S[^\n]*(?:\n|\Z)){2,}", re.MULTILINE)
 _SPACES = re.compile(r"(?<=^ ) +|(?<=\S) {2,}", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n{3,}")
 _SHOWN = re.compile("[^\\W_]|[\U000f0000-\U0010fffd]")
-_SHIFTED = re.compile(
-    f"([{SUPERSCRIPT}{SUBSCRIPT}])([^{SUPERSCRIPT}{SUBSCRIPT}{SHIFT_END}]*)(?={SHIFT_END}(.?))", re.DOTALL
-)
-_BEFORE_SHIFT = re.compile(f"[\\w)\\]{SHIFT_END}\U000f0000-\U0010fffd]")
-_SHIFTS = re.compile(f"[{SUPERSCRIPT}{SUBSCRIPT}{SHIFT_END}]")
-_EXPONENT = re.compile(r"[+\-−–±]?\d[\d.,/]*[+\-−–]?|[+\-−–]|[ijknxyzT*]")
-
 # Headings of the section of external links, in the paper's languages.
 _LINKS_SECTION = re.compile(
     r"external (?:links?|sources)|weblinks?|liens? externes?|enlaces? externos?|vínculos externos|"
@@ -186,30 +179,6 @@ def _joined(left: str, right: str) -> str:
     if left != before and right != after:
         return f"{before} {after}"
     return left + right
-
-
-def shifted(text: str) -> str:
-    """Superscripts and subscripts as plain text: 10^23 and log_2 8, but H2O and 19th."""
-    n_found = 1
-    while n_found:  # inner ones first
-        text, n_found = _SHIFTED.subn(_on_the_line, text)
-    return _SHIFTS.sub("", text)
-
-
-def _on_the_line(match: re.Match[str]) -> str:
-    kind, body, after = match.groups()
-    before = match.string[match.start() - 1] if match.start() else ""
-    body = _MARKS.sub("", body).strip()
-    if not body or not _BEFORE_SHIFT.match(before):
-        return body
-    if kind == SUPERSCRIPT:
-        mark = "^" if _EXPONENT.fullmatch(body) or (body[0].isdigit() and before.isdigit()) else ""
-    else:
-        mark = (
-            "_" if body[0].isdigit() and (before.isdigit() or before == SHIFT_END or after.isdigit()) else ""
-        )
-    space = " " if body[-1].isdigit() and after.isdigit() else ""
-    return f"{mark}{body}{space}"
 
 
 def unquoted(text: str) -> str:

@@ -130,7 +130,7 @@ def test_latin_1_and_marks_are_read():
     [
         ("%auto-ignore\n\\section{a} " + WORDS, "withdrawn"),
         ("\\newcommand{\\x}{a \\section{a}", "unbalanced braces"),
-        ("\\section{a} {\\bf b " + WORDS, "unbalanced braces"),
+        ("\\section{a} \\bf b} " + WORDS, "unbalanced braces"),
         ("\\section{a} b", "too short"),
         ("", "empty"),
     ],
@@ -140,6 +140,19 @@ def test_what_cannot_be_a_document_is_set_aside_with_its_reason(text, reason):
     main = f"{mark}\\documentclass{{article}}\\begin{{document}}{text}\\end{{document}}"
     result = clean(Paper("x", {"m.tex": main}))
     assert isinstance(result, Drop) and result.reason == reason
+
+
+def test_a_group_that_is_open_at_the_end_costs_nothing():
+    main = f"\\documentclass{{article}}\\begin{{document}}\\section{{a}} {{\\bf b {WORDS}\\end{{document}}"
+    assert clean(Paper("x", {"m.tex": main})).text.startswith("\\section{a} {\\bf b The llamas")
+
+
+@pytest.mark.parametrize("end", ["\\bye\n", "\\vfill\n\\end\n"])
+def test_plain_tex_is_a_paper(end):
+    paper = clean(
+        Paper("x", {"m.tex": f"\\magnification=1200\n{WORDS}\n{end}", "part.tex": "\\end{proof}\n"})
+    )
+    assert isinstance(paper, Document) and paper.meta["main"] == "m.tex" and WORDS.strip() in paper.text
 
 
 def test_damaged_archives_are_named_and_what_is_whole_is_kept(tmp_path):

@@ -199,6 +199,12 @@ def test_definitions_and_arguments_without_an_end_are_errors(source):
         ("\\begin{abstract}a\\end{abstract}\\begin{document}b", "b"),
         ("\\begin{document}b\\\\section{} c", "b\\\\section{} c"),
         ("\\begin{document}a \\section*{Acknowledgments} b", "a \\section*{Acknowledgments} b"),
+        ("\\maketitle a\\bibliography{x}\\section{S} b", " a\\bibliography{x}\\section{S} b"),
+        (
+            "\\title{T}\\maketitle a\\title{Supplemental material}\\maketitle\\section{S} b",
+            " a\\title{Supplemental material}\\maketitle\\section{S} b",
+        ),
+        ("\\magnification=1\\newsec{One} b", "\\newsec{One} b"),
     ],
 )
 def test_the_body_begins_with_the_first_section_or_after_the_front_matter(source, text):
@@ -304,6 +310,24 @@ def test_what_comes_next_decides_a_macro_as_in_latex():
 @pytest.mark.parametrize(
     ("source", "text"),
     [
+        (
+            r"\newif\ifa\unless\ifa x\else y\fi\atrue\unless\ifa x\else y\fi\unless\ifb z\fi",
+            r"xy\unless\ifb z\fi",
+        ),
+        (
+            r"\def\a{1}\ifdefined\a x\else y\fi\ifcsname a\endcsname x\else y\fi\ifdefined\b z\fi",
+            r"xx\ifdefined\b z\fi",
+        ),
+        (
+            r"\def\a{1}\def\b{1}\def\c{2}\ifx\a\b x\fi\ifx\a\c x\else y\fi\ifx\undefined\a x\else y\fi",
+            "xyy",
+        ),
+        (r"\def\a{1}\ifx\a\relax x\fi\a", r"\ifx\a\relax x\fi1"),
+        (
+            r"\expandafter\def\csname half\endcsname#1{(#1)}\half a\csname half\endcsname b\csname x\endcsname",
+            r"(a)(b)\csname x\endcsname",
+        ),
+        (r"\NewDocumentCommand{\v}{O{x} m}{#2_{#1}}\v{a}\v[y]{b}\NewDocumentCommand\w{}{W}\w", "a_{x}b_{y}W"),
         (r"\newtoggle{a}\iftoggle{a}{x}{y}\toggletrue{a}\iftoggle{a}{x}{y}\nottoggle{a}{x}{y}", "yxy"),
         (r"\providetoggle{a}\settoggle{a}{true}\iftoggle{a}{x}{y}\iftoggle{b}{x}{y}", r"x\iftoggle{b}{x}{y}"),
         (r"\newboolean{a}\ifthenelse{\boolean{a}}{x}{y}\setboolean{a}{true}\ifa x\else y\fi", "yx"),

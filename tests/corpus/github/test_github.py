@@ -758,7 +758,8 @@ def test_usual_words_beside_a_permitted_licence_pass():
 def test_a_file_that_points_to_the_licence_files_is_no_licence():
     pointer = (
         "This software is made available under the terms of *either* of the licenses\nfound in "
-        "LICENSE.APACHE2 or LICENSE.MIT. Contributions to herd are made\nunder the terms of *both* these licenses.\n"
+        "LICENSE.APACHE2 or LICENSE.MIT. Contributions to herd are made\nunder the terms of *both* "
+        "these licenses.\n"
     )
     assert licence_of_texts([pointer, PERMITTED_TEXT]) == "MIT"
     assert licence_of_texts([pointer, GPL]) == licence_of_texts([pointer]) == "unrecognised"

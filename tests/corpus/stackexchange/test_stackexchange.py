@@ -94,6 +94,8 @@ def test_what_cannot_be_a_document_is_dropped_with_its_reason():
         ("<table><tr><th>a</th><th>b</th></tr><tr><td>c</td><td>d</td></tr></table>", "a | b\nc | d"),
         ("never <b>closed <li>a</ul> </x> <p", "never closed\n- a"),
         ("plain   words\n here", "plain words here"),
+        ("10<sup>23</sup>, H<sub>2</sub>O, x<sub>1</sub><sup>2</sup>", "10^23, H2O, x1^2"),
+        ("salt<sup>1</sup>.<p><sub>1: small</sub></p>", "salt^1.\n\n1: small"),
     ],
 )
 def test_html_becomes_what_a_reader_sees(html, text):
