@@ -324,7 +324,7 @@ def test_what_comes_next_decides_a_macro_as_in_latex():
         ),
         (r"\def\a{1}\ifx\a\relax x\fi\a", r"\ifx\a\relax x\fi1"),
         (
-            r"\expandafter\def\csname half\endcsname#1{(#1)}\half a\csname half\endcsname b\csname x\endcsname",
+            r"\expandafter\def\csname h\endcsname#1{(#1)}\h a\csname h\endcsname b\csname x\endcsname",
             r"(a)(b)\csname x\endcsname",
         ),
         (r"\NewDocumentCommand{\v}{O{x} m}{#2_{#1}}\v{a}\v[y]{b}\NewDocumentCommand\w{}{W}\w", "a_{x}b_{y}W"),

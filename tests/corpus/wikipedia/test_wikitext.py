@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from mwparserfromhell import nodes
 from mwparserfromhell.wikicode import Wikicode
 
-from puna.corpus.wikipedia.magic_words import REMOVED
+from puna.corpus.wikipedia.magic_words import CHARACTERS, REMOVED
 from puna.corpus.wikipedia.wikitext import HIDDEN, MAX_WORK, TangledError, plain_text
 from puna.corpus.wikipedia.wikitext_lift import lift
 from puna.corpus.wikipedia.wikitext_tidy import ITEM, LOST_LINK, Kept, tidy
@@ -65,8 +65,8 @@ def text_of_tree(wikicode: Wikicode | None) -> str:
                 item = text_of_tag(node)
                 begun = item == ITEM and parts and parts[-1][-1:] not in ("\n", ITEM)
                 parts.append(f"\n{ITEM}" if begun else item)
-            case nodes.Template() if str(node.name).strip() == "=":
-                parts.append("=")
+            case nodes.Template() if str(node.name).strip().lower() in CHARACTERS:
+                parts.append(CHARACTERS[str(node.name).strip().lower()])
             case nodes.Argument() if node.default is not None:
                 parts.append(text_of_tree(node.default))
             case nodes.ExternalLink():
