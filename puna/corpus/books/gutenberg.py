@@ -64,6 +64,7 @@ _FOOTER = re.compile(
     r"(?:einde|eind) van (?:dit |het |de |deze )?(?:project|e-?text|e-?book)|"
     r"slut (?:på|av) (?:projekt|project|e-?text|e-?bok)|koniec |"
     r"project gutenberg(?:'s|’s)? (?:e-?text|e-?book)?.{0,80}\bends? here|"
+    r"project gutenberg(?:in|s)? .{0,60}\bloppu|project gutenberg (?:of )?australia|"
     r"ce document fut pr[ée]sent[ée] en lecture|"
     r"more information about this book is at the top of this file|"
     r"we are now trying to release all our|"
@@ -84,6 +85,7 @@ _FILE = r"(?:project gutenberg )?(?:e-?text|e-?book|file|html version|electronic
 _NOTE = re.compile(
     rf"\s*(?:\W{{0,3}}\s*(?:{_MAKES} (?:by|from)\b|{_FILE} (?:{_MAKES} )by|scanned and proof\w* by|"
     rf"(?:html|pdf|text) version by|updated editions? |ocr(?:ed)? (?:by|and)|"
+    r"this (?:text|edition) (?:was|is|has been) (?:transcribed|scanned|typed|digiti[sz]ed)|credits?: |"
     rf"th(?:is|e) {_FILE}\b.{{0,60}}?(?:(?:was|were|is|comes) (?:\w+ )?{_MAKES}|is (?:in|also) )|"
     r"(?:note: )?project gutenberg also has|images of the original pages are available|"
     r"note: (?:images|the|this) .{0,80}(?:archive|gutenberg|html|file)|"
@@ -91,7 +93,8 @@ _NOTE = re.compile(
     r"(?:and )?the (?:project gutenberg )?online distributed proofread|distributed proofread|"
     r"(?:dieses? |ce |cet |este |dit |questo )"
     r"(?:e-?text|e-?book|fichier|livre électronique|e-?boek|e-?libro|document)|"
-    r"transcri(?:ber|bers|ption|ptor)['’]?s?['’]? notes?\b))",
+    r"transcri(?:ber|bers|ption|ptor)['’]?s?['’]? notes?\b|"
+    r"(?:anmerkung(?:en)? zur|notes? (?:sur la|du|de)|notas? (?:del?|sobre la)) trans[ck]ri))",
     re.IGNORECASE | re.DOTALL,
 )
 _NOTE_HEADING = re.compile(

@@ -87,6 +87,11 @@ AROUND = {
         "      https://archive.org/details/x\n\n",
         END,
     ),
+    "Finnish end": (START, f"Project Gutenbergin e-kirjan loppu\n\n{END}"),
+    "Australia": ("", "Project Gutenberg Australia\n"),
+    "credits": (f"{START}\nCredits: Ana and the Online Distributed Proofreading Team\n\n\n", END),
+    "French note": (f"{START}\nNote sur la transcription: Les erreurs ont été corrigées.\n\n\n", END),
+    "transcribed": (f"{START}\n[This text was transcribed from the 1910 edition by Ana]\n\n\n", END),
 }
 
 
