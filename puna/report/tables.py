@@ -79,22 +79,31 @@ def documents(lineage: Stage) -> list[Record]:
 
 
 def settings(config: RunConfig) -> list[tuple[str, list[tuple[str, str, str | None]]]]:
-    """The configuration by section: field, value, and the recipe's value if it differs."""
+    """The configuration by section: field, value, and the recipe's value or the default if it differs."""
     values = to_dict(config)
-    try:
-        defaults = to_dict(recipe(config.recipe))
-    except ValueError:  # a recipe of another version of puna
-        defaults = values
+    defaults = to_dict(_defaults(config))
     sections: dict[str, list[tuple[str, str, str | None]]] = {"run": []}
     for key, value in values.items():
         fields = value.items() if isinstance(value, dict) else [(key, value)]
         recipe_values = defaults[key] if isinstance(value, dict) else {key: defaults[key]}
+        recipe_values = recipe_values or dict.fromkeys(value)  # lora, which is not set by default
         section = sections.setdefault(key if isinstance(value, dict) else "run", [])
         for name, field in fields:
             default = recipe_values[name]
             other = None if name == "recipe" or field == default else setting(default)
             section.append((name, setting(field), other))
     return list(sections.items())
+
+
+def _defaults(config: RunConfig) -> RunConfig:
+    """The recipe, or the defaults of finetuning beside what follows from the model and the data."""
+    if isinstance(config, TuneConfig):
+        follows = ("recipe", "data", "model", "mixture", "optim", "schedule")
+        return TuneConfig(**{name: getattr(config, name) for name in follows})
+    try:
+        return recipe(config.recipe)
+    except ValueError:  # a recipe of another version of puna
+        return config
 
 
 def setting(value: Any) -> str:
@@ -112,6 +121,8 @@ _MACHINE = {
     "cpu": ("CPU", "{}"),
     "cores": ("CPU cores", "{}"),
     "threads": ("threads used", "{}"),
+    "device_name": ("device's name", "{}"),
+    "bf16_speed": ("speed of bf16 products beside fp32", "{:.2g} times"),
     "matrix_gflops": ("matrix peak, measured", "{:,.1f} GFLOP/s"),
     "torch": ("PyTorch", "{}"),
     "python": ("Python", "{}"),

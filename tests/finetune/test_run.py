@@ -36,6 +36,7 @@ from puna.formats.convert import convert, open_source
 from puna.generate.runners.packed import plain_model
 from puna.report.run import read_run
 from puna.report.tables import commands
+from puna.report.tables import settings as settings_of
 from puna.rundir import newest_weights
 from puna.tokens.mixture import Batch
 from tests.conftest import sentences
@@ -168,6 +169,11 @@ def test_the_report_names_the_base_with_its_digest_and_a_command_that_repeats_th
     assert read["model.safetensors"].sha256 == sha256_file(base / "model.safetensors")
     assert {file.state for file in read.values()} == {""}
     assert {"answers.jsonl", "tokenizer.model", "config.json"} <= set(read)
+    marked = {
+        (section, field): other for section, rows in settings_of(config) for field, _, other in rows if other
+    }
+    assert marked.pop(("finetune", "held_out")) == "0.01"
+    assert all(section in ("finetune", "compute", "save", "watch", "lora") for section, _ in marked)
     (line,) = commands(report)
     _, given, _ = app.parse_args(shlex.split(line)[1:], exit_on_error=False, print_error=False)
     chosen = given.arguments
