@@ -186,7 +186,7 @@ def test_paired_tests_come_from_the_records(run, second, capsys):
     page = Page(Path(json.loads(capsys.readouterr().out)["report"]))
     assert "boolq, accuracy" in page.words
     # 100 and 120 right of 200, of which 20 only in the second: exact McNemar is 2 / 2^20.
-    assert "200 0.500 0.600 +0.100" in page.words
+    assert "200 50.0 60.0 +10.0" in page.words
     assert "0 20 1.91e-06" in page.words
 
 
