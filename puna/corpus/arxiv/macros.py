@@ -235,9 +235,9 @@ class Expander(Conditions):
         """`\\long\\def`, `\\global\\let`: removed before a definition, else unchanged."""
         frame = self.top()
         match = CONTROL.match(frame.text, frame.at) if frame else None
-        defines = match and match[1] in self._actions
+        defines = match is not None and match[1] in self._actions
         if self._written.startswith("\\expandafter"):  # which is for the name that is defined
-            defines = match and frame and _DEFINES_NAME.match(frame.text, frame.at)
+            defines = bool(frame and _DEFINES_NAME.match(frame.text, frame.at))
         if not defines:
             self.emit(self._written)
 

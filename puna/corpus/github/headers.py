@@ -125,6 +125,7 @@ _GENERATED = re.compile(
     rf"\bthis file (?:was|is|has been) {_BY_ITSELF}generated\b",
     re.IGNORECASE,
 )
+_TELLING_WORDS = ("generated", "do not ", "made by gnu", "will be lost")  # each phrase has one of them
 _GOES_ON = re.compile(r"\b(?:this|these|the|an?|any|all|of|in)\s*$", re.IGNORECASE)
 # Documentation tools name themselves in the pages that they write.
 _WRITTEN_HTML = re.compile(
@@ -146,6 +147,9 @@ def is_generated(text: str, language: str = "") -> bool:
     if language == "HTML" and _WRITTEN_HTML.search(text[:_HTML_HEAD]):
         return True
     head = text.split("\n", _HEAD_LINES)[:_HEAD_LINES]
+    lower = "\n".join(head).lower()
+    if not any(word in lower for word in _TELLING_WORDS):
+        return False
     # In prose `#` begins a title.
     comment = _PROSE_COMMENT if language in _PROSE else _COMMENT_LINE
     in_docstring = _docstring_end(head) or len(head) if language == "Python" and _opens_docstring(head) else 0

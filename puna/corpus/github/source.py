@@ -119,7 +119,7 @@ def clean(file: SourceFile, options: Options = Options()) -> Document | Drop:
         return Drop("binary", detail=file.path)
     language = LANGUAGES[PurePosixPath(file.path).suffix.lower()]
     whole, text = text, without_licence_header(text, language).strip("\n")
-    if is_generated(whole, language) or is_generated(text, language):
+    if is_generated(whole, language) or (len(text) < len(whole) - 2 and is_generated(text, language)):
         return Drop("generated", detail=file.path)
     if not text.strip():
         return Drop("empty", detail=file.path)

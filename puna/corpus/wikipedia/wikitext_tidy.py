@@ -53,12 +53,12 @@ _QUOTES = re.compile(r"'{2,}")
 _OPEN_TABLE = re.compile(r"^[ :]*(?:\{\||\|[-}+])", re.MULTILINE)
 _TABLE_ROW = re.compile(r"^[ :]*(?:\{\||\|[-}+|]|[|!]).*\n?", re.MULTILINE)
 _STRAY_MARKS = re.compile(
-    r"\{\{\{?[^{}\n]{0,200}\}?\}\}|\{\{+|\[\[|^[ :]*(?:\{\||\|\})|"
+    r"\{\{\{?[^{}\n]{0,200}\}?\}\}|\{\{+|\[\[|\{\||\|\}|"
     r"</?(?:ref|references|math|chem|ce|gallery|br|small|big|su[bp]|span|div|center|font|nowiki|includeonly|"
     r"noinclude|onlyinclude|blockquote|t[dhr]|table|p|[bius]|li|[ou]l|code|tt|pre|poem|section|source|"
     r"syntaxhighlight|abbr|mark|cite|em|strong|del|ins|h[1-6]|d[dlt]|hr|caption|timeline|score|ruby|r[bpt])"
     r"\b[^<>\n]{0,300}>",
-    re.IGNORECASE | re.MULTILINE,
+    re.IGNORECASE,
 )
 
 # Pairs that are removed if nothing is left between them.
@@ -99,7 +99,7 @@ def tidy(text: str) -> str:
     if "{{" in text or _OPEN_TABLE.search(text):  # or the parameters of an unclosed template
         text = _TABLE_ROW.sub("", text)
     if any(mark in text for mark in ("{", "}", "[[", "]]", "<", "|")):
-        text = _without_stray_ends(_STRAY_MARKS.sub(REMOVED, STRAY_CALL.sub(REMOVED, text)), text)
+        text = _without_stray_ends(_STRAY_MARKS.sub(_stray, STRAY_CALL.sub(REMOVED, text)), text)
     if "\n  " in text:
         text = _AS_THEY_STAND.sub(_indented, text)
     lines = []
@@ -120,6 +120,12 @@ def tidy(text: str) -> str:
         .strip()
         .replace(_SPACE_THAT_STAYS, " ")
     )
+
+
+def _stray(mark: re.Match[str]) -> str:
+    """Nothing for a stray mark; those of tables begin a line, elsewhere they are the author's."""
+    before = mark.string[mark.string.rfind("\n", 0, mark.start()) + 1 : mark.start()]
+    return mark[0] if mark[0] in ("{|", "|}") and before.strip(" :") else REMOVED
 
 
 def _without_stray_ends(text: str, before: str) -> str:
