@@ -34,6 +34,7 @@ from puna.files import read_json_lines, sha256_file, write_json
 from puna.finetune import run
 from puna.formats.convert import convert, open_source
 from puna.generate.runners.packed import plain_model
+from puna.report.card import build_card
 from puna.report.run import read_run
 from puna.report.tables import commands
 from puna.report.tables import settings as settings_of
@@ -174,6 +175,9 @@ def test_the_report_names_the_base_with_its_digest_and_a_command_that_repeats_th
     }
     assert marked.pop(("finetune", "held_out")) == "0.01"
     assert all(section in ("finetune", "compute", "save", "watch", "lora") for section, _ in marked)
+    card = build_card(out, out / "card.md").read_text()
+    assert f"finetuned from `{base.name}`{' with LoRA' if config.lora else ''} on " in card
+    assert f"model.safetensors`, SHA-256 `{sha256_file(base / 'model.safetensors')}`" in card
     (line,) = commands(report)
     _, given, _ = app.parse_args(shlex.split(line)[1:], exit_on_error=False, print_error=False)
     chosen = given.arguments
