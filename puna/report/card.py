@@ -145,7 +145,7 @@ def _result(run: Run) -> list[tuple[str, Any]]:
 
 
 def _languages(run: Run) -> list[str]:
-    """The languages that the stages of the documents were asked for; of Wikipedia's, those of the dumps read."""
+    """The languages that the stages of the documents were asked for; for Wikipedia, those of its dumps."""
     found: set[str] = set()
     for stage in run.lineage.walk():
         options = stage.manifest.config.get("options", {}) if stage.manifest else {}
