@@ -182,7 +182,7 @@ def _training(path: Path, config: RunConfig, bases: Sequence[str] = ()) -> str:
     if not isinstance(config, TuneConfig):
         return f"puna train --config {shlex.quote(str(path / CONFIG))} {out}"
     model = config.finetune.model + (AGAIN if config.finetune.model in bases else "")
-    chosen = {"model": model, "data": list(config.data)}
+    chosen: Record = {"model": model, "data": config.data}
     chosen |= _chosen(asdict(config.finetune), asdict(FinetuneConfig(config.finetune.model)))
     chosen |= _chosen({"seed": config.seed}, {"seed": 1})
     if config.lora:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shlex
 import signal
 import subprocess
@@ -34,6 +35,7 @@ from puna.files import read_json_lines, sha256_file, write_json
 from puna.finetune import run
 from puna.formats.convert import convert, open_source
 from puna.generate.runners.packed import plain_model
+from puna.report.card import build_card
 from puna.report.run import read_run
 from puna.report.tables import commands
 from puna.report.tables import settings as settings_of
@@ -174,12 +176,30 @@ def test_the_report_names_the_base_with_its_digest_and_a_command_that_repeats_th
     }
     assert marked.pop(("finetune", "held_out")) == "0.01"
     assert all(section in ("finetune", "compute", "save", "watch", "lora") for section, _ in marked)
+    card = build_card(out, out / "card.md").read_text()
+    assert f"finetuned from `{base.name}`{' with LoRA' if config.lora else ''} on " in card
+    assert f"model.safetensors`, SHA-256 `{sha256_file(base / 'model.safetensors')}`" in card
     (line,) = commands(report)
     _, given, _ = app.parse_args(shlex.split(line)[1:], exit_on_error=False, print_error=False)
     chosen = given.arguments
     assert (chosen["options"], chosen.get("lora")) == (config.finetune, config.lora)
     for section in ("compute", "save", "watch", "data"):
         assert tuple_of(chosen[section]) == tuple_of(getattr(report.config, section)), section
+
+
+def test_the_batch_of_a_step_is_shown_with_its_targets(finished, capsys):
+    config, out = finished
+    assert main(["tokens", "inspect", "--model", str(out), "--step", "2", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    batch = run.prepare(config).data.batch(2)
+    assert sum(row["tokens"] for row in rows) == batch.global_tokens
+    answers = [json.loads(line)["completion"] for line in Path(config.data[0]).read_text().splitlines()]
+    for row in rows:
+        marked = re.findall("⟦(.*?)⟧", row["text"], re.DOTALL)
+        assert len(marked) == row["examples"]
+        assert {text.removesuffix("</s>").strip() for text in marked} <= {text.strip() for text in answers}
+    assert main(["tokens", "inspect", "--model", str(out), "--step", "-1"]) == 2
+    assert "it must be at least 0" in capsys.readouterr().err
 
 
 def test_a_run_that_continues_a_run_leads_back_to_it(finished, data, tmp_path):

@@ -222,6 +222,10 @@ def test_a_card_names_languages_and_data_sets_where_the_manifests_do(run):
     header = yaml.safe_load(build_card(run).read_text().split("---\n")[1])
     assert header["language"] == ["de", "en"]
     assert header["datasets"] == ["some/set"]
+    manifest["inputs"][0]["path"] = "dumps/dewiki-20260101-pages-articles.xml.bz2"
+    write_json(path, manifest)
+    header = yaml.safe_load(build_card(run).read_text().split("---\n")[1])
+    assert header["language"] == ["de"]
 
 
 def test_no_name_breaks_the_card(tmp_path, monkeypatch):
