@@ -230,8 +230,9 @@ def _is_licence(block: list[str]) -> bool:
 
 def _continues(block: list[str]) -> bool:
     """Whether a comment after a licence is its next paragraph."""
-    words = plain_words("".join(block))
-    return 2 * len(words_of_no_licence(words)) < len(words.split())
+    words = " ".join(word for word in plain_words("".join(block)).split() if not word.isdigit())
+    others = words_of_no_licence(words)
+    return 2 * sum(len(word) > 1 for word in others) < sum(len(word) > 1 for word in words.split())
 
 
 def _opens_as_licence(block: list[str]) -> bool:

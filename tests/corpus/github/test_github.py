@@ -339,6 +339,11 @@ C_HEADER = "/*\n * Copyright (c) 2020 The Herders\n * SPDX-License-Identifier: M
             '"""Counts llamas."""\n\n# License: BSD 3 clause\n\nx = 1\n',
             '"""Counts llamas."""\n\nx = 1\n',
         ),
+        (
+            "a.py",
+            HEADER + "\n# (1, 1, 2, 'dev', 0) => 1.1.2.dev0\n\nx = 1\n",
+            "# (1, 1, 2, 'dev', 0) => 1.1.2.dev0\n\nx = 1\n",
+        ),
         ("a.go", "//go:build linux\n\n// Copyright 2020\n\npackage x\n", "//go:build linux\n\npackage x\n"),
         ("a.go", "// Counts.\n\n// mark writes the MIT license header.\nfunc mark() {}\n", None),
         ("a.js", "'use strict';\n\n/*! Copyright 2020 */\nlet herd = 1\n", "'use strict';\nlet herd = 1\n"),
