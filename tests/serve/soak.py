@@ -47,6 +47,7 @@ BROKEN += [
 ]
 HOSTILE_MESSAGES = ["<|im_end|>" * 30_000, "the llama carries " * 5000, "a" * 30_000, "\u0301" * 20_000]
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+CLOSED = "left by the server: an idle connection"
 RAW = {  # what a connection sends first; then a byte per second, or nothing
     "silent": b"",
     "half a head": POST[:30],
@@ -164,7 +165,10 @@ async def one_client(
             for _ in range(draw.randrange(1, 30)):
                 if time.monotonic() >= until:
                     break
-                what = await one_request(client, draw, waits, is_hostile)
+                try:
+                    what = await one_request(client, draw, waits, is_hostile)
+                except httpx2.ReadError:  # the server closed an idle connection as it was used again
+                    what = CLOSED
                 seen[what] += 1
                 if "429" in what:  # told to come back later; most do
                     await asyncio.sleep(draw.random())
@@ -244,6 +248,7 @@ def soak(seconds: float, model: str, threads: int = 1) -> None:
     fine = r"left|(whole|stream|JSON|schema), (200|429)$|(body|schema|message), (400|413|429)$|message, 200$"
     wrong = {what for what in seen if not re.search(fine, what)}
     assert not wrong, wrong
+    assert seen[CLOSED] < seen.total() / 1000, seen
     assert (
         seen["stream, 200"] and seen["whole, 200"] and seen["left a stream"] and seen["left a whole answer"]
     )
