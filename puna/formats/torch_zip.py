@@ -88,6 +88,6 @@ class TorchZipWriter:
         """Close the file; of one that could not be written, without an error of its own."""
         with suppress(OSError, ValueError):  # ValueError: an entry is still open
             self._zip.close()
-        self._zip.fp = None  # else it is closed once more when it is collected
+        self._zip.fp = None  # else it is closed again when it is collected
         with suppress(OSError):
             self._file.close()
