@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shlex
 import signal
 import subprocess
@@ -184,6 +185,21 @@ def test_the_report_names_the_base_with_its_digest_and_a_command_that_repeats_th
     assert (chosen["options"], chosen.get("lora")) == (config.finetune, config.lora)
     for section in ("compute", "save", "watch", "data"):
         assert tuple_of(chosen[section]) == tuple_of(getattr(report.config, section)), section
+
+
+def test_the_batch_of_a_step_is_shown_with_its_targets(finished, capsys):
+    config, out = finished
+    assert main(["tokens", "inspect", "--model", str(out), "--step", "2", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    batch = run.prepare(config).data.batch(2)
+    assert sum(row["tokens"] for row in rows) == batch.global_tokens
+    answers = [json.loads(line)["completion"] for line in Path(config.data[0]).read_text().splitlines()]
+    for row in rows:
+        marked = re.findall("⟦(.*?)⟧", row["text"], re.DOTALL)
+        assert len(marked) == row["examples"]
+        assert {text.removesuffix("</s>").strip() for text in marked} <= {text.strip() for text in answers}
+    assert main(["tokens", "inspect", "--model", str(out), "--step", "-1"]) == 2
+    assert "it must be at least 0" in capsys.readouterr().err
 
 
 def test_a_run_that_continues_a_run_leads_back_to_it(finished, data, tmp_path):
