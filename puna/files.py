@@ -9,9 +9,11 @@ is there, and that is written last, in one step:
         manifest.json               stage, fingerprint, inputs, configuration, code version, counts
 """
 
+import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -169,6 +171,38 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
 
 
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    getattr(errno, "EDQUOT", -1): "the disk quota is used up",
+    errno.EFBIG: "the file exceeds this process's limit (ulimit -f)",
+}
+
+
+def disk_full(error: BaseException) -> int | None:
+    """The errno, if an error says that there is no room on a disk; libraries have errors of their own."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno if error.errno in _FULL else None
+    if re.fullmatch(r"\d+ requested and \d+ written", str(error)):  # numpy's, of tofile
+        return errno.ENOSPC
+    return next((code for code in _FULL if code > 0 and os.strerror(code) in str(error)), None)
+
+
+@contextmanager
+def named_when_full(path: Path) -> Iterator[None]:
+    """Make the error of a full disk name what was being written.
+
+    Raises:
+        OSError: naming `path`, when the disk is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        code = disk_full(error)
+        if code is None or getattr(error, "strerror", None) == _FULL[code]:  # named already
+            raise
+        raise OSError(code, _FULL[code], str(path)) from error
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is renamed to `path`, on any error deleted.
@@ -184,36 +218,40 @@ def atomic_file(path: Path) -> Iterator[Path]:
             yield temporary
             path.fs.put_file(str(temporary), path.path)  # type: ignore[attr-defined]
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_directory(path.parent)
+        with named_when_full(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary directory beside `path`; on success it is renamed to `path`, on any error deleted."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a temporary directory beside `path`; on success it is renamed to `path`, on any error deleted.
+
+    Raises:
+        OSError: naming `path`, for example when the disk is full.
+    """
     temporary = _temporary(path)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb+") as handle:
-                    os.fsync(handle.fileno())
-        _sync_directory(temporary)
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
-        _sync_directory(path.parent)
+        with named_when_full(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    with file.open("rb+") as handle:
+                        os.fsync(handle.fileno())
+            _sync_directory(temporary)
+            if path.exists():
+                shutil.rmtree(path)
+            temporary.replace(path)
+            _sync_directory(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from puna.files import human_bytes
+from puna.files import human_bytes, named_when_full
 
 Unit = Literal["bytes", "tokens", "steps", "shards", "seconds"]
 
@@ -104,5 +104,5 @@ class Bar:
             "seconds": round(seconds, 3),
         }
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("a", encoding="utf-8") as file:
+        with named_when_full(self._log), self._log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

@@ -24,7 +24,7 @@ ALLOWED = {
     "tokens": {"stages", "corpus"},
     "kernels": set(),
     "model": {"kernels"},
-    "formats": {"kernels", "model"},
+    "formats": {"kernels", "model", "tokens"},
     "train": {"kernels", "model", "tokens"},
     "finetune": {"corpus", "kernels", "model", "formats", "tokens", "train"},
     "generate": {"kernels", "model", "formats", "tokens"},

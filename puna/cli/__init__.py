@@ -7,7 +7,6 @@ Results go to stdout (`--json` for programs), progress and errors to stderr. Exi
 2 an invalid input, named in one line with its fix; 130 stopped by Ctrl-C, resumed by the same command.
 """
 
-import errno
 import os
 import re
 import sys
@@ -20,6 +19,7 @@ from puna.cli.common import STOPPED
 from puna.cli.help import WholeLines, typed
 from puna.devices import cpu_limit
 from puna.extras import MissingExtra
+from puna.files import disk_full
 
 VERBS = {
     "demo": "Run the whole pipeline, from raw dumps to a trained model, in minutes on two CPU cores.",
@@ -39,6 +39,7 @@ VERBS = {
     "carbon": "Energy and emissions, of runs or of the paper's Table 15.",
     "report": "Write the report of a training run as one HTML page.",
 }
+INVALID = (CycloptsError, ValueError, OSError, FloatingPointError, MissingExtra)  # an input, or its file
 _APPS = (
     "fetch",
     "corpus",
@@ -66,19 +67,33 @@ def _fail(message: str) -> int:
     return 2
 
 
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _flush_output() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _drop_output()  # what is still buffered would fail again at the end of the process
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code. PUNA_DEBUG=1 shows the traceback of an error."""
     try:
         cpu_limit()
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        _flush_output()
     except KeyboardInterrupt:
         print("stopped; run the same command to resume", file=sys.stderr)
         return STOPPED
-    except (CycloptsError, ValueError, OSError, FloatingPointError, MissingExtra) as error:
-        if os.environ.get("PUNA_DEBUG"):
+    except Exception as error:
+        is_full = disk_full(error) is not None
+        if os.environ.get("PUNA_DEBUG") or not (is_full or isinstance(error, INVALID)):
             raise
         if isinstance(error, BrokenPipeError):  # the reader of our output has ended: `puna … | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             return 0
         # cyclopts passes on pydantic's own words for a value out of range: type, input and a link.
         message = re.sub(
@@ -87,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             str(error),
             flags=re.DOTALL,
         )
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if is_full:
             message += "; free some space and run the same command to resume"
         return _fail(message)
     return code if isinstance(code, int) else 0

@@ -21,7 +21,7 @@ from typing import Any
 from puna.evaluate.model import Model
 from puna.evaluate.prompts import Prepared
 from puna.evaluate.task import Task
-from puna.files import code_version
+from puna.files import code_version, named_when_full
 
 Record = dict[str, Any]
 _SCORERS = ("evaluate", "generate", "kernels", "model", "tokens")  # the folders that scores depend on
@@ -87,12 +87,10 @@ class RecordFile:
         if self._file.seek(0, os.SEEK_END) != self._size:
             self._file.truncate(self._size)
         data = "".join(line(record) for record in records).encode()
-        try:
+        with named_when_full(self.path):  # a line that is cut off will not count
             self._file.write(data)
             self._file.flush()
             os.fsync(self._file.fileno())
-        except OSError as error:  # a full disk; the line that it cut off will not count
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
         self._size += len(data)
 
     def close(self) -> None:

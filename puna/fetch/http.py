@@ -20,7 +20,7 @@ from typing import TypeVar
 import httpx2
 
 from puna import __version__
-from puna.files import MANIFEST, code_version, fingerprint, human_bytes, to_path
+from puna.files import MANIFEST, code_version, fingerprint, human_bytes, named_when_full, to_path
 from puna.manifest import Input, Manifest, Output, load_manifest, write_manifest
 from puna.progress import Bar
 from puna.retry import TryAgain, one_line, retry
@@ -148,7 +148,7 @@ class Fetcher:
                 raise FetchError(
                     f"{item.url} has {expected} bytes, and {item.size} were published; fetch the list again"
                 )
-            with partial.open("ab" if continues else "wb") as file:
+            with named_when_full(partial), partial.open("ab" if continues else "wb") as file:
                 for block in response.iter_raw():  # unbuffered: nothing is lost when the connection drops
                     file.write(block)
                     advance(len(block))
@@ -201,7 +201,7 @@ def _expected_size(response: httpx2.Response, begun: int) -> int | None:
 
 def _copy_rest(item: Item, partial: Path, begun: int, advance: Callable[[int], None]) -> None:
     """Append what `partial` lacks of a file in object storage, whose file system has retries of its own."""
-    with to_path(item.url).open("rb") as source, partial.open("ab") as file:
+    with named_when_full(partial), to_path(item.url).open("rb") as source, partial.open("ab") as file:
         source.seek(begun)
         while block := source.read(_BLOCK_BYTES):
             file.write(block)

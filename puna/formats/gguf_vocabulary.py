@@ -2,6 +2,7 @@
 
 tokenizer.model  (SentencePiece)   ─> tokens, scores, types, ids of <unk> <s> </s>, the leading space
 the files beside it                ─> added tokens, BOS and EOS by name, all end ids, the chat template
+tokenizer.json, or tiktoken's tokenizer.model (byte-level) ─> tokens, merges, types, how text is cut
 tokenizer.gguf   (vocabulary only) ─> its own keys, as they are
 """
 
@@ -10,7 +11,7 @@ from pathlib import Path
 import sentencepiece
 from gguf import GGUFValueType, GGUFWriter, TokenType
 
-from puna.added_tokens import CONFIG, end_ids, named_template
+from puna.added_tokens import CONFIG, HUB, end_ids, named_template
 from puna.formats.special_ids import (
     GENERATION,
     MODEL,
@@ -21,6 +22,11 @@ from puna.formats.special_ids import (
 )
 from puna.model.parts import VOCABULARY
 from puna.retry import one_line
+from puna.tokens.tokenizer import Tokenizer
+from puna.tokens.vocabularies.gguf import byte_level_fields
+from puna.tokens.vocabularies.settings import is_tiktoken
+from puna.tokens.vocabularies.tiktoken import read_tiktoken
+from puna.tokens.vocabularies.tokenizer_json import read_hub
 
 _KEY = "tokenizer.ggml."
 
@@ -31,7 +37,11 @@ def add_vocabulary(writer: GGUFWriter, tokenizer: dict[str, Path | bytes], vocab
     Raises:
         ValueError: when there is no tokenizer, one that GGUF has no keys for, or one too large for the model.
     """
-    if MODEL in tokenizer:
+    file = tokenizer.get(MODEL)
+    is_pieces = isinstance(file, Path) and not is_tiktoken(file)
+    if HUB in tokenizer and not is_pieces:
+        file = tokenizer[HUB]
+    if is_pieces:
         _add_sentencepiece(writer, tokenizer, vocab_size)
     elif VOCABULARY in tokenizer:
         entries = vocabulary_entries(tokenizer[VOCABULARY])
@@ -46,11 +56,13 @@ def add_vocabulary(writer: GGUFWriter, tokenizer: dict[str, Path | bytes], vocab
                 continue
             kind = GGUFValueType.ARRAY if entry.is_array else entry.kind
             writer.add_key_value(key, entry.value, kind, entry.kind if entry.is_array else None)
+    elif isinstance(file, Path):
+        _add_byte_level(writer, file, tokenizer, vocab_size)
     else:
         held = ", ".join(tokenizer) or "no tokenizer"
         raise ValueError(
             f"a GGUF file carries its tokenizer, and beside the weights lies {held}; "
-            f"put SentencePiece's {MODEL} or a vocabulary-only {VOCABULARY} there"
+            f"put the model's {MODEL}, {HUB} or {VOCABULARY} there"
         )
 
 
@@ -109,6 +121,36 @@ def _add_sentencepiece(writer: GGUFWriter, tokenizer: dict[str, Path | bytes], v
     writer.add_add_bos_token(said.get("add_bos_token") is not False)
     writer.add_add_eos_token(said.get("add_eos_token") is True)
     writer.add_add_space_prefix(has_prefix)
+    if template := _template(tokenizer):
+        writer.add_chat_template(template)
+
+
+def _add_byte_level(
+    writer: GGUFWriter, file: Path, tokenizer: dict[str, Path | bytes], vocab_size: int
+) -> None:
+    """Add the keys of a tokenizer.json, or of tiktoken's tokenizer.model."""
+    read = Tokenizer(file)
+    try:
+        model = read_tiktoken(file) if is_tiktoken(file) else read_hub(file)
+        if model.marks_spaces:
+            raise ValueError(f"holds pieces as SentencePiece does; put the model's {MODEL} beside it")
+        tokens, types, merges, pre = byte_level_fields(model)
+    except ValueError as error:
+        raise ValueError(f"{file} {error}") from error
+    if len(tokens) > vocab_size:
+        raise ValueError(
+            f"{file} has {len(tokens)} tokens, and the model's vocabulary {vocab_size}; give the model's own"
+        )
+    padding = range(len(tokens), vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list([*tokens, *(f"[PAD{i}]" for i in padding)])
+    writer.add_token_types([*types, *(int(TokenType.UNUSED) for _ in padding)])
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(read.bos_id)
+    writer.add_eos_token_id(read.eos_id)
+    _add_ends(writer, tokenizer, read.eos_id)
+    writer.add_add_bos_token(read.adds_bos)
     if template := _template(tokenizer):
         writer.add_chat_template(template)
 

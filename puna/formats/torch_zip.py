@@ -13,6 +13,7 @@ import pickle
 import sys
 import zipfile
 from collections import OrderedDict
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -84,5 +85,9 @@ class TorchZipWriter:
         self._zip.close()
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; of one that could not be written, without an error of its own."""
+        with suppress(OSError, ValueError):  # ValueError: an entry is still open
+            self._zip.close()
+        self._zip.fp = None  # else it is closed again when it is collected
+        with suppress(OSError):
+            self._file.close()

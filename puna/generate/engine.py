@@ -3,14 +3,15 @@
     submit ─> waiting ──admitted once its KV-cache blocks are free──> running ──> finished, blocks released
 
     step:   1. admit waiting requests, in order
-            2. prefill one chunk of the oldest unfinished prompt
+            2. prefill one chunk of an unfinished prompt, of each in turn
             3. decode one token of every other running request
             ─> the new text and tokens of each
 
 A request's answer does not depend on the others: it has its own random generator (sampling.py); a prompt is
-computed in chunks that end at multiples of CHUNK positions; cached blocks are shared only if they are bitwise
-identical to what the request would compute itself (`_prompt_hashes`); and decoding is batched only as far as
-the runner is batch-invariant (`Runner.batch_invariant`).
+computed in chunks that end at multiples of CHUNK positions, or anywhere if that changes no bit
+(`Runner.prefill_is_decode`); cached blocks are shared only if they are bitwise identical to what the request
+would compute itself (`_prompt_hashes`); and decoding is batched only as far as the runner is batch-invariant
+(`Runner.batch_invariant`).
 """
 
 from collections import deque
@@ -32,6 +33,7 @@ from puna.tokens.chat_template import ChatTemplate
 from puna.tokens.tokenizer import Tokenizer
 
 CHUNK = 256  # maximum number of prompt tokens that are computed in a step
+SHORT_CHUNK = 32  # the same while answers are decoded, where chunks may be of any size: they wait for it
 
 
 class Engine:
@@ -153,7 +155,8 @@ class Engine:
         """Admit requests, prefill one chunk, decode one token of each running answer; the new chunks."""
         self._admit()
         decoding = [sequence for sequence in self._running.values() if sequence.is_decoding]
-        chunks = [*self._prefill(), *self._decode(decoding)]
+        size = SHORT_CHUNK if decoding and self.runner.prefill_is_decode else CHUNK
+        chunks = [*self._prefill(size), *self._decode(decoding)]
         for sequence, _ in chunks:
             if sequence.finish:
                 del self._running[sequence.id]
@@ -211,12 +214,12 @@ class Engine:
 
     # ---- prompts
 
-    def _prefill(self) -> Iterator[tuple[ActiveRequest, Chunk]]:
+    def _prefill(self, size: int) -> Iterator[tuple[ActiveRequest, Chunk]]:
         sequence = next((s for s in self._running.values() if not s.is_decoding), None)
         if sequence is None:
             return
         request, start = sequence.request, sequence.n_computed
-        end = min(len(request.prompt), start - start % CHUNK + CHUNK)
+        end = min(len(request.prompt), start - start % size + size)
         all_logits = request.prompt_logprobs
         logits = self.runner.prefill(request.prompt[start:end], start, sequence.table, all_logits)
         logits = logits[..., : self._vocab_size]
@@ -226,10 +229,12 @@ class Engine:
         if all_logits:
             sequence.prompt_tokens += self._prompt_tokens(request, start, end, logits)
             logits = logits[-1]
-        if sequence.is_decoding and not request.max_tokens:
+        if not sequence.is_decoding:
+            self._running[sequence.id] = self._running.pop(sequence.id)  # the others' prompts are next
+        elif not request.max_tokens:
             sequence.finish = "length"
             yield sequence, Chunk("", (), tuple(sequence.prompt_tokens), "length")
-        elif sequence.is_decoding:
+        else:
             yield sequence, self._advance(sequence, [logits])
 
     def _prompt_tokens(self, request: Request, start: int, end: int, logits_TV: Tensor) -> list[Token]:

@@ -10,16 +10,16 @@ llguidance compiles the schema and computes which tokens are allowed.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from puna.extras import require
-from puna.generate.schema_check import check, matcher, reason
+from puna.generate.schema_check import Refused, check, matcher, reason
 
 ANY_OBJECT = '{"type": "object"}'
+KNOWN = 32  # schemas that are remembered
 
 
 class Constraint:
@@ -87,7 +87,18 @@ class Grammars:
         vocabulary = TokenizerWrapper(_Vocabulary(pieces, controls, end_ids[0]))
         slices = LLTokenizer.json_slices()
         self._tokenizer = LLTokenizer(vocabulary, eos_token=list(end_ids), slices=slices)
-        self._compile = lru_cache(maxsize=32)(self._compiled)
+        self._known: dict[str, Grammar | Refused] = {}  # the last compiled schemas, and those refused
+
+    def known(self, schema: str) -> Grammar | None:
+        """A schema's grammar, if it was compiled before; takes no time, from any thread.
+
+        Raises:
+            ValueError: as `compile`.
+        """
+        known = self._known.get(schema)
+        if isinstance(known, Refused):
+            raise known
+        return known
 
     def compile(self, schema: str) -> Grammar:
         """Compile a schema, given as JSON text.
@@ -95,11 +106,17 @@ class Grammars:
         Raises:
             ValueError: in one line, when the schema is invalid, not supported, or too expensive to compile.
         """
-        return self._compile(schema)
-
-    def _compiled(self, schema: str) -> Grammar:
-        if schema != ANY_OBJECT:
-            check(schema)
-        grammar = Grammar(matcher(self._tokenizer, schema))
-        grammar.start().allowed()
+        if grammar := self.known(schema):
+            return grammar
+        if len(self._known) >= KNOWN:
+            del self._known[next(iter(self._known))]
+        try:
+            if schema != ANY_OBJECT:
+                check(schema)
+            grammar = Grammar(matcher(self._tokenizer, schema))
+            grammar.start().allowed()
+        except Refused as error:
+            self._known[schema] = error
+            raise
+        self._known[schema] = grammar
         return grammar

@@ -28,25 +28,30 @@ EXPENSIVE = (
 )
 
 
+class Refused(ValueError):
+    """A schema that can never be used."""
+
+
 def check(schema: str) -> None:
     """Compile a schema, given as JSON text, in a separate process.
 
     Raises:
-        ValueError: in one line, when the schema is invalid, not supported, or too expensive to compile.
+        Refused: in one line, when the schema is invalid, not supported, or too expensive to compile.
+        ValueError: when the machine is too busy to say.
     """
     if len(schema) > MAX_CHARACTERS:
-        raise ValueError(f"the JSON schema has {len(schema):,} characters; the maximum is {MAX_CHARACTERS:,}")
+        raise Refused(f"the JSON schema has {len(schema):,} characters; the maximum is {MAX_CHARACTERS:,}")
     # -P: this file's directory is not searched for modules.
     command, data = [sys.executable, "-P", __file__], schema.encode()
     try:
         done = subprocess.run(command, input=data, capture_output=True, timeout=WALL_SECONDS)
     except subprocess.TimeoutExpired:
-        raise ValueError(EXPENSIVE) from None
+        raise ValueError(f"the JSON schema was not compiled within {WALL_SECONDS:g} s; try again") from None
     assert done.returncode <= 0, done.stderr.decode()
     if done.returncode:  # ended by a signal
-        raise ValueError(EXPENSIVE)
+        raise Refused(EXPENSIVE)
     if done.stdout:
-        raise ValueError(f"the JSON schema is not supported: {done.stdout.decode()}")
+        raise Refused(f"the JSON schema is not supported: {done.stdout.decode()}")
 
 
 def matcher(tokenizer: Any, schema: str) -> Any:

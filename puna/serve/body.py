@@ -13,10 +13,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi.routing import APIRoute
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from puna.serve.errors import ServeError
+from puna.serve.errors import CLIENT_GONE, ServeError
 
 MAX_STRINGS = 50_000  # including keys
 MAX_CONTAINERS = 20_000
@@ -52,7 +52,10 @@ class BoundedRoute(APIRoute):
 
         async def bounded(request: Request) -> Response:
             if request.method == "POST":
-                body = await request.body()
+                try:
+                    body = await request.body()
+                except ClientDisconnect:
+                    return Response(status_code=CLIENT_GONE)
                 if len(body) > _SMALL:
                     await asyncio.to_thread(require_bounded, body)
             return await handler(request)

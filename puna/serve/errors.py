@@ -16,6 +16,7 @@ from puna.serve.schemas import EXPECTED, NOT_SUPPORTED
 KINDS = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 BOUNDS = ("greater_than_equal", "less_than_equal")
 DOCUMENTED = "see /openapi.json for the fields"
+CLIENT_GONE = 499  # never sent: the client has disconnected; counted by the metrics
 
 
 class ServeError(Exception):

@@ -30,7 +30,6 @@ from puna.serve.worker import Work, Worker
 from puna.tokens.chat_template import encode_special
 
 T = TypeVar("T")
-CLIENT_GONE = 499  # never sent: the client has disconnected; counted by the metrics
 
 
 class Service:
@@ -123,9 +122,12 @@ class Service:
             schema = form.schema_text if form else None
             if schema is None:
                 return None
-            return await self._run(
-                self._grammar, partial(self.engine.grammars.compile, schema), "response_format"
-            )
+            grammars = self.engine.grammars
+            if known := grammars.known(schema):  # does not wait for the compilation of others
+                return known
+            return await self._run(self._grammar, partial(grammars.compile, schema), "response_format")
+        except ValueError as error:
+            raise ServeError(400, str(error), "invalid_value", "response_format") from error
         except MissingExtra as error:
             raise ServeError(400, f"response_format: {error}", "not_installed", "response_format") from error
         except RecursionError:

@@ -93,7 +93,9 @@ class Tokenizer:
         if isinstance(model, PieceModel):
             return settings_beside(self.path, adds_bos=True)
         # A vocabulary that we wrote is one that we trained with, and there every document began with BOS.
-        adds_bos = model.is_ours or puts_bos(model.source, self.control_text(self.bos_id))
+        # So does Meta's own code with Llama 3's tiktoken file, which says nothing of it.
+        is_meta = is_tiktoken(self.path)
+        adds_bos = model.is_ours or is_meta or puts_bos(model.source, self.control_text(self.bos_id))
         return settings_beside(self.path, adds_bos)
 
     @property

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from puna import rundir
 from puna.devices import copy_to_cpu
-from puna.files import atomic_directory, read_json, remove_partials, write_json
+from puna.files import atomic_directory, disk_full, read_json, remove_partials, write_json
 from puna.model.llama import Llama
 from puna.model.weights import load_weights, open_tensors, trained
 from puna.rundir import OPTIMIZER, STATE, WEIGHTS
@@ -136,7 +136,7 @@ class Saver:
                 self._agree(None)
             newest = latest(self.run)
             older = f"{newest.name} before it is complete" if newest else "there is none before it"
-            number = error.errno if isinstance(error, OSError) else None
+            number = error.errno if isinstance(error, OSError) else disk_full(error)
             self._error = OSError(number, f"checkpoint {path} could not be written ({error}); {older}")
 
     def _write_part(self, folder: Path, weights: dict[str, Tensor], moments: dict[str, Tensor]) -> None:

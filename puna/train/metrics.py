@@ -25,7 +25,7 @@ import torch
 
 from puna.config import RunConfig
 from puna.devices import Machine, Mark, cpu_name, mark, seconds_between
-from puna.files import atomic_file
+from puna.files import atomic_file, named_when_full
 from puna.model.sizes import train_flops_per_token
 from puna.progress import Bar
 from puna.rundir import METRICS, PROGRESS
@@ -47,7 +47,7 @@ class JsonLines:
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with named_when_full(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def rewind(self, step: int) -> None:

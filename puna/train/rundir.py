@@ -9,7 +9,7 @@ from typing import Any
 from puna.config import RunConfig, read_config, to_dict
 from puna.devices import Machine
 from puna.energy import of_folder
-from puna.files import code_version, fingerprint, read_json, write_json
+from puna.files import atomic_file, code_version, fingerprint, read_json, write_json
 from puna.manifest import Input, Manifest, write_manifest
 from puna.model.sizes import parameters
 from puna.rundir import CONFIG, ENERGY, TOKENIZER
@@ -85,7 +85,8 @@ def claim(out: Path, config: RunConfig, data: BatchSource, files: Files) -> None
                 f"({data.fingerprint}, not {trained}); restore it, or choose another --out"
             )
     for name, file in (files or {TOKENIZER: data.tokenizer}).items():
-        (out / name).write_bytes(file if isinstance(file, bytes) else file.read_bytes())
+        with atomic_file(out / name) as temporary:
+            temporary.write_bytes(file if isinstance(file, bytes) else file.read_bytes())
     if not path.is_file() or read_json(path) != to_dict(config):
         write_json(path, to_dict(config))
 

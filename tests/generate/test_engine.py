@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from puna.config import Sampling
-from puna.generate.engine import CHUNK, Engine
+from puna.generate.engine import CHUNK, SHORT_CHUNK, Engine
 from puna.generate.load import load_engine
 from puna.generate.request import Chunk, Request
 from puna.generate.runners.cache import BLOCK
@@ -95,13 +95,26 @@ def test_the_model_runs_once_a_token(engine, model):
     assert len(calls) == 7
 
 
-def test_a_prompt_is_computed_in_chunks_between_steps_of_the_others(engine):
+@pytest.mark.parametrize("is_decode", [True, False])
+def test_a_prompt_is_computed_in_chunks_between_steps_of_the_others(model, tokenizer, is_decode):
+    runner = PlainRunner(model, 20)
+    runner.prefill_is_decode = is_decode
+    engine = Engine(runner, tokenizer)
     first = engine.submit(ask(1, 5, max_tokens=50))
     engine.step()
-    long = engine.submit(ask(2, 2 * CHUNK + 10))
+    size = SHORT_CHUNK if is_decode else CHUNK
+    long = engine.submit(ask(2, 2 * size + 10))
     turns = [[id for id, _ in engine.step()] for _ in range(3)]
     assert turns == [[first], [first], [long, first]]
     assert engine.stats()["prefills"] == 4
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one(engine):
+    long = engine.submit(ask(1, 2 * CHUNK + 10))
+    engine.step()
+    short = engine.submit(ask(2, 5))
+    assert [id for _ in range(2) for id, _ in engine.step()] == [short]
+    assert long in [id for _ in range(30) for id, _ in engine.step()]
 
 
 @pytest.mark.parametrize(

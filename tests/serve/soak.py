@@ -1,12 +1,14 @@
 """Many clients for a long time: does anything stay behind?
 
     python -m tests.serve.soak --minutes 10
+    python -m tests.serve.soak --minutes 30 --model smollm2 --threads 2
 
-64 clients send whole and streamed requests, some for JSON, leave in the middle of answers, and come in
-bursts; after the first quarter of the time they also send broken and hostile bodies. At the end: no server
-error, every slot and every cache block free, each accepted request finished or cancelled, and the memory of
-the process as it was after the first third. The times between the events of streams are printed, without
-and with hostile bodies.
+64 clients send whole and streamed requests, some for JSON, disconnect in the middle of answers, and arrive
+in bursts; in three of four turns they also send broken and hostile bodies, and connections that
+are slow, silent or ambiguous. At the end: no server error, every slot and every cache block free, each
+accepted request finished or cancelled, and the memory of the process as it was after the first third. The
+times between the events of streams are printed, without and with hostile requests; p99 with them is at most
+three times that without.
 """
 
 import argparse
@@ -20,6 +22,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
@@ -28,6 +32,7 @@ from puna.config import ModelConfig
 from tests.formats.models import write_native_model
 
 CLIENTS = 64
+TURNS = 16
 CONFIG = ModelConfig(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96, vocab_size=320, context=512)
 BROKEN = [b"", b"{", b"[]", b'{"prompt": 5}', b'{"prompt": "a\xff"}', b'{"prompt": [[99999]]}', b"[" * 9999]
 # What is expensive unless it is refused first (tests/serve/test_hostile.py has them all).
@@ -36,7 +41,19 @@ BROKEN += [
     b'{"prompt": "' + b"a" * (4 << 20) + b'"}',
     b'{"prompt": "' + b"a" * (3 << 20) + b'"}',
     b'{"prompt": [' + b"-7," * 900_000 + b"7]}",
+    b'{"prompt": "' + b"the llama " * 390_000 + b'"}',
+    b'{"prompt": "a", "logit_bias": {' + b",".join(b'"%d": 1' % i for i in range(40_000)) + b"}}",
+    b"{" + b",".join(b'"%d": 1' % i for i in range(40_000)) + b"}",
 ]
+HOSTILE_MESSAGES = ["<|im_end|>" * 30_000, "the llama carries " * 5000, "a" * 30_000, "\u0301" * 20_000]
+POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+CLOSED = "left by the server: an idle connection"
+RAW = {  # what a connection sends first; then a byte per second, or nothing
+    "silent": b"",
+    "half a head": POST[:30],
+    "slow body": POST + b"Content-Length: 1000\r\n\r\n{",
+    "two lengths": POST + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+}
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 9}}, "required": ["name"]}
 HOSTILE_SCHEMAS = [
     {"allOf": [{"type": "string", "pattern": f".*a.{{{i}}}b.*"} for i in range(1, 40)]},  # minutes to compile
@@ -44,22 +61,7 @@ HOSTILE_SCHEMAS = [
     {"$ref": "#"},
     {"enum": ["x" * 70_000]},
 ]
-WORDS = [
-    "the",
-    "llama",
-    "carries",
-    "salt",
-    "and",
-    "seven",
-    "stones",
-    "over",
-    "the",
-    "puna",
-    "while",
-    "the",
-    "wind",
-    "counts",
-]
+TEXT = "the llama carries salt and seven stones over the puna while the wind counts"
 
 
 def resident_mb(process: int) -> float:
@@ -78,7 +80,7 @@ def some_body(draw: random.Random) -> dict:
         body |= {"stop": ["a", "zz"]}
     if draw.random() < 0.2:
         body |= {"repetition_penalty": 1.2, "top_k": 20, "min_p": 0.05, "top_p": 0.9}
-    return {"prompt": " ".join(draw.choices(WORDS, k=draw.choice([1, 5, 40, 100]))), **body}
+    return {"prompt": " ".join(draw.choices(TEXT.split(), k=draw.choice([1, 5, 40, 100]))), **body}
 
 
 def for_json(schema: dict) -> dict:
@@ -87,18 +89,42 @@ def for_json(schema: dict) -> dict:
     return {"messages": [{"role": "user", "content": "a llama"}], "max_tokens": 60, "response_format": form}
 
 
+async def one_connection(url: str, draw: random.Random) -> str:
+    """Send a request that never ends, for some seconds or until the server closes the connection."""
+    name = draw.choice(list(RAW))
+    reader, writer = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
+    with suppress(OSError, TimeoutError):
+        writer.write(RAW[name])
+        async with asyncio.timeout(draw.choice([1, 5, 40])):
+            while not reader.at_eof():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(reader.read(4096), 1)
+                if name == "slow body":
+                    writer.write(b" ")
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
+    return f"left a connection: {name}"
+
+
 async def one_request(
-    client: httpx2.AsyncClient, draw: random.Random, waits: list[float], is_hostile: bool
+    client: httpx2.AsyncClient, draw: random.Random, waits: tuple[list, list], is_hostile: Callable[[], bool]
 ) -> str:
-    """Do one thing that clients do; gives what came of it. `waits` gets the times between events."""
+    """Do one thing that clients do; gives what came of it. `waits` get the times between events."""
     kind = draw.random()
-    if kind < 0.12 and is_hostile:
+    if kind < 0.12 and is_hostile():
         answer = await client.post("/v1/completions", content=draw.choice(BROKEN), headers=JSON)
         return f"broken body, {answer.status_code}"
-    if kind < 0.15 and is_hostile:
+    if kind < 0.15 and is_hostile():
         schema = draw.choice(HOSTILE_SCHEMAS)
         answer = await client.post("/v1/chat/completions", json=for_json(schema))
         return f"hostile schema, {answer.status_code}"
+    if kind < 0.155 and is_hostile():
+        body = {"messages": [{"role": "user", "content": draw.choice(HOSTILE_MESSAGES)}], "max_tokens": 1}
+        answer = await client.post("/v1/chat/completions", json=body)
+        return f"hostile message, {answer.status_code}"
+    if kind < 0.165 and is_hostile():
+        return await one_connection(str(client.base_url).rstrip("/"), draw)
     if kind < 0.2:
         answer = await client.post("/v1/chat/completions", json=for_json(SCHEMA))
         if answer.status_code == 200 and answer.json()["choices"][0]["finish_reason"] == "stop":
@@ -122,7 +148,8 @@ async def one_request(
             count, last = count + bool(line), line or last
             if line:
                 now = time.monotonic()
-                waits += [now - before] * (count > 1)
+                if count > 1:
+                    waits[is_hostile()].append(now - before)
                 before = now
             if leaves_after and count >= leaves_after:
                 return "left a stream"
@@ -130,16 +157,18 @@ async def one_request(
 
 
 async def one_client(
-    url: str, seed: int, until: float, hostile_from: float, seen: Counter, waits: tuple[list, list]
+    url: str, seed: int, until: float, is_hostile: Callable[[], bool], seen: Counter, waits: tuple[list, list]
 ) -> None:
     draw = random.Random(seed)
     while time.monotonic() < until:
-        async with httpx2.AsyncClient(base_url=url, timeout=120) as client:
+        async with httpx2.AsyncClient(base_url=url, timeout=600) as client:
             for _ in range(draw.randrange(1, 30)):
                 if time.monotonic() >= until:
                     break
-                is_hostile = time.monotonic() > hostile_from
-                what = await one_request(client, draw, waits[is_hostile], is_hostile)
+                try:
+                    what = await one_request(client, draw, waits, is_hostile)
+                except httpx2.ReadError:  # the server closed an idle connection as it was used again
+                    what = CLOSED
                 seen[what] += 1
                 if "429" in what:  # told to come back later; most do
                     await asyncio.sleep(draw.random())
@@ -147,26 +176,31 @@ async def one_client(
                     await asyncio.sleep(2 - time.monotonic() % 2)
 
 
-async def clients(url: str, process: int, seconds: float) -> tuple[Counter, list[float]]:
-    """All clients, and the server's memory 30 times meanwhile, in MB."""
+async def clients(url: str, process: int, seconds: float) -> tuple[Counter, list[float], float]:
+    """All clients; the server's memory 30 times meanwhile, in MB; and p99 with hostile requests by p99."""
     seen: Counter = Counter()
     waits: tuple[list[float], list[float]] = [], []
     until = time.monotonic() + seconds
-    hostile_from = until - 0.75 * seconds
+    began = time.monotonic()
+
+    def is_hostile() -> bool:  # three of four turns: what else the machine does is the same for both
+        return (time.monotonic() - began) * TURNS / seconds % 4 >= 1
+
     tasks = [
-        asyncio.create_task(one_client(url, seed, until, hostile_from, seen, waits))
-        for seed in range(CLIENTS)
+        asyncio.create_task(one_client(url, seed, until, is_hostile, seen, waits)) for seed in range(CLIENTS)
     ]
     memory = []
-    while any(not task.done() for task in tasks) and time.monotonic() < until + 120:
+    while any(not task.done() for task in tasks) and time.monotonic() < until + 300:
         await asyncio.sleep(seconds / 30)
         memory.append(resident_mb(process))
     await asyncio.gather(*tasks)
-    for name, times in zip(("without hostile bodies", "with them"), map(sorted, waits), strict=True):
+    p99 = []
+    for name, times in zip(("without hostile requests", "with them"), map(sorted, waits), strict=True):
         at = {"median": times[len(times) // 2], "p99": times[int(len(times) * 0.99)], "longest": times[-1]}
         figures = "   ".join(f"{key} {value * 1e3:.0f} ms" for key, value in at.items())
         print(f"{name}: {len(times):,} waits between events   {figures}", flush=True)
-    return seen, memory
+        p99.append(at["p99"])
+    return seen, memory, p99[1] / p99[0]
 
 
 def metrics(url: str) -> dict[str, float]:
@@ -175,26 +209,34 @@ def metrics(url: str) -> dict[str, float]:
     return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines}
 
 
-def soak(seconds: float, folder: Path) -> tuple[Counter, list[float], dict[str, float]]:
-    """Serve, bother, and look at what is left; raises AssertionError when something is."""
+def tiny_model(folder: Path) -> str:
+    """A random model with a chat template."""
     weights = write_native_model(folder / "tiny", CONFIG)
     template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
     (weights / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
-    arguments = [sys.executable, "-m", "puna.cli", "serve", "--model", str(weights), "--port", "0"]
+    return str(weights)
+
+
+def soak(seconds: float, model: str, threads: int = 1) -> None:
+    """Serve, bother, and look at what is left; raises AssertionError when something is."""
+    arguments = [sys.executable, "-m", "puna.cli", "serve", "--model", model, "--port", "0"]
     process = subprocess.Popen(
-        [*arguments, "--queue", "48", "--max-batch", "8"],
+        [*arguments, "--queue", "48", "--max-batch", "8", "--cache-tokens", "8192"],  # soon all in use
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # the model is too small to share among threads
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
     )
     try:
         url = process.stdout.readline().split()[0]
-        seen, memory = asyncio.run(clients(url, process.pid, seconds))
+        seen, memory, slower = asyncio.run(clients(url, process.pid, seconds))
+        print(*(f"{count:8,}  {what}" for what, count in seen.most_common()), sep="\n")
+        print("memory in MB:", " ".join(f"{value:.0f}" for value in memory))
         deadline = time.monotonic() + 20
         while (left := metrics(url))["puna_running"] or left["puna_queue_length"]:
             assert time.monotonic() < deadline, f"requests are stuck: {left}"
             time.sleep(0.1)
+        print(*(f"{value:12,.0f}  {name}" for name, value in left.items() if "total" in name), sep="\n")
         assert left["puna_cache_blocks_free"] == left["puna_cache_blocks"], "cache blocks are lost"
         assert httpx2.get(f"{url}/health").status_code == 200
         process.terminate()
@@ -203,15 +245,16 @@ def soak(seconds: float, folder: Path) -> tuple[Counter, list[float], dict[str, 
         assert not errors, errors
     finally:
         process.kill()
-    fine = r"left|(whole|stream|JSON|schema), (200|429)$|(body|schema), (400|413|429)$"
+    fine = r"left|(whole|stream|JSON|schema), (200|429)$|(body|schema|message), (400|413|429)$|message, 200$"
     wrong = {what for what in seen if not re.search(fine, what)}
     assert not wrong, wrong
+    assert seen[CLOSED] < seen.total() / 1000, seen
     assert (
         seen["stream, 200"] and seen["whole, 200"] and seen["left a stream"] and seen["left a whole answer"]
     )
     early, late = memory[len(memory) // 3], max(memory[-3:])
     assert late < early * 1.05 + 5, f"memory grew from {early:.0f} to {late:.0f} MB: {memory}"
-    return seen, memory, left
+    assert slower < 3, f"p99 is {slower:.1f} times that without hostile requests"
 
 
 JSON = {"content-type": "application/json"}
@@ -219,8 +262,11 @@ JSON = {"content-type": "application/json"}
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--model", help="what `puna serve` takes; a tiny random model when left out")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the server")
+    chosen = parser.parse_args()
+    print(f"load average before: {os.getloadavg()}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        seen, memory, left = soak(parser.parse_args().minutes * 60, Path(folder))
-    print(*(f"{count:8,}  {what}" for what, count in seen.most_common()), sep="\n")
-    print("memory in MB:", " ".join(f"{value:.0f}" for value in memory))
-    print(*(f"{value:12,.0f}  {name}" for name, value in left.items() if "total" in name), sep="\n")
+        model = chosen.model or tiny_model(Path(folder))
+        soak(chosen.minutes * 60, model, chosen.threads)
+    print(f"load average after: {os.getloadavg()}")

@@ -156,6 +156,17 @@ def test_an_answer_that_nobody_reads_is_dropped(vocabulary, monkeypatch):
         assert not one.server.server_state.connections
 
 
+def test_a_client_that_disconnects_within_its_body_is_no_error(vocabulary, caplog):
+    with live(tiny_engine(vocabulary)) as one:
+        with connect(one.url) as raw:
+            raw.sendall(POST + b'Content-Length: 1000\r\n\r\n{"prompt"')
+        deadline = time.monotonic() + 20
+        while 'status="499"' not in (text := httpx2.get(f"{one.url}/metrics").text):
+            assert time.monotonic() < deadline, text
+            time.sleep(0.05)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_two_lengths_close_the_connection(served):
     with connect(served.url) as raw:
         body = b"0\r\n\r\nGET /health HTTP/1.1\r\n"

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from tests.serve.soak import soak
+from tests.serve.soak import soak, tiny_model
 
 
 @pytest.mark.slow
 def test_nothing_stays_behind_after_many_clients(tmp_path):
-    soak(60 * float(os.environ.get("PUNA_SOAK_MINUTES", "10")), tmp_path)
+    soak(60 * float(os.environ.get("PUNA_SOAK_MINUTES", "10")), tiny_model(tmp_path))

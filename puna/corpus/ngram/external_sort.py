@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from puna.files import named_when_full
+
 
 class Buckets:
     """Files of records by ranges of an unsigned 64-bit key; `splits` are the starts of all but the first."""
@@ -52,7 +54,7 @@ def split_keys(sample: NDArray[np.uint64], size: int, memory: int) -> NDArray[np
 
 def append(path: Path, records: NDArray[Any]) -> None:
     """Add records to the end of a file."""
-    with path.open("ab") as file:
+    with named_when_full(path), path.open("ab") as file:
         np.ascontiguousarray(records).tofile(file)
 
 

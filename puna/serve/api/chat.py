@@ -21,10 +21,10 @@ from puna.serve.answers import (
     ChatLogprobs,
     Delta,
 )
+from puna.serve.errors import CLIENT_GONE
 from puna.serve.logprobs import chat_logprobs
 from puna.serve.schemas import ChatRequest
 from puna.serve.service import (
-    CLIENT_GONE,
     EventStream,
     Service,
     collect,

@@ -15,10 +15,10 @@ from starlette.responses import Response
 
 from puna.generate.request import Chunk, Token
 from puna.serve.answers import Completion, CompletionChoice, CompletionChunk
+from puna.serve.errors import CLIENT_GONE
 from puna.serve.logprobs import LogprobLists, join
 from puna.serve.schemas import CompletionRequest
 from puna.serve.service import (
-    CLIENT_GONE,
     EventStream,
     Service,
     collect,

@@ -97,12 +97,62 @@ def read_gguf(file: Path) -> tuple[PieceModel | HubModel, Settings]:
         raise ValueError(f"has no {_PREFIX}{missing[0]}; convert the model again with a newer converter")
     fields.setdefault("token_type", [Kind.NORMAL] * len(fields["tokens"]))
     fields.setdefault("bos_token_id", fields["eos_token_id"])
+    # Places behind the last token fill the embedding up; they are never drawn.
+    count, kinds = len(fields["tokens"]), fields["token_type"]
+    while kinds[count - 1] == Kind.UNUSED and count - 1 not in (
+        fields["bos_token_id"],
+        fields["eos_token_id"],
+    ):
+        count -= 1
+    fields |= {key: fields[key][:count] for key in ("tokens", "token_type", "scores") if key in fields}
     settings = Settings(
         bool(fields.get("add_bos_token", kind == "llama" or fields.get("pre") in _WITH_BOS)),
         header.get("tokenizer.chat_template"),
         frozenset(fields[key] for key in _ENDS if key in fields),
     )
     return _pieces(fields) if kind == "llama" else _byte_level(fields), settings
+
+
+def byte_level_fields(model: HubModel) -> tuple[list[str], list[int], list[str], str]:
+    """A byte-level vocabulary as GGUF holds it: tokens, kinds, merges, and the name of how text is cut.
+
+    Raises:
+        ValueError: saying what GGUF cannot hold, after the file's name.
+    """
+    source = model.source
+    cuts, whole_words = _cuts(source.get("pre_tokenizer")), bool(source["model"].get("ignore_merges"))
+    pre = next((name for name, words in WORDS.items() if words == (cuts, whole_words)), None)
+    if pre is None or source.get("normalizer"):
+        raise ValueError(
+            "prepares its text in a way that GGUF has no name for, as far as puna knows; "
+            "convert it with llama.cpp's convert_hf_to_gguf.py"
+        )
+    tokens = [f"[PAD{id}]" for id in range(model.vocab_size)]
+    kinds = [int(Kind.UNUSED)] * model.vocab_size
+    for text, id in source["model"]["vocab"].items():
+        tokens[id], kinds[id] = text, int(Kind.NORMAL)
+    for token in source.get("added_tokens") or []:
+        flags = [flag for flag in ("single_word", "lstrip", "rstrip") if token.get(flag)]
+        if flags and not token["special"]:
+            raise ValueError(f"has the added token {token['content']!r} with {flags[0]}, unknown to GGUF")
+        kind = Kind.CONTROL if token["special"] else Kind.USER_DEFINED
+        tokens[token["id"]], kinds[token["id"]] = token["content"], int(kind)
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in source["model"]["merges"]]
+    return tokens, kinds, merges, pre
+
+
+def _cuts(pre_tokenizer: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The patterns of a pre-tokenizer, in the form of WORDS; what has no such form is its type's name."""
+    pre = pre_tokenizer or {}
+    if pre.get("type") == "Sequence":
+        return tuple(cut for part in pre["pretokenizers"] for cut in _cuts(part))
+    if pre.get("type") == "Digits" and pre.get("individual_digits"):
+        return (_DIGIT,)
+    if pre.get("type") == "Split" and pre.get("behavior") == "Isolated" and not pre.get("invert"):
+        return (str(pre["pattern"].get("Regex")),)
+    if pre.get("type") == "ByteLevel" and not pre.get("add_prefix_space", True):
+        return (_GPT_2,) if pre.get("use_regex", True) else ()
+    return (str(pre.get("type")),)
 
 
 def _pieces(fields: Mapping[str, Any]) -> PieceModel:

@@ -10,7 +10,7 @@ Out: a PieceModel: ids of texts by SentencePiece itself, and the same vocabulary
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -19,7 +19,8 @@ from typing import Any
 
 import sentencepiece
 
-from puna.added_tokens import added_tokens
+from puna.added_tokens import HUB, added_tokens
+from puna.files import read_object
 from puna.tokens.vocabularies.definition import added_token, definition
 
 # SentencePiece writes a space as U+2581 and so would decode a literal one as a space.
@@ -152,7 +153,8 @@ def extended(file: Path) -> bytes:
     """
     data = file.read_bytes()
     added = added_tokens(file.parent)
-    if not added:
+    hub = file.parent / HUB
+    if not added and not hub.is_file():
         return data
     base = sentencepiece.SentencePieceProcessor()
     try:
@@ -160,6 +162,9 @@ def extended(file: Path) -> bytes:
     except RuntimeError:
         return data  # PieceModel says what is wrong
     size = base.vocab_size()
+    _require_same(file, [base.id_to_piece(id) for id in range(size)], hub, added)
+    if not added:
+        return data
     for id, token in added.items():
         if id < size and base.id_to_piece(id) != token.content:
             raise ValueError(
@@ -179,6 +184,21 @@ def extended(file: Path) -> bytes:
             piece = Piece(f"<unused {id}>", 0.0, Kind.UNUSED)
         data += _piece(piece)  # a protocol buffer's lists may continue anywhere
     return data
+
+
+def _require_same(file: Path, pieces: Sequence[str], hub: Path, added: Mapping[int, Any]) -> None:
+    """Raises ValueError when a tokenizer.json beside a tokenizer.model has other tokens."""
+    vocab = (read_object(hub, optional=True).get("model") or {}).get("vocab")
+    if not isinstance(vocab, dict):
+        return
+    texts = {id: text for text, id in vocab.items()}
+    for id in sorted({*range(len(pieces)), *texts} - {id for id in added if id >= len(pieces)}):
+        here, there = pieces[id] if id < len(pieces) else None, texts.get(id)
+        if here != there and not (id in added and added[id].content == here):
+            raise ValueError(
+                f"{hub} says that token {id} is {there!r}, and {file} that it is {here!r}; "
+                "delete the file that is wrong"
+            )
 
 
 def kinds_of(data: bytes) -> list[int]:

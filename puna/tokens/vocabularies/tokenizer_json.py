@@ -19,6 +19,7 @@ from typing import Any
 import tokenizers
 
 from puna.files import read_object
+from puna.retry import one_line
 from puna.tokens.vocabularies.sentencepiece import SPACE
 
 # The field in which a tokenizer.json of ours keeps what its neighbours said.
@@ -76,7 +77,10 @@ class HubModel:
         self.unspelled = frozenset(
             value for value in _IN_UTF8 if is_byte_level and characters[value] not in model["vocab"]
         )
-        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self.definition(), ensure_ascii=False))
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self.definition(), ensure_ascii=False))
+        except Exception as error:  # the library raises no narrower class
+            raise ValueError(f"is not a valid tokenizer.json ({one_line(error)}); fetch it again") from error
         first = self.encode(["a"], 1)[0][0]
         self.adds_space = self.table[first].startswith(b" ")
 
