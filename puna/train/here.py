@@ -6,12 +6,15 @@ import torch
 
 from puna import devices
 from puna.config import RunConfig
-from puna.devices import DeviceName
+from puna.devices import DeviceName, Precision
+from puna.kernels.matmul import kernels_for
 from puna.model.loss import block_rows
 from puna.train.plan import Job, Machine, Plan, plan
 
 MFU = {"cpu": 0.8, "cuda": 0.5}
 """Share of the matrix peak, by device: what benchmarks/train.py shows."""
+HEAP_HOLES = 0.2
+"""What benchmarks/plan.py shows: 0.12 to 0.25, more with small tensors."""
 
 
 def plan_here(
@@ -47,9 +50,16 @@ def plan_here(
         compute,
         gather_bytes=compute if chosen.type == "cuda" else 4,
         logits_rows=block_rows(chosen),
+        packed_bytes=_packed_bytes(precision) if chosen.type == "cpu" else 0,
+        heap_holes=HEAP_HOLES if chosen.type == "cpu" else 0.0,
         trained=trained,
     )
     rows = job.sequences // config.parallel.dp
     return plan(
         job, machine, config.parallel, min(schedule.micro_batch, rows), MFU.get(chosen.type, 0.5)
     ), measured
+
+
+def _packed_bytes(precision: Precision) -> int:
+    kernels = kernels_for(torch.bfloat16 if precision == "bf16" else torch.float32)
+    return kernels.panel_dtype.itemsize if kernels else 0

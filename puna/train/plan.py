@@ -84,6 +84,10 @@ class Job:
     """Bytes of a gathered weight: FSDP gathers in bf16 on GPUs, in fp32 on CPUs."""
     logits_rows: int = LOGITS_ROWS_ON_GPU
     """Rows of a block of logits."""
+    packed_bytes: int = 0
+    """Bytes of a number in the packed weights of puna's CPU kernels; 0 where they do not run."""
+    heap_holes: float = 0.0
+    """On a CPU: what stays unused in the heap between blocks, as a share of what is allocated and freed."""
     trained: float = 1.0
     """Share of the parameters that train; with adapters, whose weights are frozen, far below 1."""
 
@@ -272,9 +276,10 @@ def _root_elements(model: ModelConfig, tp: int) -> float:
 
 
 def _memory(job: Job, mesh: MeshConfig, micro_batch: int) -> dict[str, float]:
-    """Bytes of a rank at the fuller of two moments: the last micro-batch's loss, and the end of its backward.
+    """Bytes of a rank at the fullest of three moments of the last micro-batch.
 
-    The model itself, run on tensors without values (dry_run.py), needs as much within 5 %.
+    The loss; the backward of the last block's feed-forward, when all activations are still there; the end of
+    the backward. The model itself, run on tensors without values (dry_run.py), needs as much within 5 %.
     """
     model, tp = job.model, mesh.tp
     block = sum(_block_elements(model, tp))
@@ -282,25 +287,43 @@ def _memory(job: Job, mesh: MeshConfig, micro_batch: int) -> dict[str, float]:
     whole = model.n_layers * block + root
     owned = whole / mesh.dp_shard
     tokens = micro_batch * model.context
+    table = ceil(model.vocab_size / tp) * model.dim
     accumulates = job.sequences // mesh.dp > micro_batch
     held = {"parameters": 4 * owned, "optimiser moments": 8 * owned * job.trained}
     held["rotary tables"] = 2 * 4 * model.context * model.head_dim / 2
-    shards = mesh.dp_shard > 1
+    # FSDP2 adds up the gradients of micro-batches in the weights' whole shape, before it reduces them.
+    summed = 4 * whole * job.trained if accumulates else 0.0
+    gathered = job.gather_bytes if mesh.dp_shard > 1 else 0
     loss = {
-        # FSDP2 adds up the gradients of micro-batches in the weights' whole shape, before it reduces them.
-        "gradients": 4 * whole * job.trained if accumulates else 0.0,
-        "gathered layers": (block + root) * job.gather_bytes if shards else 0.0,
+        "gradients": summed,
+        "gathered layers": (block + root) * gathered,
         "activations": _activations(job, tp, tokens),
         "logits and loss": _loss(job, tp, tokens),
+        "packed weights": 2 * table * job.packed_bytes,
     }
-    backward = {
-        "gradients": 4 * job.trained * (whole if accumulates or mesh.dp == 1 else owned + block + root),
+    feed_forward = {
+        "gradients": summed or 4 * table * (job.trained == 1),
+        "gathered layers": (2 * block + root) * gathered,
+        "activations": _activations(job, tp, tokens),
+        "gradients of activations": _feed_forward(job, tp) * tokens,
+        "logits and loss": 4 * table if accumulates and job.trained == 1 else 0.0,
+        "packed weights": model.dim * model.ffn_dim / tp * job.packed_bytes,
+    }
+    end = {
+        "gradients": summed or 4 * job.trained * (whole if mesh.dp == 1 else owned + block + root),
         "gradients being reduced": 4 * job.trained * (block + owned if mesh.dp > 1 and accumulates else 0.0),
-        "gathered layers": (2 * block + root) * job.gather_bytes if shards else 0.0,
+        "gathered layers": (2 * block + root) * gathered,
         "activations": _activations(job, tp, tokens) / model.n_layers,
-        "logits and loss": 4 * ceil(model.vocab_size / tp) * model.dim if accumulates else 0.0,
+        "logits and loss": 4 * table if accumulates else 0.0,
+        "packed weights": 2 * model.dim * model.ffn_dim / tp * job.packed_bytes,
     }
-    return held | max(loss, backward, key=lambda moment: sum(moment.values()))
+    fullest = max(loss, feed_forward, end, key=lambda moment: sum(moment.values()))
+    if job.heap_holes:
+        # A heap does not shrink again: when the root's gradients are copied and reduced, that comes on top.
+        reduced = 4 * job.trained * (root + root / mesh.dp_shard) if mesh.dp > 1 else 0.0
+        fullest["gradients being reduced"] = fullest.get("gradients being reduced", 0.0) + reduced
+        fullest["holes in the heap"] = job.heap_holes * sum(fullest.values())
+    return held | fullest
 
 
 def _activations(job: Job, tp: int, tokens: int) -> float:
@@ -315,6 +338,11 @@ def _activations(job: Job, tp: int, tokens: int) -> float:
         )
         return tokens * model.n_layers * (manual + extra / tp)
     return tokens * model.n_layers * manual
+
+
+def _feed_forward(job: Job, tp: int) -> float:
+    """Bytes per token of the gradients in a block's feed-forward: of its output, of z, gate and up; and z."""
+    return 4 * job.model.dim / tp + 4 * job.model.ffn_dim / tp * job.compute_bytes
 
 
 def _loss(job: Job, tp: int, tokens: int) -> float:
