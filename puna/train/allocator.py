@@ -36,8 +36,8 @@ def is_kept() -> bool:
 def settings() -> dict[str, str]:
     """The environment variables to start a process with.
 
-    `reuse.cpp` is left out where it cannot be compiled, which costs memory alone, and where the user preloads
-    a library, which may be another allocator.
+    `reuse.cpp` is not preloaded where it cannot be compiled, which costs memory alone, nor where the user
+    preloads a library, which may be another allocator.
     """
     library = None if PRELOAD in os.environ else _reuse()
     return KEEP if library is None else {**KEEP, PRELOAD: str(library)}

@@ -1,6 +1,9 @@
 """`puna train --dry-run`: the plan of a run on this machine, whose matrix peak is measured now."""
 
 import os
+import socket
+import threading
+import time
 
 import torch
 
@@ -11,10 +14,14 @@ from puna.kernels.matmul import kernels_for
 from puna.model.loss import block_rows
 from puna.train.plan import Job, Machine, Plan, plan
 
-MFU = {"cpu": 0.8, "cuda": 0.5}
+MFU = {"cpu": 0.75, "cuda": 0.5}
 """Share of the matrix peak, by device: what benchmarks/train.py shows."""
 HEAP_HOLES = 0.2
 """What benchmarks/plan.py shows: 0.12 to 0.25, more with small tensors."""
+
+LOOPBACK_SHARE = 5.0
+"""How much slower gloo sends a byte than the loopback: both ends send, receive and copy on the same cores,
+and its reduce-scatter is an all-reduce for each rank."""
 
 
 def plan_here(
@@ -38,8 +45,17 @@ def plan_here(
         memory, share = torch.cuda.get_device_properties(chosen).total_memory, 1
     else:
         memory, share = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), config.parallel.ranks
-    # Neither the traffic between processes of one machine nor its power is known.
-    machine = Machine(measured.name, memory / share / 1e9, measured.peak / share / 1e12, share, 10, 10, 0)
+    link = loopback_rate() / LOOPBACK_SHARE / 1e9 if chosen.type == "cpu" and share > 1 else 10.0
+    machine = Machine(
+        measured.name,
+        memory / share / 1e9,
+        measured.peak / share / 1e12,
+        share,
+        link,
+        link,
+        watts=0,  # not known
+        overlaps=chosen.type != "cpu",
+    )
     compute = 2 if precision == "bf16" else 4
     schedule = config.schedule
     job = Job(
@@ -58,6 +74,25 @@ def plan_here(
     return plan(
         job, machine, config.parallel, min(schedule.micro_batch, rows), MFU.get(chosen.type, 0.5)
     ), measured
+
+
+def loopback_rate(size: int = 1 << 24, rounds: int = 3) -> float:
+    """Bytes per second that two threads pass through a local connection, in the best of some rounds."""
+    sent, received, best = bytes(size), bytearray(size), 0.0
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as first,
+        server.accept()[0] as second,
+    ):
+        for _ in range(rounds):
+            sender = threading.Thread(target=first.sendall, args=(sent,))
+            started, count = time.perf_counter(), 0
+            sender.start()
+            while count < size:
+                count += second.recv_into(memoryview(received)[count:])
+            sender.join()
+            best = max(best, size / (time.perf_counter() - started))
+    return best
 
 
 def _packed_bytes(precision: Precision) -> int:

@@ -44,6 +44,8 @@ class Machine:
     link_gbs: float
     network_gbs: float
     watts: float
+    overlaps: bool = True
+    """Whether traffic runs beside arithmetic; on a CPU both take the same cores."""
 
 
 def machine(name: str, extra: Path | None = None) -> Machine:
@@ -61,7 +63,7 @@ def machine(name: str, extra: Path | None = None) -> Machine:
     if name not in tables:
         raise ValueError(f"unknown machine {name!r}; choose one of: {', '.join(tables)}, here")
     values = tables[name]
-    wanted = [item.name for item in fields(Machine) if item.name != "name"]
+    wanted = [item.name for item in fields(Machine) if item.name not in ("name", "overlaps")]
     for key in wanted:
         value = values.get(key) if isinstance(values, dict) else None
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
@@ -152,7 +154,7 @@ class Plan:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds of a step, by what takes them; they run at the same time."""
+        """Seconds of a step, by what takes them; they run at the same time, if the machine overlaps them."""
         flops = train_flops_per_token(self.job.model) * self.job.batch_tokens * _recomputed(self.job)
         within = sum(item.bytes for item in self.traffic if not item.between_nodes)
         between = sum(item.bytes for item in self.traffic if item.between_nodes)
@@ -170,7 +172,7 @@ class Plan:
     @property
     def step_seconds(self) -> float:
         """Seconds of an optimiser step."""
-        return max(self.seconds.values())
+        return (max if self.machine.overlaps else sum)(self.seconds.values())
 
     @property
     def tokens_per_second_per_gpu(self) -> float:

@@ -16,6 +16,7 @@ from puna.model.llama import Llama
 from puna.model.sizes import LOGITS_ROWS
 from puna.recipes import recipe
 from puna.train.dry_run import peak_bytes
+from puna.train.here import loopback_rate
 from puna.train.plan import Job, describe, machine, plan, search
 
 BATCH = 2**22
@@ -68,6 +69,34 @@ def test_more_ranks_hold_less_each(mesh, micro_batch):
         assert many.memory[name] <= one.memory[name]
     assert many.total_memory <= one.total_memory
     assert many.tokens_per_second_per_gpu <= one.tokens_per_second_per_gpu * 1.001
+
+
+def test_a_cpu_needs_memory_for_packed_weights_and_holes():
+    model = ModelConfig(dim=64, n_heads=4, n_layers=2, ffn_dim=192, vocab_size=4096, context=64)
+    job = Job(model, 256, 1e6, compute_bytes=4, gather_bytes=4)
+    plain, cpu = (
+        plan(item, machine("l40s"), MeshConfig())
+        for item in (job, replace(job, packed_bytes=4, heap_holes=0.2))
+    )
+    packed = 2 * 4 * 4096 * 64  # the output projection, for the logits and for the hidden states' gradient
+    assert cpu.memory["packed weights"] == packed
+    held = sum(plain.memory[name] for name in ("parameters", "optimiser moments", "rotary tables"))
+    passing = plain.total_memory - held + packed
+    assert cpu.total_memory == pytest.approx(held + 1.2 * passing)
+
+
+def test_traffic_beside_arithmetic_where_the_machine_overlaps_them():
+    job = Job(recipe("7b").model, BATCH, 1e12)
+    gpu = machine("h100")
+    beside, after = (
+        plan(job, replace(gpu, overlaps=overlaps), MeshConfig(2, 4), 1) for overlaps in (True, False)
+    )
+    assert beside.step_seconds == max(beside.seconds.values())
+    assert after.step_seconds == sum(beside.seconds.values()) > beside.step_seconds
+
+
+def test_the_loopback_is_measured():
+    assert 1e6 < loopback_rate(1 << 20, rounds=1) < 1e12
 
 
 def test_recomputation_trades_memory_for_arithmetic():
