@@ -4,6 +4,8 @@ import os
 import socket
 import threading
 import time
+from dataclasses import replace
+from typing import Literal
 
 import torch
 
@@ -35,45 +37,67 @@ def plan_here(
     Raises:
         ValueError: this machine has no such device.
     """
-    chosen = devices.choose_device(device)
-    devices.configure(chosen, config.compute.threads)
-    precision = config.compute.precision
-    if precision == "auto":
-        precision = devices.fast_precision(chosen)
-    measured = devices.measure(chosen, precision)
-    if chosen.type == "cuda":
-        memory, share = torch.cuda.get_device_properties(chosen).total_memory, 1
-    else:
-        memory, share = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), config.parallel.ranks
-    link = loopback_rate() / LOOPBACK_SHARE / 1e9 if chosen.type == "cpu" and share > 1 else 10.0
-    machine = Machine(
-        measured.name,
-        memory / share / 1e9,
-        measured.peak / share / 1e12,
-        share,
-        link,
-        link,
-        watts=0,  # not known
-        overlaps=chosen.type != "cpu",
+    machine, measured = machine_here(
+        config.parallel.ranks, device, config.compute.precision, config.compute.threads
     )
-    compute = 2 if precision == "bf16" else 4
     schedule = config.schedule
     job = Job(
         config.model,
         schedule.batch_tokens,
         float(schedule.batch_tokens) * schedule.steps,
         config.compute.activations,
-        compute,
-        gather_bytes=compute if chosen.type == "cuda" else 4,
-        logits_rows=block_rows(chosen),
-        packed_bytes=_packed_bytes(precision) if chosen.type == "cpu" else 0,
-        heap_holes=HEAP_HOLES if chosen.type == "cpu" else 0.0,
         trained=trained,
     )
     rows = job.sequences // config.parallel.dp
-    return plan(
-        job, machine, config.parallel, min(schedule.micro_batch, rows), MFU.get(chosen.type, 0.5)
-    ), measured
+    micro_batch = min(schedule.micro_batch, rows)
+    kind = measured.device.type
+    return plan(job_here(job, measured), machine, config.parallel, micro_batch, MFU.get(kind, 0.5)), measured
+
+
+def machine_here(
+    ranks: int = 1,
+    device: DeviceName = "auto",
+    precision: Precision | Literal["auto"] = "auto",
+    threads: int = 0,
+) -> tuple[Machine, devices.Machine]:
+    """What each of `ranks` processes has of this machine, and what was measured of the machine.
+
+    Raises:
+        ValueError: this machine has no such device.
+    """
+    chosen = devices.choose_device(device)
+    devices.configure(chosen, threads)
+    measured = devices.measure(chosen, devices.fast_precision(chosen) if precision == "auto" else precision)
+    on_cpu = chosen.type == "cpu"
+    if chosen.type == "cuda":
+        memory, share = torch.cuda.get_device_properties(chosen).total_memory, 1
+    else:
+        memory, share = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), ranks
+    link = loopback_rate() / LOOPBACK_SHARE / 1e9 if on_cpu and ranks > 1 else 10.0
+    machine = Machine(
+        measured.name,
+        memory / share / 1e9,
+        measured.peak / share / 1e12,
+        ranks,
+        link,
+        link,
+        watts=0,  # not known
+        overlaps=not on_cpu,
+    )
+    return machine, measured
+
+
+def job_here(job: Job, measured: devices.Machine) -> Job:
+    """A job in the precision of a measured machine, with what its device needs."""
+    on_cpu, compute = measured.device.type == "cpu", 2 if measured.precision == "bf16" else 4
+    return replace(
+        job,
+        compute_bytes=compute,
+        gather_bytes=4 if on_cpu else compute,
+        logits_rows=block_rows(measured.device),
+        packed_bytes=_packed_bytes(measured.precision) if on_cpu else 0,
+        heap_holes=HEAP_HOLES if on_cpu else 0.0,
+    )
 
 
 def loopback_rate(size: int = 1 << 24, rounds: int = 3) -> float:

@@ -12,7 +12,7 @@ arithmetic at a stated share of the peak (MFU), traffic within nodes, and traffi
 import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 
 from puna.carbon import Footprint
@@ -62,12 +62,18 @@ def machine(name: str, extra: Path | None = None) -> Machine:
             raise ValueError(f"{extra} cannot be read as a file of machines: {error}") from error
     if name not in tables:
         raise ValueError(f"unknown machine {name!r}; choose one of: {', '.join(tables)}, here")
-    values = tables[name]
+    values = tables[name] if isinstance(tables[name], dict) else {}
     wanted = [item.name for item in fields(Machine) if item.name not in ("name", "overlaps")]
     for key in wanted:
-        value = values.get(key) if isinstance(values, dict) else None
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise ValueError(f"machine {name!r}: {key} is {value!r}; expected a positive number")
+        value = values.get(key)
+        is_number = isinstance(value, int if key == "gpus_per_node" else int | float)
+        if isinstance(value, bool) or not is_number or not 0 < value < inf:
+            kind = "whole number" if key == "gpus_per_node" else "number"
+            raise ValueError(f"machine {name!r}: {key} is {value!r}; expected a positive {kind}")
+    if unknown := set(values) - set(wanted):
+        raise ValueError(
+            f"machine {name!r}: unknown field {min(unknown)!r}; the fields are {', '.join(wanted)}"
+        )
     return Machine(name, **{key: values[key] for key in wanted})
 
 
@@ -109,14 +115,21 @@ def job_of(
     """A recipe as a job, with another batch, length or context where they are given.
 
     Raises:
-        ValueError: an unknown recipe, or an invalid context.
+        ValueError: an unknown recipe, an invalid context, a batch or a length without a whole sequence.
     """
     chosen = recipe(recipe_name)
     model = chosen.model if context is None else replace(chosen.model, context=context)
     model.validate()
     schedule = chosen.schedule
-    whole = float(schedule.batch_tokens) * schedule.steps
-    return Job(model, batch_tokens or schedule.batch_tokens, tokens or whole, activations)
+    batch = schedule.batch_tokens if batch_tokens is None else batch_tokens
+    whole = float(schedule.batch_tokens) * schedule.steps if tokens is None else tokens
+    if batch < 1 or batch % model.context:
+        raise ValueError(
+            f"--batch-tokens is {batch}; expected a multiple of the context, {model.context} tokens"
+        )
+    if not 0 < whole < inf:
+        raise ValueError(f"--tokens is {whole:g}; expected a positive number")
+    return Job(model, batch, whole, activations)
 
 
 @dataclass(frozen=True)
@@ -242,11 +255,13 @@ def search(
     Raises:
         ValueError: no mesh divides the model and the batch.
     """
+    if gpus < 1:
+        raise ValueError(f"--gpus is {gpus}; expected at least 1")
     plans = [plan(job, machine, mesh, micro_batch, mfu) for mesh in _meshes(job, gpus)]
     if not plans:
         raise ValueError(
             f"no mesh of {gpus} GPUs divides {job.sequences} sequences and {job.model.kv_heads} kv heads; "
-            "change --gpus or --schedule.batch-tokens"
+            "change --gpus or --batch-tokens"
         )
     fitting = [item for item in plans if item.fits]
     # Of equally fast meshes, the one with the least traffic, then the one with the most room.

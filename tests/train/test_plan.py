@@ -116,7 +116,12 @@ def test_recomputation_trades_memory_for_arithmetic():
         (["--machine", "abacus"], "abacus"),
         (["--gpus", "3", "--parallel.tp", "3"], "--parallel.tp is 3"),
         (["--gpus", "8", "--parallel.tp", "4"], "--gpus is 8"),
-        (["--gpus", "0", "--parallel.tp", "0"], "--parallel.tp"),
+        (["--gpus", "1", "--parallel.tp", "0"], "--parallel"),
+        (["--gpus", "0"], "--gpus is 0"),
+        (["--batch-tokens", "1000"], "--batch-tokens is 1000; expected a multiple of the context"),
+        (["--batch-tokens", "0"], "--batch-tokens is 0"),
+        (["--tokens", "0"], "--tokens is 0"),
+        (["--price", "-2"], "--price is -2"),
         (["--gpus", "4096", "--parallel.dp-shard", "4096"], "4096 data-parallel ranks"),
         (["--gpus", "7"], "no mesh of 7 GPUs"),
         (["--mfu", "1.5"], "mfu is 1.5"),
@@ -142,6 +147,41 @@ def test_machines_of_ones_own(tmp_path, capsys):
     file.write_text("[mine]\nmemory_gb = -1\n")
     assert main(["plan", "--machine", "mine", "--machines", str(file)]) == 2
     assert "memory_gb is -1" in capsys.readouterr().err
+
+
+WHOLE = {
+    "memory_gb": "24",
+    "peak_tflops": "100",
+    "gpus_per_node": "2",
+    "link_gbs": "10",
+    "network_gbs": "1",
+    "watts": "200",
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("memory_gb", "nan", "memory_gb is nan; expected a positive number"),
+        ("network_gbs", "inf", "network_gbs is inf"),
+        ("gpus_per_node", "2.5", "gpus_per_node is 2.5; expected a positive whole number"),
+        ("power", "3", "unknown field 'power'; the fields are memory_gb"),
+        ("watts", "", "cannot be read as a file of machines"),
+    ],
+)
+def test_a_wrong_machine_is_refused_by_its_field(tmp_path, field, value, named, capsys):
+    file = tmp_path / "mine.toml"
+    file.write_text("[mine]\n" + "".join(f"{k} = {v}\n" for k, v in {**WHOLE, field: value}.items()))
+    assert main(["plan", "--machine", "mine", "--machines", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert named in error and error.count("\n") == 1
+
+
+def test_this_machine_is_measured(capsys):
+    arguments = ["--recipe", "15m", "--machine", "here", "--gpus", "2", "--parallel.dp-shard", "2"]
+    assert main(["plan", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert "per process" in text and "holes in the heap" in text and "GPU-hours" not in text
 
 
 def test_the_answer_in_the_terminal_and_as_a_page(tmp_path, capsys):
