@@ -96,7 +96,8 @@ def plan(
     if page is not None:
         from puna.report.memory import memory_page
 
-        memory_page(page, f"{recipe_name} on {gpus:,} × {gpu.name}", best.memory, gpu.memory_gb * 1e9, USABLE)
+        shown = {name: size for name, size in best.memory.items() if size}
+        memory_page(page, f"{recipe_name} on {gpus:,} × {gpu.name}", shown, gpu.memory_gb * 1e9, USABLE)
         lines.append(f"picture of the memory: {page}")
     if dry_run:
         from puna.train.dry_run import peak_bytes
