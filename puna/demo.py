@@ -17,10 +17,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from puna.carbon import total
 from puna.config import (
     ModelConfig,
     RunConfig,
@@ -31,6 +32,7 @@ from puna.config import (
     read_config,
 )
 from puna.corpus.clean import clean_source
+from puna.energy import recorded_in
 from puna.fetch.package_index import SAMPLES, fetch_sample
 from puna.files import MANIFEST, human_bytes, human_seconds, read_json_lines
 from puna.generate.samples import sampler
@@ -150,6 +152,8 @@ def run_demo(out: Path, json: bool = False) -> int:
         page = build_report(out)
         facts.append(f"{page}, {human_bytes(page.stat().st_size)}")
 
+    parts = (*documents.values(), out / "tokenizer", out / "shards", out)
+    energy = total([recorded_in(part) for part in parts])
     seconds = time.monotonic() - started
     if json:
         result = {
@@ -157,12 +161,14 @@ def run_demo(out: Path, json: bool = False) -> int:
             "report": str(page),
             "validation": outcome.validation,
             "share_of_ln_vocabulary": _share(outcome.validation, config),
+            "energy": asdict(energy),
             "seconds": round(seconds, 1),
         }
         print(json_module.dumps(result))
         return 0
     _show_samples(out)
     print(f"\n{_reached(out, outcome, config)}")
+    print(f"{energy}, from the dumps to the model")
     print(f"done in {human_seconds(seconds)}. Next:")
     print(f'  {_puna()} generate --model {out} "The history of"')
     print(f"  {_puna()} chat --model {out}")

@@ -3,6 +3,7 @@
 import bz2
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,9 +16,13 @@ import pytest
 import torch
 
 from puna import demo
+from puna.cli import app
+from puna.energy import recorded_in
 from puna.files import read_json_lines
 from puna.model.sizes import parameters
 from puna.recipes import recipe
+from puna.report.run import read_run
+from puna.report.tables import commands
 from puna.train import speed
 from tests.conftest import functions, sentences
 
@@ -112,6 +117,19 @@ def test_every_stage_leaves_a_manifest_and_a_report(undisturbed):
     counts = json.loads((undisturbed / "documents/github/manifest.json").read_text())["counts"]
     assert counts["kept"] == 20
     assert counts["dropped: licence not permitted"] == 21  # its modules, and its metadata
+
+
+def test_the_report_s_commands_are_ones_that_puna_takes(undisturbed):
+    printed = commands(read_run(undisturbed))
+    assert [line.split()[1] for line in printed] == ["corpus"] * 3 + ["tokenizer", "shards", "train"]
+    for line in printed:
+        app.parse_args(shlex.split(line)[1:], exit_on_error=False, print_error=False)
+
+
+def test_the_energy_of_all_stages_is_one_figure(raw, undisturbed):
+    stages = ("documents/wikipedia", "documents/books", "documents/github", "tokenizer", "shards", ".")
+    parts = [recorded_in(undisturbed / stage).kWh for stage in stages]
+    assert finish(raw, undisturbed)["energy"]["kWh"] == pytest.approx(sum(parts))
 
 
 def test_the_mixture_as_run_is_near_the_intended(undisturbed):

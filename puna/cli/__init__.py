@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from puna import __version__
 from puna.cli.common import STOPPED
+from puna.cli.help import WholeLines, typed
 from puna.devices import cpu_limit
 from puna.extras import MissingExtra
 
@@ -51,8 +52,9 @@ app = App(
     name="puna",
     help="LLaMA, end to end: raw dumps -> documents -> tokens -> weights -> text and scores.",
     version=__version__,
-    default_parameter=Parameter(negative=(), show_env_var=False),
+    default_parameter=Parameter(negative=(), show_env_var=False, show_default=typed),
     version_flags=["--version"],
+    help_formatter=WholeLines(),
     help_format="plaintext",  # rendering docstrings as Markdown takes 0.1 s
 )
 for verb, text in VERBS.items():

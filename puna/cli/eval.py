@@ -245,8 +245,11 @@ def compare(first: Path, second: Path, *, flipped: int = 5, json: Json = False) 
     flipped
         Examples to list per task that only one run has right.
     """
-    from puna.evaluate.compare import compare_runs, lines
+    from puna.evaluate.compare import compare_runs, print_comparison
 
     found = compare_runs(first, _run(first), second, _run(second))
-    print_result({"comparisons": found}, json, lines(found, flipped))
+    if json:
+        print_result({"comparisons": found}, json, ())
+    else:
+        print_comparison(found, flipped)
     return 0

@@ -27,7 +27,7 @@ def report(
     Parameters
     ----------
     runs
-        Run directories that `puna train` wrote.
+        Run directories that `puna train` or `puna finetune` wrote.
     eval
         Directories that `puna eval` wrote; defaults to those in the run's directory.
     out

@@ -20,6 +20,7 @@ def train(
     vocab_size: int = 32_000,
     sample_bytes: int = 100_000_000,
     weights: dict[str, float] | None = None,
+    seed: int = 1,
     json: Json = False,
 ) -> int:
     """Train a SentencePiece BPE tokenizer on documents.
@@ -36,11 +37,13 @@ def train(
         Maximum size of the text to train on, in bytes; training takes about 13 bytes of memory for each.
     weights
         Share of each source in the sample, as --weights.SOURCE NUMBER; defaults to the paper's Table 1.
+    seed
+        Random seed of the choice of documents.
     """
     from puna.files import human_bytes, human_seconds
     from puna.tokens.training import train_tokenizer
 
-    manifest = train_tokenizer(documents, out, vocab_size, sample_bytes, weights)
+    manifest = train_tokenizer(documents, out, vocab_size, sample_bytes, weights, seed)
     lines = [
         f"{source:>16}  {human_bytes(sample['bytes'])} in {sample['documents']:,} documents"
         for source, sample in manifest.details["sample"].items()

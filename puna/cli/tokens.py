@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from puna.cli.common import Json, print_result
-from puna.config import RunConfig, read_config
+from puna.config import RunConfig, TuneConfig, read_config
 from puna.recipes import recipe as recipe_of
 
 app = App(name="tokens")
@@ -14,7 +14,7 @@ app = App(name="tokens")
 
 @app.command(name="inspect")
 def inspect(
-    data: list[str],
+    data: list[str] = [],  # noqa: B006 (cyclopts copies it)
     /,
     *,
     step: int = 0,
@@ -31,7 +31,7 @@ def inspect(
     Parameters
     ----------
     data
-        Directories or URLs of token shards, as written by `puna shards`.
+        Directories or URLs of token shards, as written by `puna shards`. Default: the data of --model.
     step
         Training step whose batch is shown, from 0.
     model
@@ -53,6 +53,10 @@ def inspect(
     from puna.tokens.mixture import Mixture
 
     config = read_config(model) if model else recipe_of(RunConfig.recipe)
+    if isinstance(config, TuneConfig):
+        return _inspect_finetuning(config, step, rows, characters, json)
+    if not (data := data or list(config.data)):
+        raise ValueError("no data; give directories of token shards, or a run with --model")
     window = context or config.model.context
     mixture = Mixture(
         data,
@@ -73,4 +77,21 @@ def inspect(
     print_result(
         {"step": step, "context": window, "fingerprint": mixture.fingerprint, "rows": batch}, json, lines
     )
+    return 0
+
+
+def _inspect_finetuning(config: TuneConfig, step: int, rows: int, characters: int, json: bool) -> int:
+    """The batch of a step of finetuning: its packed rows, with what is trained on between ⟦ and ⟧."""
+    from puna.finetune.preview import batch_rows
+    from puna.finetune.run import prepare
+    from puna.tokens.inspect import shortened
+
+    job = prepare(config)
+    batch = batch_rows(job.data, step, job.tokenizer)
+    lines = []
+    for row in batch[:rows]:
+        counts = f"{row['examples']:,} examples, {row['tokens']:,} tokens trained on"
+        lines += [f"── row {row['row']}: {row['source']}, {counts}", shortened(row["text"], characters)]
+    lines.append(f"── step {step:,}: {len(batch):,} rows; {min(rows, len(batch))} shown")
+    print_result({"step": step, "fingerprint": job.data.fingerprint, "rows": batch}, json, lines)
     return 0

@@ -5,12 +5,30 @@ records of A ─┐
 records of B ─┘
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from puna.evaluate.records import Record, iterate_records
+from puna.evaluate.results import figure, wide_console
 from puna.evaluate.statistics import compare, holm
+
+_SCALED = ("first", "second", "difference", "low", "high")  # in the unit of the results
+_COLUMNS = (
+    "task",
+    "metric",
+    "first",
+    "second",
+    "difference",
+    "n",
+    "only first",
+    "only second",
+    "p",
+    "p (Holm)",
+)
 
 
 def _values(run: Path, result: dict[str, Any]) -> dict[str, tuple[float, str]]:
@@ -30,7 +48,7 @@ def _value(record: Record) -> float:
 def compare_runs(
     first: Path, first_run: dict[str, Any], second: Path, second_run: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """The comparisons of all tasks that both runs scored.
+    """The comparisons of all tasks that both runs scored, their values in the unit of `puna eval`'s table.
 
     Raises:
         ValueError: when they share no examples, or a task's metric, normalisation or shots differ.
@@ -52,6 +70,7 @@ def compare_runs(
         if not shared:
             continue
         clusters = [a[id][1] for id in shared]
+        unit = result.get("unit", 100)
         outcome = compare(
             [a[id][0] for id in shared],
             [b[id][0] for id in shared],
@@ -61,7 +80,9 @@ def compare_runs(
             {
                 "task": label,
                 "metric": next(iter(result["metrics"]), ""),
+                "unit": unit,
                 **asdict(outcome),
+                **{name: unit * getattr(outcome, name) for name in _SCALED},
                 "only_first_ids": [id for id in shared if a[id][0] > b[id][0]],
                 "only_second_ids": [id for id in shared if a[id][0] < b[id][0]],
             }
@@ -74,22 +95,31 @@ def compare_runs(
     return found
 
 
-def lines(found: list[dict[str, Any]], flipped: int) -> list[str]:
-    """The comparisons for a person."""
-    said = ["task: first -> second, difference [95 % interval], only one right, p (exact McNemar), p (Holm)"]
+def print_comparison(found: Sequence[dict[str, Any]], flipped: int) -> None:
+    """Print a table of the tasks, and under it the examples that only one run has right."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for place, name in enumerate(_COLUMNS):
+        table.add_column(name, justify="left" if place < 2 else "right", no_wrap=True)
     for row in found:
-        line = (
-            f"{row['task']} {row['metric']}: {row['first']:.4f} -> {row['second']:.4f}, "
-            f"{row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}], n {row['n']:,}, "
-            f"only first {row['only_first']:,}, only second {row['only_second']:,}"
+        figures = [figure(row[name], row["unit"]) for name in ("first", "second")]
+        change, low, high = (
+            figure(row[name], row["unit"], sign="+") for name in ("difference", "low", "high")
         )
-        if row["p"] is not None:
-            line += f", p {row['p']:.2g}, p (Holm) {row['p_holm']:.2g}"
-        said.append(line)
-        for name in ("only_first_ids", "only_second_ids"):
-            if ids := row[name][:flipped]:
-                which = "first" if name.startswith("only_first") else "second"
-                said.append(
-                    f"    better in the {which}: {', '.join(ids)}{' …' if len(row[name]) > flipped else ''}"
+        tests = [f"{row[name]:.2g}" if row.get(name) is not None else "" for name in ("p", "p_holm")]
+        counts = [f"{row[name]:,}" for name in ("n", "only_first", "only_second")]
+        table.add_row(row["task"], row["metric"], *figures, f"{change} [{low}, {high}]", *counts, *tests)
+    console = wide_console()
+    console.print(table)
+    for row in found:
+        for which in ("first", "second"):
+            if ids := row[f"only_{which}_ids"]:
+                more = " …" if len(ids) > flipped else ""
+                shown = ", ".join(ids[:flipped]) + more
+                console.print(
+                    f"{row['task']}, only the {which} right: {shown}", soft_wrap=True, highlight=False
                 )
-    return said
+    notes = (
+        "difference: second - first, with its 95 % interval by the paired bootstrap; "
+        "p: exact McNemar, and Holm's correction for the number of tasks"
+    )
+    console.print(notes, style="dim", soft_wrap=True, highlight=False)

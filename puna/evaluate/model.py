@@ -18,6 +18,7 @@ import numpy as np
 
 from puna.config import Sampling
 from puna.files import sha256_file
+from puna.formats.contents import model_files
 from puna.generate import likelihood
 from puna.generate.engine import Engine
 from puna.generate.likelihood import Row, Scored, Tokens
@@ -101,21 +102,9 @@ class EngineModel:
 
 
 def model_digest(path: Path, precision: str) -> str:
-    """A digest of a model's files (weights, tokenizer, configuration) and of the precision it computes in."""
-    if path.is_file():
-        return hashlib.sha256(f"{sha256_file(path)} {precision}".encode()).hexdigest()[:32]
-    directory = path
-    checkpoints = sorted(directory.glob("checkpoints/*/weights.safetensors"))[-1:]
-    files = [path for path in directory.iterdir() if path.is_file() and _is_model(path)] + checkpoints
-    parts = [f"{path.name}:{sha256_file(path)}" for path in sorted(files)]
+    """A digest of a model's files, an adapter's base included, and of the precision it computes in."""
+    parts = [f"{file.name}:{sha256_file(file)}" for file in model_files(path)]
     return hashlib.sha256("\n".join([*parts, precision]).encode()).hexdigest()[:32]
-
-
-def _is_model(path: Path) -> bool:
-    return path.suffix in (".safetensors", ".model", ".gguf") or path.name in (
-        "tokenizer.json",
-        "config.json",
-    )
 
 
 def load_model(

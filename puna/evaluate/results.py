@@ -91,8 +91,9 @@ def recount(
     return summarised(task, (recounted(task, record, normalisation) for record in records), normalisation)
 
 
-def _figure(value: float | None, unit: float = 100) -> str:
-    return "" if value is None else f"{value:.1f}" if unit == 100 else f"{value:.3f}"
+def figure(value: float | None, unit: float = 100, sign: str = "-") -> str:
+    """A score as text: one decimal of per cent, three of other units; `sign` "+" marks positive ones too."""
+    return "" if value is None else f"{value:{sign}.{1 if unit == 100 else 3}f}"
 
 
 def table_rows(result: Result) -> list[tuple[str, ...]]:
@@ -111,18 +112,24 @@ def table_rows(result: Result) -> list[tuple[str, ...]]:
         paper = result["paper"].get(name)
         if paper is None and place == 0:  # NQ and TriviaQA: by the number of shots
             paper = result["paper"].get(f"{result.get('shots')}-shot")
-        error = f" ± {_figure(found['error'], unit)}" if found["error"] else ""
+        error = f" ± {figure(found['error'], unit)}" if found["error"] else ""
         control = result.get("control", {}).get(name)
-        head = (result["label"], _figure(result["chance"], unit), n) if place == 0 else ("", "", "")
-        row = (head[0], name, _figure(found["value"], unit) + error, *head[1:])
+        head = (result["label"], figure(result["chance"], unit), n) if place == 0 else ("", "", "")
+        row = (head[0], name, figure(found["value"], unit) + error, *head[1:])
         rows.append(
             (
                 *row,
-                _figure(control["value"], unit) if control else "",
-                *(_figure(figure, unit) for figure in paper or (None,) * 4),
+                figure(control["value"], unit) if control else "",
+                *(figure(one, unit) for one in paper or (None,) * 4),
             )
         )
     return rows
+
+
+def wide_console() -> Console:
+    """Standard output; where it is no terminal, wide enough for a table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
 
 
 COLUMNS = ("task", "metric", "value", "chance", "n", "swapped", *SIZES)
@@ -142,9 +149,7 @@ def print_table(results: Sequence[Result], console: Console | None = None) -> No
         table.add_column(COLUMNS[place], justify="left" if is_text else "right", style=style, no_wrap=True)
     for row in rows:
         table.add_row(*(row[place] for place in shown))
-    if console is None:
-        console = Console()
-        console = console if console.is_terminal else Console(width=140)
+    console = console or wide_console()
     console.print(table)
     for result in results:
         if "why" in result:

@@ -16,10 +16,10 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from puna.config import MixtureConfig, OptimConfig, ScheduleConfig, TuneConfig
 from puna.devices import DeviceName
@@ -28,7 +28,8 @@ from puna.finetune import lora
 from puna.finetune.examples import Examples, read_examples
 from puna.finetune.packing import PackedExamples
 from puna.finetune.templates import choose_template, with_template
-from puna.formats.adapters import adapted_roles, write_adapter
+from puna.formats.adapters import adapted_roles, read_tensors, write_adapter
+from puna.formats.contents import model_inputs
 from puna.formats.convert import open_source
 from puna.model.llama import Llama
 from puna.model.parts import Source, parts
@@ -110,7 +111,9 @@ def prepare(config: TuneConfig) -> Job:
         ),
     )
     files = with_template(source.tokenizer, template, tokenizer)
-    return Job(config, sets, data, tokenizer, source, lora.start(source, config.lora, config.seed, files))
+    start = lora.start(source, config.lora, config.seed, files)
+    start = replace(start, inputs=partial(model_inputs, Path(chosen.model)))
+    return Job(config, sets, data, tokenizer, source, start)
 
 
 def _check(config: TuneConfig, tokenizer: Tokenizer) -> None:
@@ -209,7 +212,7 @@ def finetune(
         print(*lines, sep="\n", file=sys.stderr)
     outcome = train(job.config, out, sample, evaluate, device, job.data, job.start)
     if outcome.finished and job.config.lora is not None and is_first:
-        held = load_file(newest_weights(out) / WEIGHTS)
+        held = read_tensors(newest_weights(out) / WEIGHTS)
         write_adapter(out / ADAPTER, job.config, held, Path(job.config.finetune.model))
     return outcome
 

@@ -22,7 +22,7 @@ from puna.config import ModelConfig, TuneConfig, run_config
 from puna.files import read_object, write_json
 from puna.formats.huggingface import NAMES
 from puna.model.parts import Part, Source, parts, tokenizer_beside
-from puna.rundir import CONFIG, WEIGHTS, newest_weights
+from puna.rundir import CONFIG, WEIGHTS, newest_weights, parts_of
 
 ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
 MODULES = {role: NAMES[role].split(".")[-2] for role in ("wq", "wk", "wv", "wo", "w1", "w3", "w2")}
@@ -83,6 +83,18 @@ class AdaptedSource:
         return self.adapter.merged(part, self.base.read(part))
 
 
+def base_of(path: Path) -> Path | None:
+    """The base model of a directory of PEFT's or of a run that trained an adapter; None for other models.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    if (file := path / ADAPTER_CONFIG).is_file():
+        return _base_path(read_object(file).get("base_model_name_or_path"), file)
+    config = _adapting(path)
+    return _base_path(config.finetune.model, path / CONFIG) if config else None
+
+
 def open_adapted(path: Path, open_base: Callable[[Path], Source]) -> AdaptedSource | None:
     """A directory of PEFT's, or a run that trained an adapter, with its base model; None for other models.
 
@@ -93,19 +105,29 @@ def open_adapted(path: Path, open_base: Callable[[Path], Source]) -> AdaptedSour
         values = read_object(file)
         source, base = _open_base(values.get("base_model_name_or_path"), file, open_base)
         return AdaptedSource(source, _peft_adapter(path, values, source.config), tokenizer_beside(path))
-    if not (file := path / CONFIG).is_file() or "lora" not in (values := read_object(file)):
+    if (config := _adapting(path)) is None or config.lora is None:
         return None
-    config = run_config(values)
-    if not isinstance(config, TuneConfig) or config.lora is None:
-        return None
-    source, base = _open_base(config.finetune.model, file, open_base)
-    held = _load(newest_weights(path) / WEIGHTS)
+    source, base = _open_base(config.finetune.model, path / CONFIG, open_base)
+    held = read_tensors(newest_weights(path) / WEIGHTS)
     names = [name.removesuffix("_lora_A") for name in held if name.endswith("_lora_A")]
     factors = {name: (held[f"{name}_lora_A"], held[f"{name}_lora_B"], config.lora.scale) for name in names}
     return AdaptedSource(source, _checked(Adapter(factors), base, path), tokenizer_beside(path))
 
 
+def _adapting(path: Path) -> TuneConfig | None:
+    """The configuration of a run that trained an adapter; None for other models."""
+    if not (file := path / CONFIG).is_file() or "lora" not in (values := read_object(file)):
+        return None
+    config = run_config(values)
+    return config if isinstance(config, TuneConfig) and config.lora else None
+
+
 def _open_base(name: Any, file: Path, open_base: Callable[[Path], Source]) -> tuple[Source, dict[str, Part]]:
+    source = open_base(_base_path(name, file))
+    return source, {part.parameter: part for part in parts(source.config)}
+
+
+def _base_path(name: Any, file: Path) -> Path:
     base = Path(str(name))
     if not base.is_absolute() and not base.exists():
         base = file.parent / base
@@ -113,8 +135,16 @@ def _open_base(name: Any, file: Path, open_base: Callable[[Path], Source]) -> tu
         raise ValueError(
             f"{file}: the adapter's base model {name} is not there; put it back, or correct its path"
         )
-    source = open_base(base)
-    return source, {part.parameter: part for part in parts(source.config)}
+    return base
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of the files that several machines wrote in its place.
+
+    Raises:
+        ValueError: naming the file that cannot be read.
+    """
+    return {name: tensor for part in parts_of(file) or [file] for name, tensor in _load(part).items()}
 
 
 def _load(file: Path) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from puna.config import RunConfig, TuneConfig
 from puna.files import atomic_file, human_seconds
 from puna.paper import RESULTS
 from puna.report import tables
@@ -20,6 +21,7 @@ from puna.report.run import Run, number, read_run
 
 CARD = "README.md"
 _DATASET = re.compile(r"(?:huggingface\.co/|hf://)datasets/([\w.-]+/[\w.-]+)")
+_DUMP = re.compile(r"([a-z-]+)wiki-")
 _CELL = str.maketrans({"|": "\\|", "\n": " ", "\r": " ", "<": "&lt;", ">": "&gt;", "`": "'"})
 
 
@@ -53,6 +55,7 @@ def _card(run: Run, given: list[Path]) -> str:
     tokens = run.train[-1]["tokens"] if run.train else 0
     steps = f"{run.step:,} of {config.schedule.steps:,} steps"
     state = "" if run.manifest else f" Its training is not finished: {steps}."
+    about = f"A LLaMA of {run.parameters:,} parameters, {_trained(config)} on {tokens:,} tokens with puna."
     parts = [
         "---",
         # JSON is YAML: no value can break the header.
@@ -60,7 +63,7 @@ def _card(run: Run, given: list[Path]) -> str:
         "---",
         f"# {_text(run.name)}",
         "",
-        f"A LLaMA of {run.parameters:,} parameters, trained on {tokens:,} tokens with puna.{state}",
+        f"{about}{state}",
         "",
         "```python",
         "from transformers import pipeline",
@@ -116,9 +119,17 @@ def _card(run: Run, given: list[Path]) -> str:
         parts += ["## Energy", "", f"{_text(str(run.manifest.energy))}.", ""]
     fingerprint = run.lineage.fingerprint or "not recorded yet"
     parts += ["## Lineage", "", f"Fingerprint of the run: `{fingerprint}`", ""]
+    parts += [f"- `{_text(one.path)}`, SHA-256 `{_text(one.sha256)}`" for one in run.lineage.files]
     for stage in run.lineage.inputs:
         parts.append(f"- {_text(stage.kind)} `{_text(stage.path)}`, fingerprint `{_text(stage.fingerprint)}`")
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _trained(config: RunConfig) -> str:
+    if not isinstance(config, TuneConfig):
+        return "trained"
+    base = Path(config.finetune.model).name
+    return f"finetuned from `{_text(base)}`{' with LoRA' if config.lora else ''}"
 
 
 def _result(run: Run) -> list[tuple[str, Any]]:
@@ -134,16 +145,18 @@ def _result(run: Run) -> list[tuple[str, Any]]:
 
 
 def _languages(run: Run) -> list[str]:
-    """The languages that the stages of the documents were asked for."""
-    found: list[str] = []
+    """The languages that the stages of the documents were asked for; for Wikipedia, those of its dumps."""
+    found: set[str] = set()
     for stage in run.lineage.walk():
         options = stage.manifest.config.get("options", {}) if stage.manifest else {}
-        for key in ("language", "languages"):
-            value = options.get(key, ())
-            found += (
-                [value] if isinstance(value, str) else [one for one in value or () if isinstance(one, str)]
+        asked: set[str] = set()
+        for value in (options.get("language"), options.get("languages")):
+            asked |= (
+                {value} if isinstance(value, str) else {one for one in value or () if isinstance(one, str)}
             )
-    return sorted(set(found))
+        dumps = {match[1] for file in stage.files if (match := _DUMP.match(Path(file.path).name))}
+        found |= asked & dumps if dumps else asked
+    return sorted(found)
 
 
 def _datasets(run: Run) -> list[str]:

@@ -115,8 +115,7 @@ def _median_before(norms: Array) -> Array:
 
 def _inspect(run: Run, step: int) -> str:
     # The records count steps from 1, the mixture from 0.
-    data = " ".join(shlex.quote(path) for path in run.config.data)
-    return f"puna tokens inspect {data} --step {step - 1} --model {shlex.quote(str(run.path))}"
+    return f"puna tokens inspect --model {shlex.quote(str(run.path))} --step {step - 1}"
 
 
 def stalls(run: Run) -> list[Record]:

@@ -95,9 +95,9 @@ def _by_layer(record: Record, key: str) -> dict[str, float]:
 
 @cache
 def _layer(name: str) -> str:
-    """`layers.3.wq` -> `layer 3`; a parameter outside the layers keeps its name."""
-    found = re.search(r"layers\.(\d+)\.", name)
-    return f"layer {found[1]}" if found else name.removesuffix(".weight")
+    """`blocks.3.wq` -> `layer 3`; a parameter outside the layers keeps its name."""
+    found = re.match(r"blocks\.(\d+)\.", name)
+    return f"layer {found[1]}" if found else name
 
 
 def _order(name: str) -> tuple[int, int, str]:

@@ -70,8 +70,9 @@ def read_lineage(run: Path, manifest: Manifest | None, data: Iterable[str]) -> S
     """
     root = _stage("run", str(run), manifest) if manifest else Stage("run", str(run), "")
     named = manifest.inputs if manifest else [Input(path, stage="shards") for path in data]
+    root.files = [_file(entry, run) for entry in named if entry.sha256]
     seen: set[tuple[str, str]] = set()
-    root.inputs = [_follow(entry, run, seen) for entry in named]
+    root.inputs = [_follow(entry, run, seen) for entry in named if not entry.sha256]
     # One tokenizer serves all shards: it is listed once, after them, not again under each.
     for shards in list(root.inputs):
         for entry in shards.manifest.inputs if shards.manifest else ():

@@ -2,10 +2,11 @@
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from puna.config import RunConfig, to_dict
+from puna.config import FinetuneConfig, LoraConfig, RunConfig, TuneConfig, run_config, to_dict
 from puna.model.sizes import parameters
 from puna.paper import SIZES, TABLE_1
 from puna.recipes import recipe
@@ -14,6 +15,7 @@ from puna.report.run import Record, Run
 from puna.rundir import CONFIG
 
 MOST_INPUTS = 3
+AGAIN = "-again"  # a run that is repeated is written beside the first
 PER_PROMPT = 4
 
 
@@ -77,22 +79,31 @@ def documents(lineage: Stage) -> list[Record]:
 
 
 def settings(config: RunConfig) -> list[tuple[str, list[tuple[str, str, str | None]]]]:
-    """The configuration by section: field, value, and the recipe's value if it differs."""
+    """The configuration by section: field, value, and the recipe's value or the default if it differs."""
     values = to_dict(config)
-    try:
-        defaults = to_dict(recipe(config.recipe))
-    except ValueError:  # a recipe of another version of puna
-        defaults = values
+    defaults = to_dict(_defaults(config))
     sections: dict[str, list[tuple[str, str, str | None]]] = {"run": []}
     for key, value in values.items():
         fields = value.items() if isinstance(value, dict) else [(key, value)]
         recipe_values = defaults[key] if isinstance(value, dict) else {key: defaults[key]}
+        recipe_values = recipe_values or dict.fromkeys(value)  # lora, which is not set by default
         section = sections.setdefault(key if isinstance(value, dict) else "run", [])
         for name, field in fields:
             default = recipe_values[name]
             other = None if name == "recipe" or field == default else setting(default)
             section.append((name, setting(field), other))
     return list(sections.items())
+
+
+def _defaults(config: RunConfig) -> RunConfig:
+    """The recipe, or the defaults of finetuning beside what follows from the model and the data."""
+    if isinstance(config, TuneConfig):
+        follows = ("recipe", "data", "model", "mixture", "optim", "schedule")
+        return TuneConfig(**{name: getattr(config, name) for name in follows})
+    try:
+        return recipe(config.recipe)
+    except ValueError:  # a recipe of another version of puna
+        return config
 
 
 def setting(value: Any) -> str:
@@ -110,6 +121,8 @@ _MACHINE = {
     "cpu": ("CPU", "{}"),
     "cores": ("CPU cores", "{}"),
     "threads": ("threads used", "{}"),
+    "device_name": ("device's name", "{}"),
+    "bf16_speed": ("speed of bf16 products beside fp32", "{:.2g} times"),
     "matrix_gflops": ("matrix peak, measured", "{:,.1f} GFLOP/s"),
     "torch": ("PyTorch", "{}"),
     "python": ("Python", "{}"),
@@ -148,12 +161,41 @@ def commands(run: Run) -> list[str]:
             tokenizers = [entry.path for entry in inputs if entry.stage == "tokenizer"]
             model = shlex.quote(tokenizers[0]) if tokenizers else "TOKENIZER"
             line = f"puna shards {_many(documents)} --tokenizer {model}"
+            line += _flags({key: config[key] for key in ("validation_share",) if key in config})
+        elif stage.kind == "convert":
+            model = _many([entry.path for entry in inputs])
+            found.append(f"puna convert {model} {shlex.quote(folder)} --to puna")
+            continue
+        elif stage.kind == "run" and stage is not run.lineage:
+            found.append(_training(Path(stage.path), run_config(config)))
+            continue
         else:
             continue
         found.append(f"{line} --out {shlex.quote(folder)}")
-    config_file = shlex.quote(str(run.path / CONFIG))
-    again = f"puna train --config {config_file} --out {shlex.quote(f'{run.path}-again')}"
-    return [*sorted(dict.fromkeys(found), key=_stage_order), again]
+    bases = [stage.path for stage in run.lineage.walk() if stage.kind == "run"]
+    return [*sorted(dict.fromkeys(found), key=_stage_order), _training(run.path, run.config, bases)]
+
+
+def _training(path: Path, config: RunConfig, bases: Sequence[str] = ()) -> str:
+    """The command of a run; it writes to a new directory, and starts from the new one of a run in `bases`."""
+    out = f"--out {shlex.quote(f'{path}{AGAIN}')}"
+    if not isinstance(config, TuneConfig):
+        return f"puna train --config {shlex.quote(str(path / CONFIG))} {out}"
+    model = config.finetune.model + (AGAIN if config.finetune.model in bases else "")
+    chosen: Record = {"model": model, "data": config.data}
+    chosen |= _chosen(asdict(config.finetune), asdict(FinetuneConfig(config.finetune.model)))
+    chosen |= _chosen({"seed": config.seed}, {"seed": 1})
+    if config.lora:
+        chosen["lora"] = {"r": config.lora.r} | _chosen(asdict(config.lora), asdict(LoraConfig()))
+    for name in ("compute", "parallel", "save", "watch", "eval"):
+        section = getattr(config, name)
+        chosen[name] = _chosen(asdict(section), asdict(type(section)()))
+    return f"puna finetune{_flags(chosen)} {out}"
+
+
+def _chosen(values: Record, defaults: Record) -> Record:
+    """The settings that are not the defaults."""
+    return {key: value for key, value in values.items() if value != defaults[key]}
 
 
 def _flags(options: Record) -> str:
@@ -162,18 +204,18 @@ def _flags(options: Record) -> str:
     for key, value in options.items():
         flag = key.replace("_", "-")
         if isinstance(value, bool):
-            text += f" --{'' if value else 'no-'}{flag}"
+            text += f" --{flag}" if value else f" --{flag}=false"
         elif isinstance(value, dict):
             text += _flags({f"{key}.{name}": one for name, one in value.items()})
-        elif isinstance(value, list):
-            text += f" --{flag} {' '.join(shlex.quote(str(one)) for one in value)}" if value else ""
+        elif isinstance(value, list | tuple):
+            text += "".join(f" --{flag} {shlex.quote(str(one))}" for one in value)
         elif value is not None:
             text += f" --{flag} {shlex.quote(str(value))}"
     return text
 
 
 def _stage_order(line: str) -> int:
-    return ("corpus", "tokenizer", "shards").index(line.split()[1])
+    return ("corpus", "tokenizer", "shards", "train", "finetune", "convert").index(line.split()[1])
 
 
 def _many(paths: Sequence[str]) -> str:

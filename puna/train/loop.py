@@ -171,7 +171,9 @@ def train(
     ranks.any(False)  # waits until every process has written down its energy
     if validation is None:  # the last step was done by an earlier start, which ended before the manifest
         validation = held_out_loss(model, data, config.schedule.micro_batch, None, ranks)
-    ranks.first(partial(write_run_manifest, out, config, data, state, validation, trainer.machine))
+    ranks.first(
+        partial(write_run_manifest, out, config, data, state, validation, trainer.machine, start.inputs)
+    )
     return Outcome(state, True, validation)
 
 

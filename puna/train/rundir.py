@@ -1,7 +1,7 @@
 """A run's metadata: configuration and tokenizer, written first; the manifest, written last."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from puna.config import RunConfig, read_config, to_dict
 from puna.devices import Machine
 from puna.energy import of_folder
 from puna.files import code_version, fingerprint, read_json, write_json
-from puna.manifest import Manifest, write_manifest
+from puna.manifest import Input, Manifest, write_manifest
 from puna.model.sizes import parameters
 from puna.rundir import CONFIG, ENERGY, TOKENIZER
 from puna.train.batches import BatchSource
@@ -107,8 +107,9 @@ def write_run_manifest(
     state: TrainState,
     validation: dict[str, Any],
     machine: Machine,
+    start: Callable[[], tuple[Input, ...]],
 ) -> None:
-    """Write the manifest of a finished run: its data, its result, its machine."""
+    """Write the manifest of a finished run: its data, what else it read to start, its result, its machine."""
     newest = latest(out)
     assert newest is not None
     write_manifest(
@@ -119,7 +120,7 @@ def write_run_manifest(
             config=to_dict(config),
             code_version=code_version("train"),
             counts={"parameters": parameters(config.model), "steps": state.step, "tokens": state.tokens},
-            inputs=data.inputs,
+            inputs=(*data.inputs, *start()),
             seconds=round(state.seconds, 3),
             energy=of_folder(out / ENERGY),
             details={

@@ -18,6 +18,7 @@ from puna import devices
 from puna.config import RunConfig, read_config
 from puna.devices import DeviceName, Machine
 from puna.kernels import build, elementwise
+from puna.manifest import Input
 from puna.model.llama import Block, Llama, initial_weight
 from puna.model.weights import trained
 from puna.rundir import CONFIG
@@ -48,6 +49,8 @@ class Start:
     """Whether the model draws at random in training: dropout."""
     files: Files = field(default_factory=dict)
     """The tokenizer's files, which are written into the run; when empty, it is the data's one file."""
+    inputs: Callable[[], tuple[Input, ...]] = tuple
+    """What `weights` are read from, for the manifest; called when the run has ended."""
 
 
 NEW = Start()

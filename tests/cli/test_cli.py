@@ -20,6 +20,17 @@ def test_every_verb_has_help(verb, capsys):
     assert f"Usage: puna {verb}" in out
 
 
+def test_help_is_laid_out_for_the_terminal(capsys):
+    """Sentences run on where a docstring breaks a line, and defaults are shown as they are typed."""
+    assert main(["corpus", "wikipedia", "--help"]) == 0
+    lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines()]
+    text = " ".join(lines)
+    assert "0 exits instead, and the same command is run again later." in text
+    assert any(line.endswith("and the same command is run") for line in lines)
+    assert "[default: bg ca cs" in text
+    assert "[default: None]" not in text
+
+
 def test_help_imports_nothing_heavy():
     """The promise is --help in under half a second; what would break it is an import of one of these."""
     heavy = "{'torch', 'numpy', 'pyarrow', 'sentencepiece', 'mwparserfromhell', 'unearth', 'jinja2'}"

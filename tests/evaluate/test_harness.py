@@ -14,7 +14,7 @@ import pytest
 
 from puna.evaluate import harness, results
 from puna.evaluate.answers import normalised
-from puna.evaluate.compare import compare_runs, lines
+from puna.evaluate.compare import compare_runs, print_comparison
 from puna.evaluate.contamination import overlap
 from puna.evaluate.harness import Options
 from puna.evaluate.judges import Rule
@@ -307,7 +307,7 @@ def test_without_a_judge_a_row_says_not_scored(model, data, tmp_path):
 # ---- two runs
 
 
-def test_two_runs_are_compared_on_the_same_examples(model, data, tmp_path):
+def test_two_runs_are_compared_on_the_same_examples(model, data, tmp_path, capsys):
     runs = []
     for name, limit in (("a", None), ("b", 30)):
         found = evaluate(model, data, tmp_path / name, ("piqa", "mmlu"), limit=limit)
@@ -323,7 +323,11 @@ def test_two_runs_are_compared_on_the_same_examples(model, data, tmp_path):
     assert piqa["p_holm"] == pytest.approx(min(1, 2 * piqa["p"]))
     flipped = {*piqa["only_first_ids"], *piqa["only_second_ids"]}
     assert flipped == {record["id"] for record in records[:6]}
-    assert any("better in the first" in text or "better in the second" in text for text in lines(found, 3))
+    print_comparison(found, 3)
+    said = capsys.readouterr().out
+    assert "only the first right: " in said or "only the second right: " in said
+    right = sum(record["values"]["accuracy"] for record in read_records(tmp_path / "a/piqa.jsonl")[:30])
+    assert piqa["first"] == pytest.approx(100 * right / 30) and f" {piqa['first']:.1f} " in said
     runs[1][1]["results"][0]["normalisation"] = "byte"
     with pytest.raises(ValueError, match=r"piqa: normalisation is char .* and byte"):
         compare_runs(*runs[0], *runs[1])

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from puna import api
-from puna.cli import main
+from puna.cli import app, main
 from puna.config import (
     ComputeConfig,
     FinetuneConfig,
@@ -29,10 +31,14 @@ from puna.config import (
     read_config,
     to_dict,
 )
-from puna.files import read_json_lines, write_json
+from puna.files import read_json_lines, sha256_file, write_json
 from puna.finetune import run
 from puna.formats.convert import convert, open_source
 from puna.generate.runners.packed import plain_model
+from puna.report.card import build_card
+from puna.report.run import read_run
+from puna.report.tables import commands
+from puna.report.tables import settings as settings_of
 from puna.rundir import newest_weights
 from puna.tokens.mixture import Batch
 from tests.conftest import sentences
@@ -104,6 +110,10 @@ def curve(out: Path) -> list[tuple[Any, ...]]:
     ]
 
 
+def tuple_of(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 def weights(out: Path) -> bytes:
     return (newest_weights(out) / "weights.safetensors").read_bytes()
 
@@ -152,6 +162,57 @@ def test_a_lora_run_is_read_merged_and_peft_reads_its_adapter(base, finished, tm
     last = [r for r in read_json_lines(out / "metrics.jsonl") if r["kind"] == "validation"][-1]
     assert exact == pytest.approx(last["loss"], rel=1e-5)
     assert 0 < abs(rounded - exact) < 0.05
+
+
+def test_the_report_names_the_base_with_its_digest_and_a_command_that_repeats_the_run(base, finished):
+    config, out = finished
+    report = read_run(out)
+    read = {Path(file.path).name: file for file in report.lineage.files}
+    assert read["model.safetensors"].sha256 == sha256_file(base / "model.safetensors")
+    assert {file.state for file in read.values()} == {""}
+    assert {"answers.jsonl", "tokenizer.model", "config.json"} <= set(read)
+    marked = {
+        (section, field): other for section, rows in settings_of(config) for field, _, other in rows if other
+    }
+    assert marked.pop(("finetune", "held_out")) == "0.01"
+    assert all(section in ("finetune", "compute", "save", "watch", "lora") for section, _ in marked)
+    card = build_card(out, out / "card.md").read_text()
+    assert f"finetuned from `{base.name}`{' with LoRA' if config.lora else ''} on " in card
+    assert f"model.safetensors`, SHA-256 `{sha256_file(base / 'model.safetensors')}`" in card
+    (line,) = commands(report)
+    _, given, _ = app.parse_args(shlex.split(line)[1:], exit_on_error=False, print_error=False)
+    chosen = given.arguments
+    assert (chosen["options"], chosen.get("lora")) == (config.finetune, config.lora)
+    for section in ("compute", "save", "watch", "data"):
+        assert tuple_of(chosen[section]) == tuple_of(getattr(report.config, section)), section
+
+
+def test_the_batch_of_a_step_is_shown_with_its_targets(finished, capsys):
+    config, out = finished
+    assert main(["tokens", "inspect", "--model", str(out), "--step", "2", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    batch = run.prepare(config).data.batch(2)
+    assert sum(row["tokens"] for row in rows) == batch.global_tokens
+    answers = [json.loads(line)["completion"] for line in Path(config.data[0]).read_text().splitlines()]
+    for row in rows:
+        marked = re.findall("⟦(.*?)⟧", row["text"], re.DOTALL)
+        assert len(marked) == row["examples"]
+        assert {text.removesuffix("</s>").strip() for text in marked} <= {text.strip() for text in answers}
+    assert main(["tokens", "inspect", "--model", str(out), "--step", "-1"]) == 2
+    assert "it must be at least 0" in capsys.readouterr().err
+
+
+def test_a_run_that_continues_a_run_leads_back_to_it(finished, data, tmp_path):
+    _, first = finished
+    out = tmp_path / "second"
+    tune(settings(first, data, steps=1), out)
+    report = read_run(out)
+    (before,) = [stage for stage in report.lineage.walk() if stage.path == str(first)]
+    assert {Path(file.path).name for file in before.files} >= {"answers.jsonl", "model.safetensors"}
+    again = commands(report)
+    assert [line.split()[1] for line in again] == ["finetune"] * 2
+    assert f"--model {first}-again" in again[1]
+    assert again[0].endswith(f"--out {first}-again")
 
 
 SCRIPT = """

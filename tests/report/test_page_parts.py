@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from puna.cli import main
+from puna.config import ModelConfig
 from puna.files import read_json, read_json_lines, write_json
+from puna.model.parts import parts
 from puna.report.card import build_card
 from puna.report.page import build_report
 from puna.rundir import METRICS
@@ -93,7 +95,8 @@ def test_results_elsewhere_are_named_and_what_holds_none_is_refused(run, tmp_pat
 
 
 def test_layers_are_drawn_as_heat_maps(run):
-    names = ["embedding.weight", "layers.0.wq", "layers.10.wq", "layers.2.wq", "norm.weight"]
+    config = ModelConfig(dim=8, n_layers=11, n_heads=2, ffn_dim=8, vocab_size=300)
+    names = [part.parameter for part in parts(config)]
     for step in (1, 60, 120):
         norm = dict.fromkeys(names, 3.0 + step)
         add_records(run, {"kind": "layers", "step": step, "tokens": step, "norm": norm,
@@ -101,6 +104,7 @@ def test_layers_are_drawn_as_heat_maps(run):
     words = page_of(run).words
     assert words.index("layer 0") < words.index("layer 2") < words.index("layer 10")
     assert "Update relative to the weights, by layer" in words
+    assert "blocks." not in words.split("Layers")[-1]
 
 
 def test_restarts_are_counted(run):
@@ -182,7 +186,7 @@ def test_paired_tests_come_from_the_records(run, second, capsys):
     page = Page(Path(json.loads(capsys.readouterr().out)["report"]))
     assert "boolq, accuracy" in page.words
     # 100 and 120 right of 200, of which 20 only in the second: exact McNemar is 2 / 2^20.
-    assert "200 0.500 0.600 +0.100" in page.words
+    assert "200 50.0 60.0 +10.0" in page.words
     assert "0 20 1.91e-06" in page.words
 
 
@@ -218,6 +222,10 @@ def test_a_card_names_languages_and_data_sets_where_the_manifests_do(run):
     header = yaml.safe_load(build_card(run).read_text().split("---\n")[1])
     assert header["language"] == ["de", "en"]
     assert header["datasets"] == ["some/set"]
+    manifest["inputs"][0]["path"] = "dumps/dewiki-20260101-pages-articles.xml.bz2"
+    write_json(path, manifest)
+    header = yaml.safe_load(build_card(run).read_text().split("---\n")[1])
+    assert header["language"] == ["de"]
 
 
 def test_no_name_breaks_the_card(tmp_path, monkeypatch):
