@@ -185,7 +185,8 @@ class Plan:
     @property
     def step_seconds(self) -> float:
         """Seconds of an optimiser step."""
-        return (max if self.machine.overlaps else sum)(self.seconds.values())
+        seconds = self.seconds.values()
+        return max(seconds) if self.machine.overlaps else sum(seconds)
 
     @property
     def tokens_per_second_per_gpu(self) -> float:
