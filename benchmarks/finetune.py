@@ -35,7 +35,7 @@ from puna.config import (
 )
 from puna.devices import use_onednn_for_fp32
 from puna.tokens.mixture import Batch
-from puna.train.allocator import KEEP
+from puna.train.allocator import settings
 
 CONTESTANTS = ["puna-lora", "peft", "peft+compile", "puna-full", "transformers", "transformers+compile"]
 CONTEXT, ROWS, MEAN = 512, 4, 120  # tokens of a row, rows of a step, mean length of an example
@@ -161,7 +161,7 @@ def compete(names: list[str], layers: int, steps: int, turn: int) -> None:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | KEEP,
+            env=os.environ | settings(),
         )
         for name in names
     }

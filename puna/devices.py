@@ -149,7 +149,9 @@ def matrix_rate(device: "torch.device", precision: Precision, seconds: float, si
     """The highest rate at which PyTorch multiplies square matrices on a device, in FLOP/s.
 
     Sizes are doubled from `size` on while the next one certainly fits into `seconds`, so that a CPU that
-    computes bf16 at a hundredth of its fp32 rate is measured in the same time.
+    computes bf16 at a hundredth of its fp32 rate is measured in the same time. The rest of the time the last
+    size takes turns with its half and its quarter: small products are the fastest where the threads are
+    undisturbed, large ones where they compete with other work.
     """
     import torch
 
@@ -168,8 +170,12 @@ def matrix_rate(device: "torch.device", precision: Precision, seconds: float, si
         if size == largest or left < 3 * 8 * elapsed:  # twice the size is eight times the work
             break
         size *= 2
+    turns = [
+        (a[:side, :side].contiguous(), side) for side in (size // 4, size // 2, size) if side >= SMALLEST
+    ]
     while time.perf_counter() + elapsed < deadline:
-        best = max(best, 2 * size**3 / _seconds_of(a, b))
+        for matrix, side in turns:
+            best = max(best, 2 * side**3 / _seconds_of(matrix, matrix))
     return best
 
 

@@ -91,6 +91,19 @@ def test_a_slow_precision_is_measured_in_the_same_time(monkeypatch):
     assert max(sizes) <= 256
 
 
+def test_the_peak_is_the_best_of_several_sizes(monkeypatch):
+    """Other work disturbs the first products, and the largest ones always."""
+    sizes = []
+
+    def disturbed(a, b):
+        sizes.append(len(a))
+        return 2 * len(a) ** 3 / (9e12 if len(sizes) > 20 and len(a) < max(sizes) else 5e12)
+
+    monkeypatch.setattr(devices, "_seconds_of", disturbed)
+    monkeypatch.setattr(devices, "LARGEST_ON_CPU", 512)
+    assert matrix_rate(CPU, "fp32", 0.1, 512) == pytest.approx(9e12)
+
+
 def test_a_machine_says_what_was_chosen_and_why():
     machine = Machine(CPU, "AMD EPYC", 2, "fp32", 1 / 63, 137e9)
     assert str(machine) == "cpu, AMD EPYC, 2 threads, fp32 (bf16 is 63 times slower here), 137 GFLOP/s"

@@ -1,6 +1,7 @@
 """`puna plan`: what a training run needs before it is paid for."""
 
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,7 @@ def plan(
     context: int | None = None,
     micro_batch: int | None = None,
     activations: Activations = "manual",
-    mfu: float = MFU,
+    mfu: float | None = None,
     price: float | None = None,
     machines: Path | None = None,
     page: Path | None = None,
@@ -41,9 +42,10 @@ def plan(
     recipe_name
         The recipe to plan: its model, batch and number of tokens (tiny, 15m, 110m, 1b, 7b, 13b, 33b, 65b).
     on
-        The machine: a100-80gb, h100, h200, b200, v100-32gb, l40s, or one of --machines.
+        The machine: a100-80gb, h100, h200, b200, v100-32gb, l40s, one of --machines, or `here`, which is
+        measured.
     gpus
-        Number of GPUs.
+        Number of GPUs; with --machine here, of processes.
     parallel
         The mesh, whose sizes multiply to --gpus. Default: the fastest of all meshes that fit.
     search_all
@@ -59,7 +61,8 @@ def plan(
     activations
         Which activations are saved for backward: manual, selective, full or none.
     mfu
-        Share of the GPU's peak that the arithmetic reaches (model FLOPs utilisation).
+        Share of the GPU's peak that the arithmetic reaches (model FLOPs utilisation). Default: 0.485;
+        with --machine here, what training reaches on such a device.
     price
         Price of a GPU-hour, in any currency.
     machines
@@ -71,7 +74,19 @@ def plan(
         second per layer; needs no GPU.
     """
     job = job_of(recipe_name, activations, batch_tokens, tokens, context)
-    gpu = machine(on, machines)
+    if price is not None and not 0 <= price < inf:
+        raise ValueError(f"--price is {price:g}; expected 0 or more")
+    if gpus < 1:
+        raise ValueError(f"--gpus is {gpus}; expected at least 1")
+    if on == "here":
+        from puna.train import here  # imports torch
+
+        gpu, measured = here.machine_here(gpus)
+        job = here.job_here(job, measured)
+        mfu = here.MFU.get(measured.device.type, 0.5) if mfu is None else mfu
+    else:
+        gpu = machine(on, machines)
+    mfu = MFU if mfu is None else mfu
     best = best_plan(job, gpu, gpus, parallel, micro_batch, mfu)
     result, lines = describe(best, price), plan_lines(best, recipe_name, price)
     if search_all:
@@ -81,7 +96,8 @@ def plan(
     if page is not None:
         from puna.report.memory import memory_page
 
-        memory_page(page, f"{recipe_name} on {gpus:,} × {gpu.name}", best.memory, gpu.memory_gb * 1e9, USABLE)
+        shown = {name: size for name, size in best.memory.items() if size}
+        memory_page(page, f"{recipe_name} on {gpus:,} × {gpu.name}", shown, gpu.memory_gb * 1e9, USABLE)
         lines.append(f"picture of the memory: {page}")
     if dry_run:
         from puna.train.dry_run import peak_bytes

@@ -3,23 +3,44 @@
 A training step allocates and frees the same large tensors again and again. glibc maps each of them and unmaps
 it when it is freed, so the kernel clears every page again at every step. glibc reads the settings below when
 a process starts, so the command restarts itself with them. `--compute.allocator system` does not.
+
+Blocks that stay on the heap leave holes. Two remedies: the largest tensors are mapped after all, where
+clearing them costs little beside computing them, and `reuse.cpp`, which is preloaded, lets a freed block
+serve the next request of its size.
 """
 
+import hashlib
 import os
 import platform
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
+from puna.files import atomic_file, cache_dir
+
 KEEP = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 32),  # allocate large blocks on the heap, where they can be reused
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 25),  # allocate smaller blocks on the heap, where they can be reused
     "MALLOC_TRIM_THRESHOLD_": str(1 << 33),  # do not shrink the heap when they are freed
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # use huge pages: a sixth of the page faults
 }
+PRELOAD = "LD_PRELOAD"
+REUSE = Path(__file__).with_name("reuse.cpp")
 
 
 def is_kept() -> bool:
     """Whether this process was started with the settings."""
     return all(os.environ.get(name) == value for name, value in KEEP.items())
+
+
+def settings() -> dict[str, str]:
+    """The environment variables to start a process with.
+
+    `reuse.cpp` is not preloaded where it cannot be compiled, which costs memory alone, nor where the user
+    preloads a library, which may be another allocator.
+    """
+    library = None if PRELOAD in os.environ else _reuse()
+    return KEEP if library is None else {**KEEP, PRELOAD: str(library)}
 
 
 def keep_freed_memory() -> None:
@@ -29,4 +50,22 @@ def keep_freed_memory() -> None:
     """
     is_command = Path(sys.argv[0]).name == "puna"
     if is_command and not is_kept() and platform.libc_ver()[0] == "glibc":
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **KEEP})
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **settings()})
+
+
+def _reuse() -> Path | None:
+    """The library of `reuse.cpp`, compiled once: without kernels/build.py, which imports torch."""
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    if compiler is None or os.environ.get("PUNA_NATIVE") == "0" or platform.libc_ver()[0] != "glibc":
+        return None
+    digest = hashlib.sha256(REUSE.read_bytes() + f"{compiler} {platform.machine()}".encode()).hexdigest()
+    library = cache_dir() / "kernels" / f"reuse-{digest[:16]}.so"
+    if library.is_file():
+        return library.absolute()
+    try:
+        with atomic_file(library) as temporary:
+            command = [compiler, "-O2", "-shared", "-fPIC", str(REUSE), "-o", str(temporary)]
+            subprocess.run(command, check=True, capture_output=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return library.absolute()

@@ -12,7 +12,7 @@ arithmetic at a stated share of the peak (MFU), traffic within nodes, and traffi
 import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 
 from puna.carbon import Footprint
@@ -44,6 +44,8 @@ class Machine:
     link_gbs: float
     network_gbs: float
     watts: float
+    overlaps: bool = True
+    """Whether traffic runs beside arithmetic; on a CPU both take the same cores."""
 
 
 def machine(name: str, extra: Path | None = None) -> Machine:
@@ -60,12 +62,18 @@ def machine(name: str, extra: Path | None = None) -> Machine:
             raise ValueError(f"{extra} cannot be read as a file of machines: {error}") from error
     if name not in tables:
         raise ValueError(f"unknown machine {name!r}; choose one of: {', '.join(tables)}, here")
-    values = tables[name]
-    wanted = [item.name for item in fields(Machine) if item.name != "name"]
+    values = tables[name] if isinstance(tables[name], dict) else {}
+    wanted = [item.name for item in fields(Machine) if item.name not in ("name", "overlaps")]
     for key in wanted:
-        value = values.get(key) if isinstance(values, dict) else None
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise ValueError(f"machine {name!r}: {key} is {value!r}; expected a positive number")
+        value = values.get(key)
+        is_number = isinstance(value, int if key == "gpus_per_node" else int | float)
+        if isinstance(value, bool) or not is_number or not 0 < value < inf:
+            kind = "whole number" if key == "gpus_per_node" else "number"
+            raise ValueError(f"machine {name!r}: {key} is {value!r}; expected a positive {kind}")
+    if unknown := set(values) - set(wanted):
+        raise ValueError(
+            f"machine {name!r}: unknown field {min(unknown)!r}; the fields are {', '.join(wanted)}"
+        )
     return Machine(name, **{key: values[key] for key in wanted})
 
 
@@ -84,6 +92,10 @@ class Job:
     """Bytes of a gathered weight: FSDP gathers in bf16 on GPUs, in fp32 on CPUs."""
     logits_rows: int = LOGITS_ROWS_ON_GPU
     """Rows of a block of logits."""
+    packed_bytes: int = 0
+    """Bytes of a number in the packed weights of puna's CPU kernels; 0 where they do not run."""
+    heap_holes: float = 0.0
+    """On a CPU: what stays unused in the heap between blocks, as a share of what is allocated and freed."""
     trained: float = 1.0
     """Share of the parameters that train; with adapters, whose weights are frozen, far below 1."""
 
@@ -103,14 +115,21 @@ def job_of(
     """A recipe as a job, with another batch, length or context where they are given.
 
     Raises:
-        ValueError: an unknown recipe, or an invalid context.
+        ValueError: an unknown recipe, an invalid context, a batch or a length without a whole sequence.
     """
     chosen = recipe(recipe_name)
     model = chosen.model if context is None else replace(chosen.model, context=context)
     model.validate()
     schedule = chosen.schedule
-    whole = float(schedule.batch_tokens) * schedule.steps
-    return Job(model, batch_tokens or schedule.batch_tokens, tokens or whole, activations)
+    batch = schedule.batch_tokens if batch_tokens is None else batch_tokens
+    whole = float(schedule.batch_tokens) * schedule.steps if tokens is None else tokens
+    if batch < 1 or batch % model.context:
+        raise ValueError(
+            f"--batch-tokens is {batch}; expected a multiple of the context, {model.context} tokens"
+        )
+    if not 0 < whole < inf:
+        raise ValueError(f"--tokens is {whole:g}; expected a positive number")
+    return Job(model, batch, whole, activations)
 
 
 @dataclass(frozen=True)
@@ -148,7 +167,7 @@ class Plan:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds of a step, by what takes them; they run at the same time."""
+        """Seconds of a step, by what takes them; they run at the same time, if the machine overlaps them."""
         flops = train_flops_per_token(self.job.model) * self.job.batch_tokens * _recomputed(self.job)
         within = sum(item.bytes for item in self.traffic if not item.between_nodes)
         between = sum(item.bytes for item in self.traffic if item.between_nodes)
@@ -166,7 +185,8 @@ class Plan:
     @property
     def step_seconds(self) -> float:
         """Seconds of an optimiser step."""
-        return max(self.seconds.values())
+        seconds = self.seconds.values()
+        return max(seconds) if self.machine.overlaps else sum(seconds)
 
     @property
     def tokens_per_second_per_gpu(self) -> float:
@@ -236,11 +256,13 @@ def search(
     Raises:
         ValueError: no mesh divides the model and the batch.
     """
+    if gpus < 1:
+        raise ValueError(f"--gpus is {gpus}; expected at least 1")
     plans = [plan(job, machine, mesh, micro_batch, mfu) for mesh in _meshes(job, gpus)]
     if not plans:
         raise ValueError(
             f"no mesh of {gpus} GPUs divides {job.sequences} sequences and {job.model.kv_heads} kv heads; "
-            "change --gpus or --schedule.batch-tokens"
+            "change --gpus or --batch-tokens"
         )
     fitting = [item for item in plans if item.fits]
     # Of equally fast meshes, the one with the least traffic, then the one with the most room.
@@ -272,9 +294,10 @@ def _root_elements(model: ModelConfig, tp: int) -> float:
 
 
 def _memory(job: Job, mesh: MeshConfig, micro_batch: int) -> dict[str, float]:
-    """Bytes of a rank at the fuller of two moments: the last micro-batch's loss, and the end of its backward.
+    """Bytes of a rank at the fullest of three moments of the last micro-batch.
 
-    The model itself, run on tensors without values (dry_run.py), needs as much within 5 %.
+    The loss; the backward of the last block's feed-forward, when all activations are still there; the end of
+    the backward. The model itself, run on tensors without values (dry_run.py), needs as much within 5 %.
     """
     model, tp = job.model, mesh.tp
     block = sum(_block_elements(model, tp))
@@ -282,25 +305,43 @@ def _memory(job: Job, mesh: MeshConfig, micro_batch: int) -> dict[str, float]:
     whole = model.n_layers * block + root
     owned = whole / mesh.dp_shard
     tokens = micro_batch * model.context
+    table = ceil(model.vocab_size / tp) * model.dim
     accumulates = job.sequences // mesh.dp > micro_batch
     held = {"parameters": 4 * owned, "optimiser moments": 8 * owned * job.trained}
     held["rotary tables"] = 2 * 4 * model.context * model.head_dim / 2
-    shards = mesh.dp_shard > 1
+    # FSDP2 adds up the gradients of micro-batches in the weights' whole shape, before it reduces them.
+    summed = 4 * whole * job.trained if accumulates else 0.0
+    gathered = job.gather_bytes if mesh.dp_shard > 1 else 0
     loss = {
-        # FSDP2 adds up the gradients of micro-batches in the weights' whole shape, before it reduces them.
-        "gradients": 4 * whole * job.trained if accumulates else 0.0,
-        "gathered layers": (block + root) * job.gather_bytes if shards else 0.0,
+        "gradients": summed,
+        "gathered layers": (block + root) * gathered,
         "activations": _activations(job, tp, tokens),
         "logits and loss": _loss(job, tp, tokens),
+        "packed weights": 2 * table * job.packed_bytes,
     }
-    backward = {
-        "gradients": 4 * job.trained * (whole if accumulates or mesh.dp == 1 else owned + block + root),
+    feed_forward = {
+        "gradients": summed or 4 * table * (job.trained == 1),
+        "gathered layers": (2 * block + root) * gathered,
+        "activations": _activations(job, tp, tokens),
+        "gradients of activations": _feed_forward(job, tp) * tokens,
+        "logits and loss": 4 * table if accumulates and job.trained == 1 else 0.0,
+        "packed weights": model.dim * model.ffn_dim / tp * job.packed_bytes,
+    }
+    end = {
+        "gradients": summed or 4 * job.trained * (whole if mesh.dp == 1 else owned + block + root),
         "gradients being reduced": 4 * job.trained * (block + owned if mesh.dp > 1 and accumulates else 0.0),
-        "gathered layers": (2 * block + root) * job.gather_bytes if shards else 0.0,
+        "gathered layers": (2 * block + root) * gathered,
         "activations": _activations(job, tp, tokens) / model.n_layers,
-        "logits and loss": 4 * ceil(model.vocab_size / tp) * model.dim if accumulates else 0.0,
+        "logits and loss": 4 * table if accumulates else 0.0,
+        "packed weights": 2 * model.dim * model.ffn_dim / tp * job.packed_bytes,
     }
-    return held | max(loss, backward, key=lambda moment: sum(moment.values()))
+    fullest = max(loss, feed_forward, end, key=lambda moment: sum(moment.values()))
+    if job.heap_holes:
+        # A heap does not shrink again: when the root's gradients are copied and reduced, that comes on top.
+        reduced = 4 * job.trained * (root + root / mesh.dp_shard) if mesh.dp > 1 else 0.0
+        fullest["gradients being reduced"] = fullest.get("gradients being reduced", 0.0) + reduced
+        fullest["holes in the heap"] = job.heap_holes * sum(fullest.values())
+    return held | fullest
 
 
 def _activations(job: Job, tp: int, tokens: int) -> float:
@@ -315,6 +356,11 @@ def _activations(job: Job, tp: int, tokens: int) -> float:
         )
         return tokens * model.n_layers * (manual + extra / tp)
     return tokens * model.n_layers * manual
+
+
+def _feed_forward(job: Job, tp: int) -> float:
+    """Bytes per token of the gradients in a block's feed-forward: of its output, of z, gate and up; and z."""
+    return 4 * job.model.dim / tp + 4 * job.model.ffn_dim / tp * job.compute_bytes
 
 
 def _loss(job: Job, tp: int, tokens: int) -> float:

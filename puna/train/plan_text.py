@@ -33,7 +33,7 @@ def plan_lines(best: Plan, name: str, price: float | None = None) -> list[str]:
             for item in best.traffic
         ),
         f"{human_seconds(best.step_seconds):>12}  bound by {best.bound} "
-        f"(arithmetic at {best.mfu:.1%} of {gpu.peak_tflops:g} TFLOP/s)",
+        f"(arithmetic at {best.mfu:.1%} of {gpu.peak_tflops:.4g} TFLOP/s)",
         "",
         f"{best.tokens_per_second_per_gpu:,.0f} tokens per second per {one}; {days} for the run",
     ]

@@ -1,12 +1,13 @@
 """The command starts itself again with the allocator's settings, once, and only when it is the command."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from puna.train.allocator import KEEP
+from puna.train.allocator import KEEP, settings
 
 SCRIPT = """
 import os, sys
@@ -26,3 +27,46 @@ def test_the_command_and_nothing_else_is_started_again(tmp_path, name, kept):
         [sys.executable, str(script), "a", "b c"], capture_output=True, text=True, check=True, env=environment
     )
     assert done.stdout.strip() == f"{kept} ['a', 'b c']"
+
+
+GROWTH = """
+import torch
+
+def resident():
+    return 4096 * int(open("/proc/self/statm").read().split()[1])
+
+before, kept = resident(), []
+for _ in range(30):
+    passing = torch.ones(2_000_000)      # 8 MB, freed at once
+    kept.append(torch.ones(50_000))      # 0.2 MB, that stays
+    del passing
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="glibc, and a compiler")
+def test_a_freed_block_serves_the_next_tensor_of_its_size():
+    grown = {}
+    for name, values in (("reused", settings()), ("not", KEEP)):
+        done = subprocess.run(
+            [sys.executable, "-c", GROWTH],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | values,
+        )
+        assert not done.stderr
+        grown[name] = int(done.stdout)
+    assert grown["reused"] < 40e6  # 8 MB, and 30 times 0.2
+    assert grown["reused"] <= grown["not"]
+
+
+def test_a_library_that_the_user_preloads_stays(monkeypatch):
+    monkeypatch.setenv("LD_PRELOAD", "")
+    assert settings() == KEEP
+
+
+def test_without_a_compiler_the_settings_are_glibcs_alone(monkeypatch):
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    monkeypatch.setenv("PUNA_NATIVE", "0")
+    assert settings() == KEEP

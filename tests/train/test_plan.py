@@ -16,6 +16,7 @@ from puna.model.llama import Llama
 from puna.model.sizes import LOGITS_ROWS
 from puna.recipes import recipe
 from puna.train.dry_run import peak_bytes
+from puna.train.here import loopback_rate
 from puna.train.plan import Job, describe, machine, plan, search
 
 BATCH = 2**22
@@ -70,6 +71,34 @@ def test_more_ranks_hold_less_each(mesh, micro_batch):
     assert many.tokens_per_second_per_gpu <= one.tokens_per_second_per_gpu * 1.001
 
 
+def test_a_cpu_needs_memory_for_packed_weights_and_holes():
+    model = ModelConfig(dim=64, n_heads=4, n_layers=2, ffn_dim=192, vocab_size=4096, context=64)
+    job = Job(model, 256, 1e6, compute_bytes=4, gather_bytes=4)
+    plain, cpu = (
+        plan(item, machine("l40s"), MeshConfig())
+        for item in (job, replace(job, packed_bytes=4, heap_holes=0.2))
+    )
+    packed = 2 * 4 * 4096 * 64  # the output projection, for the logits and for the hidden states' gradient
+    assert cpu.memory["packed weights"] == packed
+    held = sum(plain.memory[name] for name in ("parameters", "optimiser moments", "rotary tables"))
+    passing = plain.total_memory - held + packed
+    assert cpu.total_memory == pytest.approx(held + 1.2 * passing)
+
+
+def test_traffic_beside_arithmetic_where_the_machine_overlaps_them():
+    job = Job(recipe("7b").model, BATCH, 1e12)
+    gpu = machine("h100")
+    beside, after = (
+        plan(job, replace(gpu, overlaps=overlaps), MeshConfig(2, 4), 1) for overlaps in (True, False)
+    )
+    assert beside.step_seconds == max(beside.seconds.values())
+    assert after.step_seconds == sum(beside.seconds.values()) > beside.step_seconds
+
+
+def test_the_loopback_is_measured():
+    assert 1e6 < loopback_rate(1 << 20, rounds=1) < 1e12
+
+
 def test_recomputation_trades_memory_for_arithmetic():
     model = recipe("7b").model
     kept, again = (
@@ -87,7 +116,12 @@ def test_recomputation_trades_memory_for_arithmetic():
         (["--machine", "abacus"], "abacus"),
         (["--gpus", "3", "--parallel.tp", "3"], "--parallel.tp is 3"),
         (["--gpus", "8", "--parallel.tp", "4"], "--gpus is 8"),
-        (["--gpus", "0", "--parallel.tp", "0"], "--parallel.tp"),
+        (["--gpus", "1", "--parallel.tp", "0"], "--parallel"),
+        (["--gpus", "0"], "--gpus is 0"),
+        (["--batch-tokens", "1000"], "--batch-tokens is 1000; expected a multiple of the context"),
+        (["--batch-tokens", "0"], "--batch-tokens is 0"),
+        (["--tokens", "0"], "--tokens is 0"),
+        (["--price", "-2"], "--price is -2"),
         (["--gpus", "4096", "--parallel.dp-shard", "4096"], "4096 data-parallel ranks"),
         (["--gpus", "7"], "no mesh of 7 GPUs"),
         (["--mfu", "1.5"], "mfu is 1.5"),
@@ -113,6 +147,41 @@ def test_machines_of_ones_own(tmp_path, capsys):
     file.write_text("[mine]\nmemory_gb = -1\n")
     assert main(["plan", "--machine", "mine", "--machines", str(file)]) == 2
     assert "memory_gb is -1" in capsys.readouterr().err
+
+
+WHOLE = {
+    "memory_gb": "24",
+    "peak_tflops": "100",
+    "gpus_per_node": "2",
+    "link_gbs": "10",
+    "network_gbs": "1",
+    "watts": "200",
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("memory_gb", "nan", "memory_gb is nan; expected a positive number"),
+        ("network_gbs", "inf", "network_gbs is inf"),
+        ("gpus_per_node", "2.5", "gpus_per_node is 2.5; expected a positive whole number"),
+        ("power", "3", "unknown field 'power'; the fields are memory_gb"),
+        ("watts", "", "cannot be read as a file of machines"),
+    ],
+)
+def test_a_wrong_machine_is_refused_by_its_field(tmp_path, field, value, named, capsys):
+    file = tmp_path / "mine.toml"
+    file.write_text("[mine]\n" + "".join(f"{k} = {v}\n" for k, v in {**WHOLE, field: value}.items()))
+    assert main(["plan", "--machine", "mine", "--machines", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert named in error and error.count("\n") == 1
+
+
+def test_this_machine_is_measured(capsys):
+    arguments = ["--recipe", "15m", "--machine", "here", "--gpus", "2", "--parallel.dp-shard", "2"]
+    assert main(["plan", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert "per process" in text and "holes in the heap" in text and "GPU-hours" not in text
 
 
 def test_the_answer_in_the_terminal_and_as_a_page(tmp_path, capsys):
