@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import ceil, inf
 from pathlib import Path
+from typing import Any
 
 from puna.carbon import Footprint
 from puna.config import Activations, MeshConfig, ModelConfig
@@ -62,10 +63,10 @@ def machine(name: str, extra: Path | None = None) -> Machine:
             raise ValueError(f"{extra} cannot be read as a file of machines: {error}") from error
     if name not in tables:
         raise ValueError(f"unknown machine {name!r}; choose one of: {', '.join(tables)}, here")
-    values = tables[name] if isinstance(tables[name], dict) else {}
+    values: dict[str, Any] = tables[name] if isinstance(tables[name], dict) else {}
     wanted = [item.name for item in fields(Machine) if item.name not in ("name", "overlaps")]
     for key in wanted:
-        value = values.get(key)
+        value: Any = values.get(key)
         is_number = isinstance(value, int if key == "gpus_per_node" else int | float)
         if isinstance(value, bool) or not is_number or not 0 < value < inf:
             kind = "whole number" if key == "gpus_per_node" else "number"
