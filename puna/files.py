@@ -172,10 +172,14 @@ def _temporary(path: Path) -> Path:
 
 
 _FULL = {
-    errno.ENOSPC: "the disk is full",
+    errno.ENOSPC: os.strerror(errno.ENOSPC),
     getattr(errno, "EDQUOT", -1): "the disk quota is used up",
     errno.EFBIG: "the file exceeds this process's limit (ulimit -f)",
 }
+
+
+class DiskFullError(OSError):
+    """No room for a file, which it names."""
 
 
 def disk_full(error: BaseException) -> int | None:
@@ -192,15 +196,15 @@ def named_when_full(path: Path) -> Iterator[None]:
     """Make the error of a full disk name what was being written.
 
     Raises:
-        OSError: naming `path`, when the disk is full.
+        DiskFullError: naming `path`.
     """
     try:
         yield
     except Exception as error:
         code = disk_full(error)
-        if code is None or getattr(error, "strerror", None) == _FULL[code]:  # named already
+        if code is None or isinstance(error, DiskFullError):  # named already
             raise
-        raise OSError(code, _FULL[code], str(path)) from error
+        raise DiskFullError(code, _FULL[code], str(path)) from error
 
 
 @contextmanager

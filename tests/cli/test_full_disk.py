@@ -119,6 +119,6 @@ def test_a_full_disk_is_one_line_and_the_same_command_resumes(places, disk, tmp_
             return  # it writes less
         assert code == 2
         (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
-        full = ["the disk is full", "exceeds this process's limit"][: 1 if kind == "disk" else 2]
+        full = ["No space left on device", "exceeds this process's limit"][: 1 if kind == "disk" else 2]
         assert any(words in line for words in full) and str(folder) in line and "free some space" in line
     assert main(command) == 0

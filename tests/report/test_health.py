@@ -69,7 +69,7 @@ def test_outliers_name_their_step_and_the_command_that_shows_the_batch(tmp_path)
     found = outliers(read_run(with_records(make_run(tmp_path), change)))
     assert [record["step"] for record in found] == [40, 60, 70]
     assert [record["why"].split()[0] for record in found] == ["gradient", "skipped", "not"]
-    assert found[0]["command"].endswith("--step 39 --model " + str(tmp_path / "runs/demo"))
+    assert found[0]["command"].endswith(f"--model {tmp_path}/runs/demo --step 39")
 
 
 def test_stalls_are_steps_far_over_the_median_duration(tmp_path):
