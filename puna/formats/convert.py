@@ -25,7 +25,7 @@ from puna.files import atomic_directory, atomic_file, code_version, fingerprint,
 from puna.formats import huggingface, meta, native
 from puna.formats.adapters import ADAPTER_CONFIG, open_adapted
 from puna.manifest import Input, Manifest, Output, write_manifest
-from puna.model.parts import Part, Source, parts
+from puna.model.parts import VOCABULARY, Part, Source, parts
 from puna.progress import Bar
 from puna.rundir import WEIGHTS
 
@@ -157,6 +157,8 @@ def convert(
             else:
                 meta.write_meta(source, folder, precision, advance, n_parts)
             _write_tokenizer(source, folder)
+            if to == "hf" and VOCABULARY in source.tokenizer:
+                _write_hub_vocabulary(folder / VOCABULARY)
             if to != "puna":
                 return manifest(folder.iterdir())
             result = manifest(folder.iterdir(), fingerprint([sha256_file(folder / WEIGHTS), config]))
@@ -172,6 +174,14 @@ def _precision(dtype: Precision | None, to: Format) -> torch.dtype | Quantised |
     if to != "gguf":
         raise ValueError(f"--dtype {dtype} is a precision of GGUF files; for {to} give fp32, bf16 or fp16")
     return dtype  # type: ignore[return-value]
+
+
+def _write_hub_vocabulary(file: Path) -> None:
+    """The files that transformers reads; their module needs a package that other conversions do without."""
+    require("gguf")
+    from puna.formats.hub_vocabulary import write_hub_vocabulary
+
+    write_hub_vocabulary(file)
 
 
 def _write_tokenizer(source: Source, folder: Path) -> None:

@@ -9,6 +9,7 @@ import gguf
 import pytest
 import sentencepiece
 import tokenizers
+import transformers
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
 
@@ -199,3 +200,20 @@ def test_a_tokenizer_json_that_disagrees_with_tokenizer_model_is_named(both, how
     with pytest.raises(ValueError, match=said) as error:
         Tokenizer(folder)
     assert "tokenizer.json" in str(error.value) and "tokenizer.model" in str(error.value)
+
+
+@pytest.mark.parametrize("pre", CUTS)
+def test_a_byte_level_gguf_becomes_a_directory_that_transformers_reads(tmp_path, pre):
+    convert(with_byte_level(tmp_path, pre), tmp_path / "model.gguf", "gguf")
+    convert(tmp_path / "model.gguf", tmp_path / "back", "hf")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
+    ours = Tokenizer(tmp_path / "model.gguf")
+    for text in STRANGE:
+        assert theirs(text, add_special_tokens=False)["input_ids"] == ours.encode(text)
+    assert theirs("a")["input_ids"] == [ours.bos_id, *ours.encode("a")]
+    assert (theirs.bos_token_id, theirs.eos_token_id) == (ours.bos_id, ours.eos_id)
+    assert theirs.chat_template == "{{ messages }}"
+    for name, id in ours.controls.items():
+        assert theirs(name, add_special_tokens=False)["input_ids"] == [id]
+    assert json.loads((tmp_path / "back/generation_config.json").read_text())["eos_token_id"] == [1, 2]
+    assert Tokenizer(tmp_path / "back").encode(STRANGE[0]) == ours.encode(STRANGE[0])
