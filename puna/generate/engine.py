@@ -298,7 +298,7 @@ class Engine:
         draft: Sequence[int] = (),
     ) -> Chunk:
         """Sample a token from each row while the tokens equal the draft; `best`: the token, if known."""
-        request, text, tokens, failure = sequence.request, "", [], None
+        request, text, tokens, failure, end = sequence.request, "", [], None, None
         for index, logits_V in enumerate(rows):
             try:
                 id = self._draw(sequence, logits_V) if best is None else best
@@ -307,6 +307,7 @@ class Engine:
                 break
             if id in self.stop_ids and not request.ignore_eos:
                 sequence.finish = "stop"
+                end = self._token(id, logits_V, request.logprobs) if request.logprobs is not None else None
                 break
             sequence.tokens.append(id)
             if sequence.drafts:
@@ -331,7 +332,7 @@ class Engine:
                 sequence.finish = "stop"
         self._counts["generated_tokens"] += len(tokens)
         prompt, sequence.prompt_tokens = tuple(sequence.prompt_tokens), []
-        return Chunk(text, tuple(tokens), prompt, sequence.finish, failure)
+        return Chunk(text, tuple(tokens), prompt, sequence.finish, failure, end)
 
     def _draw(self, sequence: ActiveRequest, logits_V: Tensor) -> int:
         distinct = None

@@ -139,3 +139,5 @@ class Chunk:
     finish: Finish | None = None
     error: str | None = None
     """Why the answer could not be continued; no chunk follows."""
+    end: Token | None = None
+    """The end-of-text token that ended the answer, if log-probabilities were asked for."""

@@ -189,6 +189,21 @@ def test_openais_client_sends_a_bias(served):
     assert typing.cast(int, answer.usage.completion_tokens) == 2
 
 
+def test_an_answer_that_ends_at_once_keeps_the_scores_of_the_prompt(served):
+    """Harnesses ask for one token and drop the last entry: the token that ends the answer must be one."""
+    ids = served.engine.tokenizer.encode("the llama carries")
+    options = {"prompt": ids, "max_tokens": 1, "echo": True, "logprobs": 2, "temperature": 0,
+               "ignore_eos": False}  # fmt: skip
+    goes_on = served.complete(**options)["choices"][0]
+    eos = str(served.engine.tokenizer.eos_id)
+    ends = served.complete(**options, logit_bias={eos: 100})["choices"][0]
+    assert (goes_on["finish_reason"], ends["finish_reason"]) == ("length", "stop")
+    for choice in (goes_on, ends):
+        assert {len(values) for values in choice["logprobs"].values()} == {len(ids) + 1}
+    assert ends["logprobs"]["token_logprobs"][:-1] == goes_on["logprobs"]["token_logprobs"][:-1]
+    assert ends["text"] == "the llama carries"
+
+
 def test_a_conversation_that_the_client_laid_out_has_the_ids_of_our_own(vocabulary):
     """As lm-eval does with --apply_chat_template: the template of /tokenizer_info, then /tokenize."""
     engine = tiny_engine(vocabulary)

@@ -57,6 +57,8 @@ class _Choice:
         shown: tuple[Token, ...] = tokens
         if self._echo and not self._begun:
             text, shown = self._text + text, chunk.prompt[self._hidden :] + tokens
+        if self._echo and chunk.end:  # evaluation harnesses drop one generated token, which must be there
+            shown += (chunk.end,)
         self._begun = True
         if not (text or chunk.finish or (self._logprobs and shown)):
             return None
