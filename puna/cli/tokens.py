@@ -54,6 +54,10 @@ def inspect(
 
     config = read_config(model) if model else recipe_of(RunConfig.recipe)
     if isinstance(config, TuneConfig):
+        if data or (context, batch_tokens, seed) != (None, None, None):
+            raise ValueError(
+                f"{model} is a finetuned run, which has its own data and batches; give --step alone"
+            )
         return _inspect_finetuning(config, step, rows, characters, json)
     if not (data := data or list(config.data)):
         raise ValueError("no data; give directories of token shards, or a run with --model")

@@ -34,7 +34,7 @@ def model_files(path: Path) -> list[Path]:
 
 def model_inputs(path: Path) -> tuple[Input, ...]:
     """A model as an input of what is made from it: its manifest's fingerprint, or its files' digests."""
-    if (path / MANIFEST).is_file():
+    if format_of(path) == "puna" and (path / MANIFEST).is_file():
         manifest = load_manifest(path / MANIFEST)
         return (Input(str(path), stage=manifest.stage, fingerprint=manifest.fingerprint),)
     return tuple(Input.file(file) for file in model_files(path))

@@ -200,6 +200,8 @@ def test_the_batch_of_a_step_is_shown_with_its_targets(finished, capsys):
         assert {text.removesuffix("</s>").strip() for text in marked} <= {text.strip() for text in answers}
     assert main(["tokens", "inspect", "--model", str(out), "--step", "-1"]) == 2
     assert "it must be at least 0" in capsys.readouterr().err
+    assert main(["tokens", "inspect", "--model", str(out), "--seed", "7"]) == 2
+    assert "give --step alone" in capsys.readouterr().err
 
 
 def test_a_run_that_continues_a_run_leads_back_to_it(finished, data, tmp_path):

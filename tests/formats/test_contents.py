@@ -1,6 +1,7 @@
 """Which files a model consists of: each that changes its numbers or ids is among them, wherever it lies."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from puna.config import FinetuneConfig, LoraConfig, ModelConfig, TuneConfig, to_dict
 from puna.files import read_json, write_json
-from puna.formats.contents import model_files
+from puna.formats.contents import model_files, model_inputs
 from puna.formats.convert import convert
 from tests.formats.models import write_native_model
 
@@ -58,6 +59,15 @@ def test_a_run_s_newest_checkpoint_by_number_in_all_its_files(native):
     (native / "weights.safetensors").unlink()
     found = [file for file in model_files(native) if file.suffix == ".safetensors"]
     assert [file.parent.name for file in found] == ["step-1000000"] * 2
+
+
+def test_a_manifest_json_of_another_program_is_no_record_of_ours(native, tmp_path):
+    convert(native, tmp_path / "hf", "hf")
+    (tmp_path / "hf/manifest.json").write_text("[]")
+    assert "model.safetensors" in {Path(one.path).name for one in model_inputs(tmp_path / "hf")}
+    convert(native, tmp_path / "puna", "puna")
+    (one,) = model_inputs(tmp_path / "puna")
+    assert one.stage == "convert" and one.fingerprint
 
 
 def adapted(folder, base):
