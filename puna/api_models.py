@@ -102,11 +102,12 @@ def plan(
         ValueError: an unknown recipe or machine, or a mesh that does not divide the model or batch.
     """
     from puna.config import MeshConfig
+    from puna.train import machines as known
     from puna.train import plan as planning
 
     mesh = None if parallel is None else MeshConfig(**parallel)
     job = planning.job_of(recipe, **options)
-    chosen = planning.machine(machine, None if machines is None else Path(machines))
+    chosen = known.machine(machine, None if machines is None else Path(machines))
     return planning.best_plan(job, chosen, gpus, mesh, micro_batch)
 
 

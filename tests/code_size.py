@@ -24,7 +24,7 @@ BUDGETS = {
     ("kernels", "model", "formats"): 1900,
     ("generate", "serve"): 2300,
     ("cli",): 900,
-    ("train/parallel.py", "train/plan.py"): 1300,
+    ("train/parallel.py", "train/plan.py", "train/machines.py"): 1300,
     ("evaluate",): 2600,
     # Additions to the report count in full: report/ had 739 lines when the budget was set.
     ("finetune", "carbon.py", "report"): 1600 + 739,

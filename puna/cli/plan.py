@@ -11,7 +11,8 @@ from puna.cli.common import Json, print_result
 from puna.config import Activations, MeshConfig
 from puna.files import human_bytes
 from puna.model.sizes import LOGITS_ROWS
-from puna.train.plan import MFU, USABLE, best_plan, describe, job_of, machine, search
+from puna.train.machines import machine
+from puna.train.plan import MFU, USABLE, best_plan, describe, job_of, search
 from puna.train.plan import plan as plan_one
 from puna.train.plan_text import plan_lines, search_lines
 

@@ -142,7 +142,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, or of the files that several machines wrote in its place.
 
     Raises:
-        ValueError: naming the file that cannot be read.
+        ValueError: a damaged file, which the message names.
     """
     return {name: tensor for part in parts_of(file) or [file] for name, tensor in _load(part).items()}
 

@@ -14,7 +14,8 @@ from puna.config import RunConfig
 from puna.devices import DeviceName, Precision
 from puna.kernels.matmul import kernels_for
 from puna.model.loss import block_rows
-from puna.train.plan import Job, Machine, Plan, plan
+from puna.train.machines import Machine
+from puna.train.plan import Job, Plan, plan
 
 MFU = {"cpu": 0.75, "cuda": 0.5}
 """Share of the matrix peak, by device: what benchmarks/train.py shows."""

@@ -6,15 +6,13 @@ Out: a Plan; `search` tries every mesh and returns the fastest that fit.
     ranks = dp_replicate × dp_shard × tp      neighbouring ranks: tp first, then dp_shard, then dp_replicate
 
 Formulas alone: torch is not imported. A step takes as long as the slowest of three that run at the same time:
-arithmetic at a stated share of the peak (MFU), traffic within nodes, and traffic between nodes.
+arithmetic at a stated share of the peak (MFU), traffic within nodes, and traffic between nodes; on a CPU as
+long as their sum, because all take the same cores.
 """
 
-import tomllib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import ceil, inf
-from pathlib import Path
-from typing import Any
 
 from puna.carbon import Footprint
 from puna.config import Activations, MeshConfig, ModelConfig
@@ -25,57 +23,13 @@ from puna.model.sizes import (
     train_flops_per_token,
 )
 from puna.recipes import recipe
+from puna.train.machines import Machine
 
-MACHINES = Path(__file__).with_name("machines.toml")
 MFU = 0.485
 """Share of the peak: the mean of the paper's four sizes, from the GPU-hours of Table 15."""
 USABLE = 0.92
 """Share of a GPU's memory that tensors may fill; the rest is CUDA's, NCCL's and fragmentation."""
 MAX_TP = 8
-
-
-@dataclass(frozen=True)
-class Machine:
-    """One GPU of a cluster and its connections; units as in machines.toml."""
-
-    name: str
-    memory_gb: float
-    peak_tflops: float
-    gpus_per_node: int
-    link_gbs: float
-    network_gbs: float
-    watts: float
-    overlaps: bool = True
-    """Whether traffic runs beside arithmetic; on a CPU both take the same cores."""
-
-
-def machine(name: str, extra: Path | None = None) -> Machine:
-    """A machine by its name, from machines.toml or from a file in the same form.
-
-    Raises:
-        ValueError: an unknown name, naming those there are; a file that is not TOML, or lacks a field.
-    """
-    tables = tomllib.loads(MACHINES.read_text(encoding="utf-8"))
-    if extra is not None:
-        try:
-            tables |= tomllib.loads(extra.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ValueError(f"{extra} cannot be read as a file of machines: {error}") from error
-    if name not in tables:
-        raise ValueError(f"unknown machine {name!r}; choose one of: {', '.join(tables)}, here")
-    values: dict[str, Any] = tables[name] if isinstance(tables[name], dict) else {}
-    wanted = [item.name for item in fields(Machine) if item.name not in ("name", "overlaps")]
-    for key in wanted:
-        value: Any = values.get(key)
-        is_number = isinstance(value, int if key == "gpus_per_node" else int | float)
-        if isinstance(value, bool) or not is_number or not 0 < value < inf:
-            kind = "whole number" if key == "gpus_per_node" else "number"
-            raise ValueError(f"machine {name!r}: {key} is {value!r}; expected a positive {kind}")
-    if unknown := set(values) - set(wanted):
-        raise ValueError(
-            f"machine {name!r}: unknown field {min(unknown)!r}; the fields are {', '.join(wanted)}"
-        )
-    return Machine(name, **{key: values[key] for key in wanted})
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from puna.model.sizes import LOGITS_ROWS
 from puna.recipes import recipe
 from puna.train.dry_run import peak_bytes
 from puna.train.here import loopback_rate
-from puna.train.plan import Job, describe, machine, plan, search
+from puna.train.machines import machine
+from puna.train.plan import Job, describe, plan, search
 
 BATCH = 2**22
 # GPU-hours of Table 15, and tokens of Table 2.
