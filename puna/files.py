@@ -48,11 +48,12 @@ def fingerprint(value: object) -> str:
 T = TypeVar("T")
 
 
-def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal, read in blocks."""
+def sha256_file(path: Path, start: int = 0, stop: int | None = None) -> str:
+    """The SHA-256 of a file's bytes, or of those from `start` to `stop`, in hexadecimal, read in blocks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
+        file.seek(start)
+        while block := file.read(_READ_BYTES if stop is None else min(_READ_BYTES, stop - file.tell())):
             digest.update(block)
     return digest.hexdigest()
 

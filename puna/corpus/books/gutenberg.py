@@ -62,10 +62,10 @@ _FOOTER = re.compile(
     r"fin (?:del?|de est[ea]) (?:proyecto|project|e-?text|e-?book|libro electr)|"
     r"fi(?:ne|m) (?:del?|do|di|dello|deste|di questo) (?:proge?t+o|project|projec?to|e-?text|e-?book)|"
     r"(?:einde|eind) van (?:dit |het |de |deze )?(?:project|e-?text|e-?book)|"
-    r"slut (?:på|av) (?:projekt|project|e-?text|e-?bok)|koniec |"
+    r"slut(?:et)? (?:på|av|af) (?:projekt|project|e-?text|e-?bok)|koniec |"
     r"project gutenberg(?:'s|’s)? (?:e-?text|e-?book)?.{0,80}\bends? here|"
     r"project gutenberg(?:in|s)? .{0,60}\bloppu|project gutenberg (?:of )?australia|"
-    r"ce document fut pr[ée]sent[ée] en lecture|"
+    r"this site is full of free ebooks|ce document fut pr[ée]sent[ée] en lecture|"
     r"more information about this book is at the top of this file|"
     r"we are now trying to release all our|"
     r"start ?\*{0,2} ?the small print|this is a copyrighted project gutenberg|"
@@ -81,11 +81,16 @@ _FOOTER = re.compile(
 _MAKES = (
     r"(?:produced|prepared|created|transcribed|typed|scanned|converted|made|digiti[sz]ed|proofread|entered)"
 )
+_MADE_BY = (
+    r"(?:(?:produ(?:it|cido|zido|ziert|ceret|cerad|sert)|prodotto|geproduceerd|erstellt|hergestellt|réalisé|"
+    r"préparé|transcrito|trascritto) (?:par|por|door|von|durch|da|av|af)|tuottanut)\b"
+)
 _FILE = r"(?:project gutenberg )?(?:e-?text|e-?book|file|html version|electronic (?:text|version)|edition)"
 _NOTE = re.compile(
-    rf"\s*(?:\W{{0,3}}\s*(?:{_MAKES} (?:by|from)\b|{_FILE} (?:{_MAKES} )by|scanned and proof\w* by|"
-    rf"(?:html|pdf|text) version by|updated editions? |ocr(?:ed)? (?:by|and)|"
-    r"this (?:text|edition) (?:was|is|has been) (?:transcribed|scanned|typed|digiti[sz]ed)|credits?: |"
+    rf"\s*(?:\W{{0,3}}\s*(?:{_MAKES} (?:by|from)\b|{_MADE_BY}|{_FILE} (?:{_MAKES} )by|scanned and proof\w* "
+    r"by|(?:html|pdf|text) version (?:created )?(?:by|at)|dieser text wurde |updated editions? |"
+    r"ocr(?:ed)? (?:by|and)|this (?:text|edition) (?:was|is|has been) (?:transcribed|scanned|typed|"
+    r"digiti[sz]ed)|credits?: |"
     rf"th(?:is|e) {_FILE}\b.{{0,60}}?(?:(?:was|were|is|comes) (?:\w+ )?{_MAKES}|is (?:in|also) )|"
     r"(?:note: )?project gutenberg also has|images of the original pages are available|"
     r"note: (?:images|the|this) .{0,80}(?:archive|gutenberg|html|file)|"
@@ -94,14 +99,14 @@ _NOTE = re.compile(
     r"(?:dieses? |ce |cet |este |dit |questo )"
     r"(?:e-?text|e-?book|fichier|livre électronique|e-?boek|e-?libro|document)|"
     r"transcri(?:ber|bers|ption|ptor)['’]?s?['’]? notes?\b|"
-    r"(?:anmerkung(?:en)? zur|notes? (?:sur la|du|de)|notas? (?:del?|sobre la)) trans[ck]ri))",
+    r"(?:(?:anmerkung(?:en)?|hinweise?) zur|notes? (?:sur la|du|de)|notas? (?:del?|sobre la)) trans[ck]ri))",
     re.IGNORECASE | re.DOTALL,
 )
 _NOTE_HEADING = re.compile(
     r"\W*(?:transcri(?:ber|ptor|ption)['’]?s?['’]? (?:end)?notes?(?: and errata)?|"
     r"notes? (?:by|of|from) the transcribers?|"
     r"(?:producer|preparer|editor of this etext)['’]?s?['’]? notes?|"
-    r"anmerkung(?:en)? (?:zur|der|des) transkri\w+|"
+    r"(?:anmerkung(?:en)?|hinweise?) (?:zur|der|des) transkri\w+|"
     r"notes? (?:sur la|du|de) transcri\w+|notas? (?:del?|sobre la) transcri\w+|"
     r"not[ae] (?:del trascrittore|di trascrizione)|"
     r"opmerkingen van de bewerker|(?:list of )?corrections made by the transcriber)\W*",
@@ -126,7 +131,8 @@ _ILLUSTRATION = re.compile(
 _TELLS = re.compile(r"gutenberg|\be-?text|\be-?book|donation|small print", re.IGNORECASE)
 _WINDOW = 800
 _OF_THE_FILE = re.compile(
-    r"proje[ck]t gutenberg|\bth(?:is|e) e-?(?:text|book)\b|plain vanilla", re.IGNORECASE
+    r"proje[ck]t gutenberg|distributed proofread|\bpgdp\.net|\bth(?:is|e) e-?(?:text|book)\b|plain vanilla",
+    re.IGNORECASE,
 )
 
 
@@ -306,5 +312,5 @@ def _without_end_note(book: str) -> str:
             continue
         if gap and len(book) - gap.end() > _BOOK_AFTER_NOTE and not _ABOUT_THE_FILE.search(book, gap.end()):
             return book[: paragraph.start()].rstrip("\n") + "\n\n\n\n" + book[gap.end() :]
-        return book[: paragraph.start()]
+        return book[: paragraph.start()].rstrip(" *\n")
     return book

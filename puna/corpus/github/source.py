@@ -146,7 +146,11 @@ _UTF_16_OR_32 = (
 )
 # The encoding declarations of Python, Ruby, Emacs and Vim, in the first two lines of a file.
 _COOKIE = re.compile(rb"^[^\n]{0,200}?(?:coding|fileencoding|\bfenc)[:=][ \t]*['\"]?([-\w.]+)", re.IGNORECASE)
-_XML_ENCODING = re.compile(rb"\s*<\?xml\s[^>]{0,200}?encoding\s*=\s*['\"]([-\w.]+)|@charset \"([-\w.]+)\"")
+_XML_ENCODING = re.compile(
+    rb"\s*<\?xml\s[^>]{0,200}?encoding\s*=\s*['\"]([-\w.]+)|@charset \"([-\w.]+)\"|"
+    rb"(?s:.{0,1024}?)<meta\s[^>]{0,200}?charset\s*=\s*['\"]?([-\w.]+)",
+    re.IGNORECASE,
+)
 
 
 def _decode(data: bytes) -> str | None:

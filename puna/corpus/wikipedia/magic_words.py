@@ -30,6 +30,7 @@ def without_switches(text: str, mark: str) -> str:
 # Templates with the same meaning in every wiki: a character that wikitext would read as markup, or a dash.
 CHARACTERS = {
     **{"!": "|", "=": "=", "(": "{", ")": "}", "((": "{{", "))": "}}", "'": "'", '"': '"', "pipe": "|"},
+    **{"'s": "'s", "pi": "π", "times": "×", "minus": "−", "1er": "1er", "'\"": "'\"", "\"'": "\"'"},
     **dict.fromkeys(("ndash", "en dash", "endash", "–"), "–"),
     **dict.fromkeys(("mdash", "em dash", "emdash", "—"), "—"),
     **dict.fromkeys(("snd", "spnd", "sndash", "spndash", "spaced ndash", "spaced en dash"), " – "),
@@ -60,6 +61,16 @@ _NAMES = {
         lapneve имястраницы назвасторінки назва_сторінки иместранице име_странице страница""",
 }
 _FUNCTIONS = {name: function for function, names in _NAMES.items() for name in names.split()}
+# Templates whose argument is the text of the page, in every wiki that has them; spaces as underscores.
+_SHOWN = {
+    "first": """nowrap nobr nobreak nwr small smaller big larger abbr tooltip nobold noitalic noitalics
+        smallcaps small_caps sc sup sub math mvar var mono keypress val nihongo ill interlanguage_link""",
+    "second": "lang langue transl transliteration",
+    "block": "quote blockquote cquote quotation bq zitat citation_bloc",
+    "measure": "convert cvt unité nombre nb",
+    "circa": "circa c.",
+}
+_TEMPLATES = {name.replace("_", " "): kind for kind, names in _SHOWN.items() for name in names.split()}
 _CALL = re.compile(r"\s*(?:(?:safe)?subst:\s*)?([^:|{}\[\]]{1,40}?)\s*(?:(:)|\Z)", re.IGNORECASE)
 # The rest of a call that the tokenizer does not recognise because it contains a link.
 STRAY_CALL = re.compile(
@@ -68,8 +79,13 @@ STRAY_CALL = re.compile(
 
 
 def function_of(start: str) -> tuple[str, str] | None:
-    """(the function, the text after its colon) from the text after `{{`; None for a template."""
-    if not (match := _CALL.match(start)) or not (function := _FUNCTIONS.get(match[1].lower())):
+    """(the function, the text after its colon) from the text after `{{`; None for most templates."""
+    if not (match := _CALL.match(start)):
+        return None
+    name = match[1].lower()
+    if not match[2] and (name := name.replace("_", " ")) in _TEMPLATES:
+        return name, ""
+    if not (function := _FUNCTIONS.get(name)):
         return None
     if function == "title":
         return (function, "") if match.end() == len(start) else None
@@ -86,6 +102,8 @@ def value_of(function: str, arguments: Sequence[str], title: str) -> str | None:
         return None
     if function == "title":
         return title
+    if kind := _TEMPLATES.get(function):
+        return _argument(kind, arguments[1:])
     first = arguments[0].strip()
     rest = [argument.strip() for argument in arguments[1:]]
     if found := _TEXT.get(function):
@@ -107,6 +125,24 @@ def value_of(function: str, arguments: Sequence[str], title: str) -> str | None:
     if function == "switch":
         return _chosen(first, rest)
     return None
+
+
+_TEXT_ARGUMENT = re.compile(r"\s*(?:1|2|text|quote)\s*=")
+_BETWEEN = ("to", "and", "or", "by", "x", "×", "-", "–", "+/-")
+_POWERS = {"e3": "thousand ", "e6": "million ", "e9": "billion "}
+
+
+def _argument(kind: str, arguments: Sequence[str]) -> str:
+    """The text that a template shows: `convert|10|km|mi` is 10 km, `convert|5|to|7|kg` is 5 to 7 kg."""
+    named = [argument[found.end() :] for argument in arguments if (found := _TEXT_ARGUMENT.match(argument))]
+    unnamed = [argument.strip() for argument in arguments if "=" not in argument]
+    if kind == "measure":
+        end = 1
+        while end + 1 < len(unnamed) and (unnamed[end] in _BETWEEN or unnamed[end + 1].isdecimal()):
+            end += 2  # to 7 kg, or 11 in
+        return re.sub(r"\be[369](?=[a-z])", lambda power: _POWERS[power[0]], " ".join(unnamed[: end + 1]))
+    shown = (named or unnamed[kind == "second" :] or [""])[0].strip()
+    return {"block": f"\n{shown}\n", "circa": f"c. {shown}"}.get(kind, shown) if shown else ""
 
 
 _DECIDED = frozenset({"if", "ifeq", "switch", "plural", "expr"})

@@ -63,8 +63,9 @@ _STRAY_MARKS = re.compile(
 
 # Pairs that are removed if nothing is left between them.
 _PAIRS = frozenset(("«»", "“”", "„“", "„”", "[]", "<>"))
+_ROUND = {"(": ")", "（": "）"}
 _GONE = re.compile(f"[{REMOVED}{LOST_LINK}]+")
-_JOINTS = " \t,;:/–—-"  # what may be left of a list in brackets whose items were removed
+_JOINTS = " \t,;:/–—-，、；："  # what may be left of a list in brackets whose items were removed
 _FIRST_JOINT = re.compile(r"[,;:.][ \t]+")
 _TAIL = 200  # how far before a mark the clean-up looks
 
@@ -162,18 +163,18 @@ def _joined(left: str, right: str) -> str:
     while True:
         before, after = left.rstrip(" \t"), right.lstrip(" \t")
         last, first = before[-1:], after[:1]
-        if last == "(" and (rest := after.lstrip(_JOINTS)).startswith(")"):
+        if last in _ROUND and (rest := after.lstrip(_JOINTS)).startswith(_ROUND[last]):
             left, right = before[:-1], rest[1:]
-        elif first == ")" and (rest := before.rstrip(_JOINTS)).endswith("("):
+        elif first in _ROUND.values() and (rest := before.rstrip(_JOINTS)).endswith(tuple(_ROUND)):
             left, right = rest[:-1], after[1:]
         elif last + first in _PAIRS:
             left, right = before[:-1], after[1:]
         else:
             break
-    if last == "(":
-        return before + after.lstrip(" \t,;:")
-    if first == ")":
-        return before.rstrip(" \t,;:") + after
+    if last in _ROUND:
+        return before + after.lstrip(" \t,;:，、；：")
+    if first in _ROUND.values():
+        return before.rstrip(" \t,;:，、；：") + after
     if not before.strip(ITEM):
         return before + (after[start.end() :] if (start := _FIRST_JOINT.match(after)) else after)
     # Neither `.NET` nor `...` ends the text before it.

@@ -91,6 +91,15 @@ AROUND = {
     "Australia": ("", "Project Gutenberg Australia\n"),
     "credits": (f"{START}\nCredits: Ana and the Online Distributed Proofreading Team\n\n\n", END),
     "French note": (f"{START}\nNote sur la transcription: Les erreurs ont été corrigées.\n\n\n", END),
+    "French credits": (f"{START}\n\nProduit par Ana et l'équipe des Distributed Proofreaders\n\n", END),
+    "Portuguese credits": (f"{START}\n\nProduzido por Ana e Rui\n\n\n", END),
+    "Dutch credits": (f"{START}\nGeproduceerd door het Gedistribueerd Proofreading Team\n\n", END),
+    "German notes": (
+        f"{START}\nDieser Text wurde von Ana erfasst.\n\n",
+        f"[ Hinweise zur Transkription:\n\n    Das Original ist in Fraktur.\n    ]\n\n{END}",
+    ),
+    "Swedish end": (START, f"Slutet på Project Gutenbergs Lamorna, av Ana\n\n{END}"),
+    "a rule before a note": (START, f"    *    *    *\n\nTRANSCRIBER'S NOTES:\n\nPage 1: teh.\n\n\n{END}"),
     "transcribed": (f"{START}\n[This text was transcribed from the 1910 edition by Ana]\n\n\n", END),
 }
 
