@@ -187,9 +187,9 @@ class Executor:
         _claim(out, plan)
         part, parts = self.share()
         mine = [shard for place, shard in enumerate(shards) if place % parts == part]
-        for name in [""] if parts == 1 else [f"{shard.name}." for shard in mine]:
-            remove_partials(out, name)
-            remove_partials(out / "dropped", name)
+        for prefix in [""] if parts == 1 else [f"{shard.name}." for shard in mine]:
+            remove_partials(out, prefix)
+            remove_partials(out / "dropped", prefix)
         if (out / MANIFEST).is_file():
             return load_manifest(out / MANIFEST)
 

@@ -103,7 +103,7 @@ _NOTE = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _NOTE_HEADING = re.compile(
-    r"\W*(?:transcri(?:ber|ptor|ption)['’]?s?['’]? (?:end)?notes?(?: and errata)?|"
+    r"\W*(?:(?:original )?transcri(?:ber|ptor|ption)['’]?s?['’]? (?:end)?notes?(?: and errata)?|"
     r"notes? (?:by|of|from) the transcribers?|"
     r"(?:producer|preparer|editor of this etext)['’]?s?['’]? notes?|"
     r"(?:anmerkung(?:en)?|hinweise?) (?:zur|der|des) transkri\w+|"
@@ -121,6 +121,7 @@ _RULE = re.compile(r"[ \t]*(?:[+*=~#_.-][ \t]*){5,}$")
 _BOX = re.compile(r"^[ \t]*[|+*#][ \t]?|[ \t]*[|+*#]$", re.MULTILINE)
 _ITEM = re.compile(r"\s*(?:\d+[.)]|[-*•]|p(?:age|\.)\s*\d)", re.IGNORECASE)
 _NOTE_LINES = 12  # a longer paragraph is part of the book, whatever it begins with
+_NOTE_NEAR = 2000  # characters, or a fiftieth of the book, in which a note's heading may follow its title
 _NOTE_REACH = 60  # maximum lines of a note with a heading or a box, before the book
 _END_NOTE_LINES = 600  # and after it
 _BOOK_AFTER_NOTE = 1500  # more characters than this after a wide gap are the book, not a note
@@ -226,10 +227,10 @@ def without_notes(book: str) -> str:
     """The book without notes before and after it about the making of the file."""
     while True:
         book = book.lstrip("\n")
-        end = _leading_note(book)
+        start, end = _headed_note(book) or (0, _leading_note(book))
         if not end:
             break
-        book = book[end:]
+        book = book[:start] + book[end:]
     return _without_end_note(book)
 
 
@@ -258,8 +259,6 @@ def _leading_note(book: str) -> int:
             return paragraph.end()
         return _reach(book, lambda line: line.rstrip().endswith("]"))
     body = _BOX.sub("", paragraph[0]).strip()
-    if _NOTE_HEADING.fullmatch(body):
-        return _end_of_headed(book, paragraph.end())
     if (_NOTE.match(body) or _OF_THE_FILE.search(body)) and (
         len(lines) <= _NOTE_LINES or body != paragraph[0].strip()
     ):
@@ -277,12 +276,23 @@ def _reach(book: str, closes: Callable[[str], bool]) -> int:
     return 0
 
 
+def _headed_note(book: str) -> tuple[int, int] | None:
+    """The start and end of a note under a heading, perhaps after a title and contents.
+
+    It ends at the next wide gap, or with the last paragraph about the file.
+    """
+    near = min(max(_NOTE_NEAR, len(book) // 50), len(book) // 2)
+    for heading in _PARAGRAPH.finditer(book, 0, near):
+        if _NOTE_HEADING.fullmatch(_BOX.sub("", heading[0]).strip()):
+            return heading.start(), _end_of_headed(book, heading.end())
+    return None
+
+
 def _end_of_headed(book: str, end: int) -> int:
-    """The end of a note under a heading: the next wide gap, or the last paragraph about the file."""
-    first = True
+    first, begin = True, end
     for paragraph in _PARAGRAPH.finditer(book, end):
         gap = book.count("\n", end, paragraph.start())
-        lines = book.count("\n", 0, paragraph.end())
+        lines = book.count("\n", begin, paragraph.end())
         speaks = _ITEM.match(paragraph[0]) or _ABOUT_THE_FILE.search(paragraph[0])
         if lines > _NOTE_REACH or not (first or (gap <= 2 and speaks)):
             break

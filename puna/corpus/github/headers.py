@@ -13,50 +13,14 @@ Out: the same text without leading comments about copyright or licence; all othe
 import re
 from dataclasses import dataclass
 from itertools import dropwhile
+from pathlib import Path
 
 from puna.corpus.github.licence import plain_words, words_of_no_licence
+from puna.files import read_table
 
+_FILE = Path(__file__).with_name("languages.txt")
 # Extension -> language.
-LANGUAGES = {
-    **dict.fromkeys((".py", ".pyi", ".pyx", ".pxd"), "Python"),
-    **dict.fromkeys((".c", ".h"), "C"),
-    **dict.fromkeys((".cc", ".cpp", ".cxx", ".hh", ".hpp", ".hxx", ".cu", ".cuh"), "C++"),
-    **dict.fromkeys((".js", ".mjs", ".cjs", ".jsx"), "JavaScript"),
-    **dict.fromkeys((".ts", ".tsx"), "TypeScript"),
-    **dict.fromkeys((".sh", ".bash", ".zsh"), "Shell"),
-    **dict.fromkeys((".pl", ".pm"), "Perl"),
-    **dict.fromkeys((".hs", ".lhs"), "Haskell"),
-    **dict.fromkeys((".ml", ".mli"), "OCaml"),
-    **dict.fromkeys((".ex", ".exs"), "Elixir"),
-    **dict.fromkeys((".f", ".f90", ".f95", ".for"), "Fortran"),
-    **dict.fromkeys((".clj", ".cljs"), "Clojure"),
-    **dict.fromkeys((".lisp", ".el", ".scm"), "Lisp"),
-    **dict.fromkeys((".kt", ".kts"), "Kotlin"),
-    **dict.fromkeys((".md", ".markdown"), "Markdown"),
-    **dict.fromkeys((".html", ".htm"), "HTML"),
-    **dict.fromkeys((".css", ".scss", ".less"), "CSS"),
-    ".rst": "reStructuredText",
-    ".java": "Java",
-    ".go": "Go",
-    ".rs": "Rust",
-    ".rb": "Ruby",
-    ".cs": "C#",
-    ".php": "PHP",
-    ".swift": "Swift",
-    ".scala": "Scala",
-    ".dart": "Dart",
-    ".m": "Objective-C",
-    ".zig": "Zig",
-    ".r": "R",
-    ".jl": "Julia",
-    ".lua": "Lua",
-    ".sql": "SQL",
-    ".erl": "Erlang",
-    ".tex": "TeX",
-    ".ps1": "PowerShell",
-    ".cmake": "CMake",
-    ".proto": "Protocol Buffers",
-}
+LANGUAGES = {extension: language for language, names in read_table(_FILE).items() for extension in names}
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ from collections.abc import Iterable
 from configparser import ParsingError, RawConfigParser
 from email.parser import HeaderParser
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from puna.corpus.github.licence_texts import TEXTS
+from puna.files import read_table
 
 # BSD is as in metadata older than SPDX, without the number of clauses.
 _SPDX = (
@@ -213,22 +215,11 @@ _FILLED = (
         r"(?:note )?this (?:\w+ ){1,15}?distributed under the terms of the "
         rf"{_NAMES_OF} licen[sc]e above"), ""),
 )  # fmt: skip
-# Words that occur in restrictions and other licences, but not in names.
-_TELLING_WORDS = """
-    not no never must shall only except unless may without prohibited forbidden restrict restricted
-    restriction commercial noncommercial sell sold selling fee royalty good evil proprietary confidential
-    academic educational evaluation gpl gplv2 gplv3 lgpl agpl gnu mpl mozilla epl eclipse cddl isc zlib boost
-    unlicense creative commons cc0 sspl busl eupl ncsa cnri permission permitted granted grant consent
-    terms conditions obligation redistribute redistribution restrictions military weapons nuclear ethical harm
-    network remotely hosted competing credit attribution imagemagick
-"""
-_TELLING = frozenset(_TELLING_WORDS.split())
-# Those that tell of a restriction or another licence even in a line about copyright.
-_NAMING_WORDS = """
-    no must may without academic educational evaluation commercial good evil gnu mozilla epl eclipse boost
-    isc creative commons terms conditions network hosted credit grant restriction fee royalty
-"""
-_TELLING_ANYWHERE = _TELLING - frozenset(_NAMING_WORDS.split())
+# Words that occur in restrictions and other licences, but not in names; and those of them that tell of one
+# even in a line about copyright.
+_WORDS = read_table(Path(__file__).with_name("licence_words.txt"))
+_TELLING = frozenset(_WORDS["telling"])
+_TELLING_ANYWHERE = _TELLING - frozenset(_WORDS["naming"])
 # A file that names the files with the licences.
 _POINTER = re.compile(
     r"(?:(?:this|the) (?:\w+ )?is (?:made )?available |licensed )?under the terms of (?:either|both|any) of "

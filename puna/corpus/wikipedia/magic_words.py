@@ -7,12 +7,14 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from puna.files import read_table
+
 REMOVED = "\ue002"  # marks where markup without text, or text that is not kept, was removed
 
 # Words between double underscores that change the layout of a page and show nothing. Any other, such as
 # __FILE__ or __init__, is text.
-_SWITCHES = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8")
-SWITCHES = frozenset(f"__{word}__" for word in _SWITCHES.split())
+_TABLE = read_table(Path(__file__).with_suffix(".txt"))
+SWITCHES = frozenset(f"__{word}__" for word in _TABLE["switch"])
 # __index__ is Python's, where __INDEX__ is MediaWiki's.
 _ANY_CASE = frozenset(f"__{word}__" for word in ("NOTOC", "FORCETOC", "TOC", "NOEDITSECTION", "NOGALLERY"))
 _SWITCH = re.compile(r"__[^\W\d_]+(?:_[^\W\d_]+)*__")
@@ -38,39 +40,16 @@ CHARACTERS = {
     **dict.fromkeys(("·", "•", "dot", "middot", "bull", "bullet"), " · "),
 }
 
-_NAMES = {
-    "formatnum": """formatnum formatnombre formatonumero formatonúmero formatteernum numformatteren
-        formátujčíslo zahlenformat formatarnum formatarnúmero formatszám форматчисла форматброја""",
-    "lc": "lc kl klein malá minus minús нрег лц",
-    "uc": "uc hl gross mayus mayús majus velká врег уц",
-    "lcfirst": "lcfirst initial_klein initminus kleerste primerominus primerominús prvnímalé первнрег лцпрви",
-    "ucfirst": "ucfirst initial_gross initmajus gleerste hleerste primeromayus primeromayús prvnívelké "
-    "первпрег уцпрви",
-    "padleft": "padleft füllenlinks bourragegauche bourregauche linksopvullen zarovnatvlevo",
-    "padright": "padright füllenrechts bourragedroite bourredroite rechtsopvullen zarovnatvpravo",
-    "plural": "plural pluriel meervoud plurál множина",
-    "grammar": "grammar grammatik grammaire gramática gramatika grammatica skloňuj граматика падеж",
-    "tag": "#tag #balise #etiqueta #marcador #erweiterung #label #značka #ознака #тег",
-    "if": "#if #si #als #když #wenn",
-    "ifeq": "#ifeq #si= #alsgelijk #siigual",
-    "switch": "#switch #selon #según #schakelen #wechsle",
-    "expr": "#expr #výraz #expressie",
-    "iferror": "#iferror",
-    "title": """pagename fullpagename basepagename rootpagename seitenname nompage nombredepagina
-        nombredepágina nomepagina paginanaam názevstrany nazwastrony nomedapagina nomedapágina sidnamn
-        lapneve имястраницы назвасторінки назва_сторінки иместранице име_странице страница""",
-}
-_FUNCTIONS = {name: function for function, names in _NAMES.items() for name in names.split()}
-# Templates whose argument is the text of the page, in every wiki that has them; spaces as underscores.
-_SHOWN = {
-    "first": """nowrap nobr nobreak nwr small smaller big larger abbr tooltip nobold noitalic noitalics
-        smallcaps small_caps sc sup sub math mvar var mono keypress val nihongo ill interlanguage_link""",
-    "second": "lang langue transl transliteration",
-    "block": "quote blockquote cquote quotation bq zitat citation_bloc",
-    "measure": "convert cvt unité nombre nb",
-    "circa": "circa c.",
-}
-_TEMPLATES = {name.replace("_", " "): kind for kind, names in _SHOWN.items() for name in names.split()}
+
+def _kinds(prefix: str) -> dict[str, str]:
+    """Name -> kind, from the lines of the table whose key is a prefix and a kind."""
+    found = {key.removeprefix(prefix): names for key, names in _TABLE.items() if key.startswith(prefix)}
+    return {name: kind for kind, names in found.items() for name in names}
+
+
+_FUNCTIONS = _kinds("function ")
+# Templates whose argument is the text of the page.
+_TEMPLATES = {name.replace("_", " "): kind for name, kind in _kinds("template ").items()}
 _CALL = re.compile(r"\s*(?:(?:safe)?subst:\s*)?([^:|{}\[\]]{1,40}?)\s*(?:(:)|\Z)", re.IGNORECASE)
 # The rest of a call that the tokenizer does not recognise because it contains a link.
 STRAY_CALL = re.compile(
@@ -138,9 +117,15 @@ def _argument(kind: str, arguments: Sequence[str]) -> str:
     unnamed = [argument.strip() for argument in arguments if "=" not in argument]
     if kind == "measure":
         end = 1
-        while end + 1 < len(unnamed) and (unnamed[end] in _BETWEEN or unnamed[end + 1].isdecimal()):
+        while end + 1 < len(unnamed) and (
+            unnamed[end] in _BETWEEN or (end + 2 < len(unnamed) and unnamed[end + 1].isdecimal())
+        ):
             end += 2  # to 7 kg, or 11 in
         return re.sub(r"\be[369](?=[a-z])", lambda power: _POWERS[power[0]], " ".join(unnamed[: end + 1]))
+    if kind == "joined":
+        return "".join(unnamed)
+    if kind == "fraction":
+        return " ".join([*unnamed[:-2], "/".join(unnamed[-2:])])
     shown = (named or unnamed[kind == "second" :] or [""])[0].strip()
     return {"block": f"\n{shown}\n", "circa": f"c. {shown}"}.get(kind, shown) if shown else ""
 

@@ -131,6 +131,15 @@ def test_a_mark_in_the_wrong_place_does_not_take_the_book_and_is_named():
     assert isinstance(document, Document) and document.meta["boilerplate"].startswith("kept whole")
 
 
+def test_a_note_after_the_title_goes_and_the_title_stays():
+    note = "\n\n     The text is based on translations by Ana.\n\n\n"
+    title = "TALES\n\nBy Rui\n\n\n"
+    for before, heading in ((title, "PREPARER’S NOTE"), (title, "Original Transcriber's Notes:")):
+        document = clean(Book("pg1", f"{START}\n\n{before}{heading}{note}{verses(9)}\n{END}"))
+        assert isinstance(document, Document) and "based on" not in document.text
+        assert document.text == f"{before}{verses(9)}"
+
+
 def test_pictures_are_the_user_s_choice():
     text = verses(5).replace("\n\n3.", "\n\n[Illustration: A mill\nby the river]\n\n3.", 1)
     with_pictures, without = (clean(Book("pg1", text), Options(illustrations=kept)) for kept in (True, False))
