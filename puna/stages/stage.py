@@ -77,7 +77,9 @@ class Unfinished(Exception):
     """This job of the array is done and others are not; the command is to be run again when they are."""
 
 
-def plan_shards(inputs: Iterable[Path], shard_bytes: int = SHARD_BYTES, part_bytes: int = 0) -> list[Shard]:
+def plan_shards(
+    inputs: Iterable[Path], shard_bytes: int = SHARD_BYTES, *, part_bytes: int = 0
+) -> list[Shard]:
     """Group files, in the order given, into shards of at least `shard_bytes` each.
 
     With `part_bytes`, a file of twice that size or more is divided into shards of that size.
