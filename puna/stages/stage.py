@@ -309,7 +309,7 @@ def run_shard(work: Work, out: Path, shard: Shard) -> Shard:
         ]
         inputs = [
             {
-                "path": str(path) + (":{}-{}".format(*shard.span) if shard.span else ""),
+                "path": str(path),
                 "bytes": shard.bytes if shard.span else path.stat().st_size,
                 "sha256": sha256_file(path, *(shard.span or ())),
             }
@@ -345,7 +345,13 @@ def _summary(
             f"{damaged} of {seen} records are damaged, more than --max-bad {max_bad:g}; "
             f"they are listed in *.bad.jsonl in {out}"
         )
-    inputs = [Input(**item) for record in records for item in record["inputs"]]
+    inputs: list[Input] = []
+    for item in (item for record in records for item in record["inputs"]):
+        if inputs and inputs[-1].path == item["path"]:  # another part of the same file
+            before = inputs.pop()
+            digest = fingerprint([before.sha256, item["sha256"]])
+            item = {**item, "bytes": before.bytes + item["bytes"], "sha256": digest}
+        inputs.append(Input(**item))
     outputs = [Output(**item) for record in records for item in record["outputs"]]
     digests = [item.sha256 for item in inputs] + [item.sha256 for item in outputs]
     finished = finish(records)

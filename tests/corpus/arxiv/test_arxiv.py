@@ -157,6 +157,15 @@ def test_a_redefinition_by_itself_is_left_unexpanded_and_counted():
     assert result.meta["macros_left"] == "1"
 
 
+def test_an_environment_that_its_definition_hides_is_a_comment():
+    text = "\\newenvironment{answer}{\\comment}{\\endcomment}\\section{a} b " + WORDS
+    text += "\\begin{answer}\nHIDDEN\n\\end{answer}\nc"
+    result = clean(
+        Paper("x", {"m.tex": f"\\documentclass{{article}}\\begin{{document}}{text}\\end{{document}}"})
+    )
+    assert isinstance(result, Document) and "HIDDEN" not in result.text and result.text.endswith("c")
+
+
 def test_names_with_digits_and_sections_of_plain_tex_are_read():
     text = "\\expandafter\\def\\csname a1\\endcsname{lama}\n\\centerline{Title}\n\\beginsection 1. Herds\n\n"
     result = clean(Paper("x", {"m.tex": f"{text}A \\csname a1\\endcsname\\ {WORDS}\n\\bye\n"}))
