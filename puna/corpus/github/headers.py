@@ -64,7 +64,11 @@ _DOC = re.compile(r"\s*(?:/\*[*!](?![*/])|//[/!](?!/)|#'|--\s*\||\{-\s*\|)")
 
 _COMMENT_LINE = re.compile(r"\s*(?:#|//|/?\*|--|;|%|<!--|\.\.)")
 # Phrases that mark this file as generated, as opposed to phrases about what the file itself generates.
-_GENERATED = re.compile("|".join(_PHRASES["generated"]), re.IGNORECASE)
+_GENERATED = re.compile(
+    r"^[^\w@]*(?:(?:warning|attention|caution|note|notice|important)\W+)?"
+    rf"(?:{'|'.join(_PHRASES['begins'])})|{'|'.join(_PHRASES['generated'])}",
+    re.IGNORECASE,
+)
 _TELLING_WORDS = ("generated", "do not ", "made by gnu", "will be lost")  # each phrase has one of them
 _GOES_ON = re.compile(r"\b(?:this|these|the|an?|any|all|of|in)\s*$", re.IGNORECASE)
 # Documentation tools name themselves in the pages that they write.
