@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puna.corpus.web import language
 from puna.corpus.document import Drop
+from puna.corpus.web import language
 from puna.corpus.web.language import language_meta, language_of, model_path, predictor
 from puna.files import sha256_file
 
