@@ -242,6 +242,8 @@ class _Walk:
 
     def link(self) -> str:
         title, end = self.text()
+        if end is not t.WikilinkSeparator and not title.strip():
+            return self.kept.add(f"[[{title}]]")  # no link
         title = title.strip()
         prefix, colon, name = title.partition(":")
         prefix = prefix.strip().lower()
