@@ -41,10 +41,10 @@ struct Sizes {
 struct Forward {
     bf16 *q, *v_rows, *p;
     pair *k_panels, *v_pairs;
-    float *scores, *o, *top, *sum;
+    float *scores, *o, *top, *sum, *mass;
 
     static long bytes(const Sizes& s) {
-        return 4 * s.padded * s.E * 2 + ROWS * KEYS * 6 + ROWS * (s.E + 2) * 4 + 64 * 16;
+        return 4 * s.padded * s.E * 2 + ROWS * KEYS * 6 + ROWS * (s.E + 3) * 4 + 64 * 16;
     }
     Forward(Buffer& buffer, const Sizes& s) {
         q = buffer.take<bf16>(s.padded * s.E);
@@ -56,6 +56,7 @@ struct Forward {
         o = buffer.take<float>(ROWS * s.E);
         top = buffer.take<float>(ROWS);
         sum = buffer.take<float>(ROWS);
+        mass = buffer.take<float>(ROWS);
     }
 
     void load(const Sizes& s, View<bf16> q_, View<bf16> k, View<bf16> v, long b, long h, Rotary rotary) {
@@ -70,6 +71,7 @@ struct Forward {
     void begin() {
         std::fill_n(top, ROWS, -INFINITY);
         std::fill_n(sum, ROWS, 0.f);
+        std::fill_n(mass, ROWS, 0.f);
     }
 
     // Scores of rows [start, end) with keys [first, last), -inf where masked.
@@ -92,7 +94,8 @@ struct Forward {
                 });
     }
 
-    // exp of scores less their greatest so far, in bf16; `o` and `sum` are brought down to the same greatest.
+    // exp of scores less their greatest so far, in bf16; `o`, `sum` and `mass` are brought down to the same greatest.
+    // `sum` adds them before they are rounded, for lse; `mass` after it: o divided by it is a mean of rows of v.
     void soften(const Sizes& s, long start, long end, long first, long last) {
         const float factor = s.scale * LOG2_E;
         for (long row = start; row < end; row++) {
@@ -105,14 +108,17 @@ struct Forward {
             const float before = top[row - start];
             const float now = std::max(before, _mm512_reduce_max_ps(most) * factor);
             const __m512 shift = _mm512_set1_ps(-now), by = _mm512_set1_ps(factor);
-            __m512 total = _mm512_setzero_ps();
+            __m512 exact = _mm512_setzero_ps(), rounded = _mm512_setzero_ps();
             for (long key = 0; key < keys; key += 16) {
                 const __m512 e = exp2_ps(_mm512_fmadd_ps(_mm512_loadu_ps(in + key), by, shift));
-                total = _mm512_add_ps(total, e);
-                _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + key), (__m256i)_mm512_cvtneps_pbh(e));
+                const __m256i half = (__m256i)_mm512_cvtneps_pbh(e);
+                exact = _mm512_add_ps(exact, e);
+                rounded = _mm512_add_ps(rounded, widen(half));
+                _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + key), half);
             }
             const float less = first ? std::exp2(before - now) : 0;
-            sum[row - start] = sum[row - start] * less + _mm512_reduce_add_ps(total);
+            sum[row - start] = sum[row - start] * less + _mm512_reduce_add_ps(exact);
+            mass[row - start] = mass[row - start] * less + _mm512_reduce_add_ps(rounded);
             top[row - start] = now;
             if (first)
                 for (long e = 0; e < s.E; e++) o[(row - start) * s.E + e] *= less;
@@ -136,7 +142,7 @@ struct Forward {
 
     void store(const Sizes& s, View<bf16> out, float* lse, long b, long h, long start, long end) {
         for (long row = start; row < std::min(end, s.T); row++) {
-            const float share = 1 / sum[row - start];
+            const float share = 1 / mass[row - start];
             for (long e = 0; e < s.E; e += 8)
                 narrow(out.row(b, h, row) + e, _mm256_loadu_ps(o + (row - start) * s.E + e) * _mm256_set1_ps(share));
             lse[row] = (top[row - start] + std::log2(sum[row - start])) * LN_2;

@@ -61,6 +61,10 @@ inline __m256 widen(const bf16* x) {  // 8 bf16 -> fp32
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 
+inline __m512 widen(__m256i x) {  // 16 bf16 -> fp32
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
+
 inline void narrow(bf16* out, __m256 x) {  // 8 fp32 -> bf16, rounded to nearest
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out), reinterpret_cast<__m128i>(_mm256_cvtneps_pbh(x)));
 }
