@@ -14,6 +14,7 @@ would compute itself (`_prompt_hashes`); and decoding is batched only as far as 
 (`Runner.batch_invariant`).
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,8 @@ from puna.tokens.chat_template import ChatTemplate
 from puna.tokens.tokenizer import Tokenizer
 
 CHUNK = 256  # maximum number of prompt tokens that are computed in a step
-SHORT_CHUNK = 32  # the same while answers are decoded, where chunks may be of any size: they wait for it
+STEP_SECONDS = 0.15  # of a step while answers are decoded, which wait for a chunk: it is as large as fits
+_LEAST = 8  # tokens of such a chunk, however slow the machine is
 
 
 class Engine:
@@ -65,6 +67,7 @@ class Engine:
         self._running: dict[int, ActiveRequest] = {}  # in the order of admission
         self._next_id = 0
         counted = ("prompt_tokens", "prefix_tokens", "generated_tokens", "prefills", "decodes")
+        self._token_seconds, self._decode_seconds = 0.003, 0.0  # of the last steps
         self._counts = dict.fromkeys((*counted, "drafted_tokens", "accepted_tokens"), 0)
 
     # ---- requests in
@@ -155,8 +158,7 @@ class Engine:
         """Admit requests, prefill one chunk, decode one token of each running answer; the new chunks."""
         self._admit()
         decoding = [sequence for sequence in self._running.values() if sequence.is_decoding]
-        size = SHORT_CHUNK if decoding and self.runner.prefill_is_decode else CHUNK
-        chunks = [*self._prefill(size), *self._decode(decoding)]
+        chunks = [*self._prefill(self._chunk_size(bool(decoding))), *self._timed_decode(decoding)]
         for sequence, _ in chunks:
             if sequence.finish:
                 del self._running[sequence.id]
@@ -214,12 +216,22 @@ class Engine:
 
     # ---- prompts
 
+    def _chunk_size(self, is_shared: bool) -> int:
+        """The number of prompt tokens for a step; a shared one is to take STEP_SECONDS, as far as is known.
+
+        Tokens become more expensive along a prompt, so the cost of those before is measured.
+        """
+        if not is_shared or not self.runner.prefill_is_decode:
+            return CHUNK
+        left = STEP_SECONDS - self._decode_seconds
+        return max(_LEAST, min(CHUNK, int(left / self._token_seconds)))
+
     def _prefill(self, size: int) -> Iterator[tuple[ActiveRequest, Chunk]]:
         sequence = next((s for s in self._running.values() if not s.is_decoding), None)
         if sequence is None:
             return
         request, start = sequence.request, sequence.n_computed
-        end = min(len(request.prompt), start - start % size + size)
+        end, began = min(len(request.prompt), start + size), time.perf_counter()
         all_logits = request.prompt_logprobs
         logits = self.runner.prefill(request.prompt[start:end], start, sequence.table, all_logits)
         logits = logits[..., : self._vocab_size]
@@ -229,6 +241,8 @@ class Engine:
         if all_logits:
             sequence.prompt_tokens += self._prompt_tokens(request, start, end, logits)
             logits = logits[-1]
+        if end - start >= _LEAST:
+            self._token_seconds = (time.perf_counter() - began) / (end - start)
         if not sequence.is_decoding:
             self._running[sequence.id] = self._running.pop(sequence.id)  # the others' prompts are next
         elif not request.max_tokens:
@@ -246,6 +260,12 @@ class Engine:
         return tokens + [self._token(token, row_V, k) for token, row_V in rows]
 
     # ---- answers
+
+    def _timed_decode(self, sequences: Sequence[ActiveRequest]) -> list[tuple[ActiveRequest, Chunk]]:
+        began = time.perf_counter()
+        chunks = list(self._decode(sequences))
+        self._decode_seconds = time.perf_counter() - began
+        return chunks
 
     def _decode(self, sequences: Sequence[ActiveRequest]) -> Iterator[tuple[ActiveRequest, Chunk]]:
         batch = []

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 import sentencepiece
 import tokenizers
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
 
@@ -18,6 +21,7 @@ from puna.formats.convert import convert
 from puna.generate.engine import Engine
 from puna.generate.load import load_engine
 from puna.generate.request import Request
+from puna.tokens.chat_template import ChatTemplate
 from puna.tokens.tokenizer import Tokenizer
 from puna.tokens.vocabularies.tokenizer_json import characters_of_bytes
 from tests.conftest import byte_level
@@ -217,3 +221,53 @@ def test_a_byte_level_gguf_becomes_a_directory_that_transformers_reads(tmp_path,
         assert theirs(name, add_special_tokens=False)["input_ids"] == [id]
     assert json.loads((tmp_path / "back/generation_config.json").read_text())["eos_token_id"] == [1, 2]
     assert Tokenizer(tmp_path / "back").encode(STRANGE[0]) == ours.encode(STRANGE[0])
+
+
+# ---- SentencePiece into Hugging Face's format
+
+
+@pytest.fixture(scope="module", params=["gguf", "tokenizer.model"])
+def exported(request, tmp_path_factory):
+    """A chat model's vocabulary as transformers reads it from what `--to hf` wrote, and as we read it."""
+    folder = tmp_path_factory.mktemp("exported")
+    source = write_native_model(folder / "source", replace(PLAIN, vocab_size=324))
+    (source / "chat_template.jinja").write_text(TALK)
+    if request.param == "gguf":  # whose control tokens beyond the pieces have files of their own here
+        (source / "added_tokens.json").write_text('{"<|im_start|>": 320, "<|im_end|>": 321}')
+        names = {"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]}
+        (source / "tokenizer_config.json").write_text(json.dumps(names))
+        convert(source, folder / "model.gguf", "gguf")
+        source = folder / "model.gguf"
+    convert(source, folder / "hf", "hf")
+    pieces = sentencepiece.SentencePieceProcessor(str(folder / "source/tokenizer.model"))
+    return transformers.AutoTokenizer.from_pretrained(folder / "hf"), Tokenizer(folder / "hf"), pieces
+
+
+TALK = (
+    "{{ bos_token }}{% for m in messages %}{{ m.role + ': ' + m.content + eos_token + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+
+
+@given(
+    text=st.text(st.characters(exclude_characters="\u2581", exclude_categories=["Cs"])) | st.text(" a\n<s>0é")
+)
+def test_transformers_gives_sentencepieces_ids(exported, text):
+    theirs, ours, pieces = exported
+    text = re.sub("|".join(map(re.escape, filter(None, ours.controls))), "", text)
+    expected = pieces.encode(text)
+    assert theirs.encode(text, add_special_tokens=False) == expected
+    assert theirs.encode(text) == [1, *expected]
+    assert theirs.decode(expected) == text
+
+
+def test_transformers_lays_out_conversations_as_we_do(exported):
+    theirs, ours, _ = exported
+    template = ChatTemplate.of(ours)
+    for said in ("the llama", " two  spaces\nand lines ", "12 é 🦙", ""):
+        messages = [{"role": "user", "content": said}, {"role": "assistant", "content": "salt"}]
+        expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert template.encode(messages) == expected
+    for text, id in ours.controls.items():
+        assert theirs.encode(text, add_special_tokens=False) == [id]
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.chat_template) == (1, 2, TALK)
