@@ -52,12 +52,12 @@ KINDS: dict[str, Callable[[int, int], tuple[str, bytes]] | None] = {
     "64 prompts as long": lambda i, n: (COMPLETIONS, whole(prompt=many(i, n - 1))),
     "64 texts as long": lambda i, n: (
         COMPLETIONS,
-        whole(prompt=[f"{i} {j} " + "the llama " * (n // 3) for j in range(QUEUE)]),
+        whole(prompt=[f"{i} {j} " + "the llama " * (n // 6) for j in range(QUEUE)]),
     ),
     "64 short prompts": lambda i, n: (COMPLETIONS, whole(prompt=many(i, 40))),
-    "a conversation of 2,048 messages": lambda i, n: (
+    "a conversation of 600 messages": lambda i, n: (
         CHAT,
-        whole(messages=[{"role": "user", "content": f"{i} {j}"} for j in range(2048)]),
+        whole(messages=[{"role": "user", "content": f"{i} {j}"} for j in range(600)]),
     ),
     "a text of 3.9 MB": lambda i, n: (COMPLETIONS, whole(prompt="the llama " * 390_000)),
     "20,000 prompts": lambda i, n: (COMPLETIONS, whole(prompt=[[70]] * 20_000, n=16)),

@@ -199,13 +199,15 @@ def _shards(directory: Path) -> list[Path]:
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index} lacks the field weight_map; get the file again")
-    shards = []
+    shards, single = [], directory / SINGLE
     for name in sorted({str(shard) for shard in weight_map.values()}):
         if Path(name).name != name:
             raise ValueError(f"{index} names the shard {name!r}; a shard lies beside its index")
         if not (directory / name).is_file():
             raise ValueError(f"{directory} lacks the shard {name}, which {INDEX} names; get the file")
         shards.append(directory / name)
+    if single.is_file() and single not in shards:
+        raise ValueError(f"{directory} holds two models, {SINGLE} and that of {INDEX}; delete the wrong one")
     return shards
 
 

@@ -67,7 +67,7 @@ class Engine:
         self._running: dict[int, ActiveRequest] = {}  # in the order of admission
         self._next_id = 0
         counted = ("prompt_tokens", "prefix_tokens", "generated_tokens", "prefills", "decodes")
-        self._token_seconds, self._decode_seconds = 0.003, 0.0  # of the last steps
+        self._token_seconds, self._decode_seconds, self._room = 0.003, 0.0, 0  # of the last steps
         self._counts = dict.fromkeys((*counted, "drafted_tokens", "accepted_tokens"), 0)
 
     # ---- requests in
@@ -158,7 +158,8 @@ class Engine:
         """Admit requests, prefill one chunk, decode one token of each running answer; the new chunks."""
         self._admit()
         decoding = [sequence for sequence in self._running.values() if sequence.is_decoding]
-        chunks = [*self._prefill(self._chunk_size(bool(decoding))), *self._timed_decode(decoding)]
+        self._room = self._tokens_per_step(bool(decoding))
+        chunks = [*self._prefill(), *self._decode(decoding)]
         for sequence, _ in chunks:
             if sequence.finish:
                 del self._running[sequence.id]
@@ -216,8 +217,8 @@ class Engine:
 
     # ---- prompts
 
-    def _chunk_size(self, is_shared: bool) -> int:
-        """The number of prompt tokens for a step; a shared one is to take STEP_SECONDS, as far as is known.
+    def _tokens_per_step(self, is_shared: bool) -> int:
+        """The number of prompt and draft tokens for a step; a shared one is to take STEP_SECONDS.
 
         Tokens become more expensive along a prompt, so the cost of those before is measured.
         """
@@ -226,12 +227,13 @@ class Engine:
         left = STEP_SECONDS - self._decode_seconds
         return max(_LEAST, min(CHUNK, int(left / self._token_seconds)))
 
-    def _prefill(self, size: int) -> Iterator[tuple[ActiveRequest, Chunk]]:
+    def _prefill(self) -> Iterator[tuple[ActiveRequest, Chunk]]:
         sequence = next((s for s in self._running.values() if not s.is_decoding), None)
         if sequence is None:
             return
         request, start = sequence.request, sequence.n_computed
-        end, began = min(len(request.prompt), start + size), time.perf_counter()
+        end, began = min(len(request.prompt), start + self._room), time.perf_counter()
+        self._room -= end - start
         all_logits = request.prompt_logprobs
         logits = self.runner.prefill(request.prompt[start:end], start, sequence.table, all_logits)
         logits = logits[..., : self._vocab_size]
@@ -261,12 +263,6 @@ class Engine:
 
     # ---- answers
 
-    def _timed_decode(self, sequences: Sequence[ActiveRequest]) -> list[tuple[ActiveRequest, Chunk]]:
-        began = time.perf_counter()
-        chunks = list(self._decode(sequences))
-        self._decode_seconds = time.perf_counter() - began
-        return chunks
-
     def _decode(self, sequences: Sequence[ActiveRequest]) -> Iterator[tuple[ActiveRequest, Chunk]]:
         batch = []
         for sequence in sequences:
@@ -277,6 +273,7 @@ class Engine:
                 batch.append(sequence)
         if not batch:
             return
+        began = time.perf_counter()
         groups = [batch] if self.runner.batch_invariant else [[sequence] for sequence in batch]
         for group in groups:
             logits_NV = self.runner.decode(
@@ -288,11 +285,14 @@ class Engine:
                 sequence.n_computed += 1
                 self._register(sequence)
                 yield sequence, self._advance(sequence, [logits_V], id if _is_greedy(sequence) else None)
+        self._decode_seconds = time.perf_counter() - began
 
     def _draft(self, sequence: ActiveRequest) -> list[int]:
         # The last token is never computed, so no draft token can replace it.
-        most = sequence.end - len(sequence.tokens) - 1
-        return sequence.drafts.draft(min(sequence.request.lookup, most)) if sequence.drafts else []
+        most = min(sequence.request.lookup, self._room, sequence.end - len(sequence.tokens) - 1)
+        draft = sequence.drafts.draft(most) if sequence.drafts and most > 0 else []
+        self._room -= len(draft)
+        return draft
 
     def _verify(self, sequence: ActiveRequest, draft: list[int]) -> Chunk:
         """Compute draft tokens after the last token; accept them as far as the model agrees."""

@@ -4,7 +4,8 @@ In:  uvicorn's HTTP/1.1 protocol.
 Out: the same, with timeouts that close idle connections.
 
     request head incomplete after        HEAD_SECONDS       closed
-    request body incomplete after        BODY_SECONDS       408 (middleware.py); drained for LINGER_SECONDS
+    request body incomplete after        BODY_SECONDS       408 (middleware.py)
+    body still arriving after a response LINGER_SECONDS     closed; until then it is read and dropped
     between two requests                 uvicorn's timeout_keep_alive
     response not read by the client      WRITE_SECONDS      closed
     more connections than file descriptors                  the one that has been idle longest is closed
@@ -20,7 +21,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 10.0
 WRITE_SECONDS = 30.0
-LINGER_SECONDS = 5.0
+LINGER_SECONDS = 30.0  # closed too soon, a client that still sends does not see the response
+READ_BYTES = 1 << 14  # at a time: a body in chunks of a byte takes 20 µs for each
 MAX_CONNECTIONS = 1024
 # File descriptors for other uses: files, pipes, and connections accepted in one turn of the event loop.
 RESERVED = 112
@@ -57,6 +59,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the timeouts; with too many connections, close the one that has been idle longest."""
         super().connection_made(transport)  # type: ignore[arg-type]
+        transport.max_size = READ_BYTES  # type: ignore[attr-defined]
         self.since = self.loop.time()
         if len(self.connections) > self.limit:
             idle = [one for one in self.connections if isinstance(one, Connection) and one.is_idle]

@@ -125,6 +125,19 @@ def test_an_index_that_leads_astray(copy, capsys, weight_map, said):
     assert said in refusal(source, capsys)
 
 
+def test_two_files_with_the_same_tensor_are_named(copy, capsys):
+    source = copy("hf")
+    shutil.copy(source / "model.safetensors", source / "other.safetensors")
+    index = source / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "other.safetensors"}}')
+    assert "holds two models, model.safetensors and that of" in refusal(source, capsys)
+    index.write_text('{"weight_map": {"a": "other.safetensors", "b": "model.safetensors"}}')
+    line = refusal(source, capsys)
+    assert "other.safetensors holds lm_head.weight, which" in line and "/model.safetensors holds too" in line
+    index.write_text('{"weight_map": {"a": "model.safetensors"}}')
+    assert len(convert(source, source.parent / "out", "puna").outputs) > 1
+
+
 def test_pickled_weights_of_hugging_face_are_not_opened(copy, capsys):
     source = copy("hf")
     (source / "model.safetensors").rename(source / "pytorch_model.bin")
