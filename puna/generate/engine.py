@@ -10,11 +10,9 @@
 A request's answer does not depend on the others: it has its own random generator (sampling.py); a prompt is
 computed in chunks that end at multiples of CHUNK positions, or anywhere if that changes no bit
 (`Runner.prefill_is_decode`); cached blocks are shared only if they are bitwise identical to what the request
-would compute itself (`_prompt_hashes`); and decoding is batched only as far as the runner is batch-invariant
-(`Runner.batch_invariant`).
+would compute itself (`_prompt_hashes`); and in a batch a runner gives each row the bits that it has alone.
 """
 
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +23,7 @@ from torch import Tensor
 
 from puna.generate.active_request import ActiveRequest
 from puna.generate.json_schema import Grammars
+from puna.generate.pace import Pace
 from puna.generate.prefix_cache import BlockPool, block_hashes
 from puna.generate.request import Chunk, Limits, Request, Token
 from puna.generate.runners.base import Runner
@@ -34,8 +33,6 @@ from puna.tokens.chat_template import ChatTemplate
 from puna.tokens.tokenizer import Tokenizer
 
 CHUNK = 256  # maximum number of prompt tokens that are computed in a step
-STEP_SECONDS = 0.15  # of a step while answers are decoded, which wait for a chunk: it is as large as fits
-_LEAST = 8  # tokens of such a chunk, however slow the machine is
 
 
 class Engine:
@@ -67,7 +64,7 @@ class Engine:
         self._running: dict[int, ActiveRequest] = {}  # in the order of admission
         self._next_id = 0
         counted = ("prompt_tokens", "prefix_tokens", "generated_tokens", "prefills", "decodes")
-        self._token_seconds, self._decode_seconds, self._room = 0.003, 0.0, 0  # of the last steps
+        self._pace = Pace()
         self._counts = dict.fromkeys((*counted, "drafted_tokens", "accepted_tokens"), 0)
 
     # ---- requests in
@@ -158,7 +155,8 @@ class Engine:
         """Admit requests, prefill one chunk, decode one token of each running answer; the new chunks."""
         self._admit()
         decoding = [sequence for sequence in self._running.values() if sequence.is_decoding]
-        self._room = self._tokens_per_step(bool(decoding))
+        # Chunks of any size only where that changes no bit.
+        self._pace.begin(CHUNK, is_shared=bool(decoding) and self.runner.prefill_is_decode)
         chunks = [*self._prefill(), *self._decode(decoding)]
         for sequence, _ in chunks:
             if sequence.finish:
@@ -217,34 +215,22 @@ class Engine:
 
     # ---- prompts
 
-    def _tokens_per_step(self, is_shared: bool) -> int:
-        """The number of prompt and draft tokens for a step; a shared one is to take STEP_SECONDS.
-
-        Tokens become more expensive along a prompt, so the cost of those before is measured.
-        """
-        if not is_shared or not self.runner.prefill_is_decode:
-            return CHUNK
-        left = STEP_SECONDS - self._decode_seconds
-        return max(_LEAST, min(CHUNK, int(left / self._token_seconds)))
-
     def _prefill(self) -> Iterator[tuple[ActiveRequest, Chunk]]:
         sequence = next((s for s in self._running.values() if not s.is_decoding), None)
         if sequence is None:
             return
         request, start = sequence.request, sequence.n_computed
-        end, began = min(len(request.prompt), start + self._room), time.perf_counter()
-        self._room -= end - start
+        end = min(len(request.prompt), start + self._pace.room)
         all_logits = request.prompt_logprobs
-        logits = self.runner.prefill(request.prompt[start:end], start, sequence.table, all_logits)
-        logits = logits[..., : self._vocab_size]
+        with self._pace.chunk(end - start):
+            logits = self.runner.prefill(request.prompt[start:end], start, sequence.table, all_logits)
+            logits = logits[..., : self._vocab_size]
+            sequence.n_computed = end
+            self._register(sequence)
+            if all_logits:
+                sequence.prompt_tokens += self._prompt_tokens(request, start, end, logits)
+                logits = logits[-1]
         self._counts["prefills"] += 1
-        sequence.n_computed = end
-        self._register(sequence)
-        if all_logits:
-            sequence.prompt_tokens += self._prompt_tokens(request, start, end, logits)
-            logits = logits[-1]
-        if end - start >= _LEAST:
-            self._token_seconds = (time.perf_counter() - began) / (end - start)
         if not sequence.is_decoding:
             self._running[sequence.id] = self._running.pop(sequence.id)  # the others' prompts are next
         elif not request.max_tokens:
@@ -273,25 +259,22 @@ class Engine:
                 batch.append(sequence)
         if not batch:
             return
-        began = time.perf_counter()
-        groups = [batch] if self.runner.batch_invariant else [[sequence] for sequence in batch]
-        for group in groups:
+        with self._pace.decoding():
             logits_NV = self.runner.decode(
-                [s.tokens[-1] for s in group], [s.n_computed for s in group], [s.table for s in group]
+                [s.tokens[-1] for s in batch], [s.n_computed for s in batch], [s.table for s in batch]
             )[:, : self._vocab_size]
             self._counts["decodes"] += 1
-            best = logits_NV.argmax(-1).tolist() if any(_is_greedy(s) for s in group) else [None] * len(group)
-            for sequence, logits_V, id in zip(group, logits_NV, best, strict=True):
+            best = logits_NV.argmax(-1).tolist() if any(_is_greedy(s) for s in batch) else [None] * len(batch)
+            for sequence, logits_V, id in zip(batch, logits_NV, best, strict=True):
                 sequence.n_computed += 1
                 self._register(sequence)
                 yield sequence, self._advance(sequence, [logits_V], id if _is_greedy(sequence) else None)
-        self._decode_seconds = time.perf_counter() - began
 
     def _draft(self, sequence: ActiveRequest) -> list[int]:
         # The last token is never computed, so no draft token can replace it.
-        most = min(sequence.request.lookup, self._room, sequence.end - len(sequence.tokens) - 1)
+        most = min(sequence.request.lookup, self._pace.room, sequence.end - len(sequence.tokens) - 1)
         draft = sequence.drafts.draft(most) if sequence.drafts and most > 0 else []
-        self._room -= len(draft)
+        self._pace.room -= len(draft)
         return draft
 
     def _verify(self, sequence: ActiveRequest, draft: list[int]) -> Chunk:

@@ -33,7 +33,15 @@ from puna.serve.api.tokenize import decode_ids, describe_tokenizer, encode_text
 from puna.serve.body import BoundedRoute
 from puna.serve.errors import ServeError, error_response, from_http, from_validation
 from puna.serve.metrics import CONTENT_TYPE_LATEST, Metrics
-from puna.serve.middleware import ApiKeys, Counted, HeadIsGet, KnownHost, LimitedBody, OneLength
+from puna.serve.middleware import (
+    Counted,
+    HeadIsGet,
+    LimitedBody,
+    Refusing,
+    api_key,
+    known_host,
+    one_length,
+)
 from puna.serve.schemas import RequestTypes, request_types
 from puna.serve.service import Service
 from puna.serve.worker import BROKEN, Worker
@@ -87,7 +95,7 @@ def build_app(
     app.add_exception_handler(Exception, _bug)
     with_key = APIRouter(
         route_class=BoundedRoute,
-        # For the description alone: ApiKeys checks the key before the body is read.
+        # For the description alone: a middleware checks the key before the body is read.
         dependencies=[Security(HTTPBearer(auto_error=False, scheme_name="key"))] if api_keys else [],
         responses=_responses(401) if api_keys else {},
     )
@@ -101,7 +109,7 @@ def build_app(
     # The middleware added last is the outermost.
     app.add_middleware(LimitedBody, limit=limits.body_bytes)
     if api_keys:
-        app.add_middleware(ApiKeys, keys=api_keys)
+        app.add_middleware(Refusing, check=api_key(api_keys))
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -111,9 +119,9 @@ def build_app(
             expose_headers=["retry-after"],
         )
     if loopback_only and not api_keys:
-        app.add_middleware(KnownHost)
+        app.add_middleware(Refusing, check=known_host)
     headers = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
-    app.add_middleware(OneLength)
+    app.add_middleware(Refusing, check=one_length)
     app.add_middleware(HeadIsGet)
     app.add_middleware(Counted, metrics=metrics, paths=paths, headers=headers)
     return app

@@ -27,23 +27,17 @@ from puna.generate.json_schema import ANY_OBJECT
 
 MAX_ENTRIES = 2048  # of a list of prompts or messages, OpenAI's limit
 # Fields that are not supported, and what to do instead.
-NOT_SUPPORTED = {
-    "audio": "omit it",
+_ABSENT = ("audio", "moderation", "prompt_cache_options", "suffix", "web_search_options")
+NOT_SUPPORTED = dict.fromkeys(_ABSENT, "omit it") | {
     "metadata": "omit it; nothing is stored",
-    "moderation": "omit it",
     "prediction": "omit it; lookup speculates from the earlier text",
     "reasoning_effort": 'omit it, or send "none"',
     "service_tier": 'omit it, or send "auto"',
     "store": "omit it, or send false",
     "modalities": 'only ["text"] is supported',
     "verbosity": 'omit it, or send "medium"',
-    "web_search_options": "omit it",
-    "prompt_cache_options": "omit it",
-    "suffix": "omit it",
-    "tools": "omit it; describe what you want in a message",
-    "tool_choice": 'omit it, or send "none"',
-    "functions": "omit it; describe what you want in a message",
-    "function_call": 'omit it, or send "none"',
+    **dict.fromkeys(("tools", "functions"), "omit it; describe what you want in a message"),
+    **dict.fromkeys(("tool_choice", "function_call"), 'omit it, or send "none"'),
 }
 MAX_BIAS = 1024
 # The forms of fields that have several.

@@ -168,8 +168,8 @@ class Service:
             if entries > MAX_LOGPROBS:
                 raise ServeError(
                     400,
-                    f"the answers may hold {entries:,} log-probabilities, and this server sends at most "
-                    f"{MAX_LOGPROBS:,} per request; split it, or reduce logprobs or max_tokens",
+                    f"the answers may hold more than {MAX_LOGPROBS:,} log-probabilities, counting "
+                    "alternatives; split the request, or reduce logprobs or max_tokens",
                     "too_many_logprobs",
                     "logprobs",
                 )

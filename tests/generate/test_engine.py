@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from puna.config import Sampling
-from puna.generate.engine import CHUNK, STEP_SECONDS, Engine
+from puna.generate.engine import CHUNK, Engine
 from puna.generate.load import load_engine
+from puna.generate.pace import STEP_SECONDS
 from puna.generate.request import Chunk, Request
 from puna.generate.runners.cache import BLOCK
 from puna.generate.runners.pytorch import PlainRunner
@@ -125,7 +126,7 @@ class SlowRunner(PlainRunner):
 @pytest.mark.parametrize(("rows", "at_most"), [(1, 25), (4, 40), (12, 100)])
 def test_answers_wait_for_a_chunk_no_longer_than_they_must(model, tokenizer, monkeypatch, rows, at_most):
     runner = SlowRunner(model, 80)
-    monkeypatch.setattr("puna.generate.engine.time.perf_counter", lambda: runner.now)
+    monkeypatch.setattr("puna.generate.pace.time.perf_counter", lambda: runner.now)
     engine = Engine(runner, tokenizer)
     for row in range(rows):
         engine.submit(ask(row, 5, max_tokens=200))
