@@ -1,6 +1,7 @@
 """Tail latencies of streams while hostile and honest requests arrive.
 
     python benchmarks/serve.py --model smollm2 --seconds 10
+    python benchmarks/serve.py --quick         a second of each kind: whether everything runs
 
 In:  a model, served by `puna serve` in a process of its own, with a slot for each of 16 streams and one more.
 Out: for each kind of request: how long 16 streams waited for a token while it was sent again and again:
@@ -118,6 +119,8 @@ async def measure(url: str, kind: str, seconds: float) -> str:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
     waits.sort()
+    if not waits:
+        return f"{kind:33}  no token within {seconds:g} s"
     p99 = waits[int(len(waits) * 0.99)]
     answered = f"answered in {statistics.median(times):.2f} s" if times else ""
     return (
@@ -151,5 +154,7 @@ if __name__ == "__main__":
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--only", action="append", choices=KINDS)
+    parser.add_argument("--quick", action="store_true")
     chosen = parser.parse_args()
-    asyncio.run(main(chosen.model, chosen.seconds, chosen.only or list(KINDS)))
+    seconds = 1 if chosen.quick else chosen.seconds
+    asyncio.run(main(chosen.model, seconds, chosen.only or list(KINDS)))

@@ -107,16 +107,6 @@ class Engine:
         """Whether no request is waiting or running."""
         return not self._waiting and not self._running
 
-    @property
-    def running(self) -> int:
-        """Number of running requests."""
-        return len(self._running)
-
-    @property
-    def waiting(self) -> int:
-        """Number of requests that wait for a slot or for KV-cache blocks."""
-        return len(self._waiting)
-
     def stats(self) -> dict[str, int]:
         """Requests and KV-cache blocks now, and totals since the start.
 
@@ -124,8 +114,8 @@ class Engine:
         hold prefixes that may be reused.
         """
         return {
-            "running": self.running,
-            "waiting": self.waiting,
+            "running": len(self._running),
+            "waiting": len(self._waiting),
             "blocks": self._pool.n_blocks,
             "used_blocks": self._pool.used,
             "free_blocks": self._pool.available,
@@ -155,8 +145,7 @@ class Engine:
         """Admit requests, prefill one chunk, decode one token of each running answer; the new chunks."""
         self._admit()
         decoding = [sequence for sequence in self._running.values() if sequence.is_decoding]
-        # Chunks of any size only where that changes no bit.
-        self._pace.begin(CHUNK, is_shared=bool(decoding) and self.runner.prefill_is_decode)
+        self._pace.begin(CHUNK, self.runner.prefill_is_decode, is_shared=bool(decoding))
         chunks = [*self._prefill(), *self._decode(decoding)]
         for sequence, _ in chunks:
             if sequence.finish:

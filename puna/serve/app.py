@@ -28,7 +28,6 @@ from puna.generate.engine import Engine
 from puna.serve import answers
 from puna.serve.api.chat import complete_chat
 from puna.serve.api.completions import complete
-from puna.serve.api.models import model_card, model_list
 from puna.serve.api.tokenize import decode_ids, describe_tokenizer, encode_text
 from puna.serve.body import BoundedRoute
 from puna.serve.errors import ServeError, error_response, from_http, from_validation
@@ -87,6 +86,7 @@ def build_app(
         lifespan=lifespan,
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # to the Host of the request: unknown paths are errors
     )
     app.state.worker = worker
     app.add_exception_handler(ServeError, error_response)
@@ -194,14 +194,14 @@ def _add_api(app: APIRouter, service: Service, bodies: RequestTypes) -> None:
     @app.get("/v1/models")
     async def models() -> answers.ModelList:
         """List the served model."""
-        return model_list(service)
+        return answers.ModelList(object="list", data=[service.card()])
 
     # Model names may contain slashes.
     @app.get("/v1/models/{model:path}", responses=_responses(404, "default"))
     async def model(model: str) -> answers.ModelCard:
         """Describe one model, by its name."""
         service.require_model(model)
-        return model_card(service)
+        return service.card()
 
 
 def _add_metrics(app: APIRouter, metrics: Metrics) -> None:

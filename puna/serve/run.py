@@ -44,7 +44,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, grace: float, ready: Callable[[], None]) -> None:
         config = uvicorn.Config(
             app,
-            log_level="warning",
+            log_level="error",  # a warning per malformed request would let clients fill the log
             access_log=False,
             server_header=False,
             ws="none",

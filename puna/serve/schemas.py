@@ -8,6 +8,7 @@ Beyond OpenAI's fields: top_k, min_p, repetition_penalty, ignore_eos, lookup.
 """
 
 import json
+import re
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import (
@@ -137,7 +138,7 @@ class Generation(RequestBody):
             if len(bias) > MAX_BIAS:
                 raise ValueError(f"it has {len(bias):,} entries; the maximum is {MAX_BIAS}")
             for id in bias:
-                if not (id.isascii() and id.isdecimal() and len(id) < 10):
+                if not re.fullmatch(r"0|[1-9][0-9]{0,8}", id):  # "05" would be another key of token 5
                     raise ValueError("keys must be token ids")
         return bias
 
@@ -291,7 +292,7 @@ class ChatRequest(Generation):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "ChatRequest":
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs requires logprobs; set logprobs to true")
         if None not in (self.max_tokens, self.max_completion_tokens):
             raise ValueError("max_tokens is the former name of max_completion_tokens; send only one of them")

@@ -22,6 +22,7 @@ from puna.generate.engine import Engine
 from puna.generate.json_schema import Grammar
 from puna.generate.request import Request
 from puna.generate.runners.cache import BLOCK
+from puna.serve.answers import ModelCard
 from puna.serve.errors import ServeError
 from puna.serve.schemas import Generation, ResponseFormat
 from puna.serve.worker import Worker
@@ -54,6 +55,18 @@ class Service:
         if name is not None and name != self.name:
             message = f"there is no model {name[:80]!r}; this server has {self.name!r}"
             raise ServeError(404, message, "model_not_found", "model")
+
+    def card(self) -> ModelCard:
+        """The served model, its limits, and whether it has a chat template."""
+        return ModelCard(
+            id=self.name,
+            object="model",
+            created=self.created,
+            owned_by="puna",
+            context=self.context,
+            max_tokens=self.max_tokens,
+            chat=self.engine.template is not None,
+        )
 
     async def encode(self, text: str, bos: bool, parse_special: bool = False) -> list[int]:
         """Encode a text; with `parse_special`, control tokens written in it become those tokens."""

@@ -241,7 +241,8 @@ def test_requests_wait_for_memory_in_order(model, tokenizer):
     second = engine.submit(ask(2, 120, max_tokens=9))
     third = engine.submit(ask(3, 3, max_tokens=9))
     engine.step()
-    assert (engine.running, engine.waiting) == (1, 2)  # the third would fit, but nobody overtakes
+    stats = engine.stats()
+    assert (stats["running"], stats["waiting"]) == (1, 2)  # the third would fit, but nobody overtakes
     finished = [id for id, chunks in drain(engine).items() if chunks[-1].finish]
     assert finished == [first, second, third]
 
@@ -253,7 +254,7 @@ def test_no_more_run_at_once_than_max_batch(model, tokenizer):
     seen = []
     while not engine.idle:
         engine.step()
-        seen.append(engine.running)
+        seen.append(engine.stats()["running"])
     assert max(seen) == 2
 
 

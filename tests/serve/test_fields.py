@@ -27,8 +27,8 @@ NEUTRAL = {
     "prompt_cache_key": ["k"], "prompt_cache_retention": ["in_memory"], "reasoning_effort": ["none"],
     "response_format": [{"type": "text"}], "safety_identifier": ["s"], "seed": [-1, 0, 2**63 - 1],
     "service_tier": ["auto", "default"], "stop": ["x", ["x"] * 4], "store": [False], "suffix": [""],
-    "temperature": [0, 2], "tool_choice": ["auto", "none"], "tools": [[]], "top_p": [0, 1], "user": ["u"],
-    "verbosity": ["medium"],
+    "temperature": [0, 2], "tool_choice": ["auto", "none"], "tools": [[]], "top_logprobs": [0],
+    "top_p": [0, 1], "user": ["u"], "verbosity": ["medium"],
 }  # fmt: skip
 OTHERWISE = {
     "audio": {"voice": "ash", "format": "wav"}, "best_of": 2, "metadata": {"a": "b"},
@@ -87,7 +87,12 @@ def test_a_bias_forces_and_bans(served):
     ids = [id for id in range(320) if served.engine.tokenizer.piece(id).decode(errors="ignore") == first]
     banned = served.complete(**body, logit_bias=dict.fromkeys(map(str, ids), -100))
     assert first not in banned["choices"][0]["logprobs"]["tokens"]
-    for bias, said in (({"320": 1}, "320"), ({"a": 1}, "logit_bias"), ({"5": 101}, "logit_bias")):
+    for bias, said in (
+        ({"320": 1}, "320"),
+        ({"a": 1}, "logit_bias"),
+        ({"5": 101}, "logit_bias"),
+        ({"05": 1}, "logit_bias"),
+    ):
         assert said in refusal(served.post("/v1/completions", {"prompt": "a", "logit_bias": bias}), 400)
 
 
