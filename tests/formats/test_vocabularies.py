@@ -2,6 +2,7 @@
 
 import base64
 import json
+import random
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +22,14 @@ from puna.formats.convert import convert
 from puna.generate.engine import Engine
 from puna.generate.load import load_engine
 from puna.generate.request import Request
-from puna.tokens.chat_template import ChatTemplate
+from puna.tokens.chat_template import ChatTemplate, encode_special
 from puna.tokens.tokenizer import Tokenizer
 from puna.tokens.vocabularies.tokenizer_json import characters_of_bytes
 from tests.conftest import byte_level
 from tests.formats.models import PLAIN, write_native_model
-from tests.formats.test_peers import llama_cpp
+from tests.formats.test_peers import ids_of_peer, peer
 
-__all__ = ["llama_cpp"]
+__all__ = ["peer"]
 
 STRANGE = [
     "the llama carries 12 stones",
@@ -108,14 +109,27 @@ def test_a_tokenizer_json_that_gguf_cannot_hold_is_refused_by_name(tmp_path):
     assert not (tmp_path / "model.gguf").exists()
 
 
+def hard_texts() -> list[str]:
+    """Some hundred texts that encoders get wrong, control tokens and white space among them."""
+    draw = random.Random(7)
+    letters = (
+        " \n\t\r'sStTmMdDlLrRvVeE0123456789abcé雪🦙ß١½.,!?-_<|>/\u00a0\u3000\u0301\u200d\u2028\u0085İſ\ufeff"
+    )
+    texts = ["".join(draw.choices(letters, k=draw.randrange(1, 40))) for _ in range(400)]
+    return [*texts, *STRANGE[:3], "<|begin|>a<|end|> b", " <|im_end|>\n<tool> c", "<s>a</s> b<s>"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("pre", CUTS)
-def test_llama_cpp_encodes_with_a_byte_level_vocabulary(tmp_path, llama_cpp, pre):
-    hf, file = with_byte_level(tmp_path, pre), tmp_path / "model.gguf"
-    convert(hf, file, "gguf")
-    ours = load_engine(file, weights="fp32", cache_tokens=64)
-    for text in STRANGE[:3]:
-        assert llama_cpp(file, text)["encoded"] == ours.encode(text)
+@pytest.mark.parametrize("pre", [*CUTS, "pieces"])
+def test_llama_cpp_gives_the_same_ids(tmp_path, peer, pre):
+    source = (
+        write_native_model(tmp_path / "pieces", PLAIN) if pre == "pieces" else with_byte_level(tmp_path, pre)
+    )
+    convert(source, tmp_path / "model.gguf", "gguf")
+    ours, texts = Tokenizer(tmp_path / "model.gguf"), hard_texts()
+    for text, theirs in zip(texts, ids_of_peer(peer, tmp_path / "model.gguf", texts), strict=True):
+        plain, special = ours.encode(text), encode_special(ours, text)
+        assert theirs == [plain, special, [ours.bos_id, *plain], [ours.bos_id, *special]], text
 
 
 # ---- Llama 3 in Meta's layout
