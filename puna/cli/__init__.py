@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -82,6 +83,8 @@ def _flush_output() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code. PUNA_DEBUG=1 shows the traceback of an error."""
     try:
+        if sys.stdout is None:
+            raise ValueError("standard output is closed; redirect it to a file, or to /dev/null")
         cpu_limit()
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         _flush_output()
@@ -92,8 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         is_full = disk_full(error) is not None
         if os.environ.get("PUNA_DEBUG") or not (is_full or isinstance(error, INVALID)):
             raise
+        with suppress(OSError):  # else Python writes it at the end of the process, and fails again
+            _flush_output()
         if isinstance(error, BrokenPipeError):  # the reader of our output has ended: `puna … | head`
-            _drop_output()
             return 0
         # cyclopts passes on pydantic's own words for a value out of range: type, input and a link.
         message = re.sub(

@@ -117,6 +117,7 @@ def build_app(
             allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],  # OpenAI's JavaScript client sends x-stainless-… headers
             expose_headers=["retry-after"],
+            allow_private_network=True,  # browsers ask this for a server on the user's own machine
         )
     if loopback_only and not api_keys:
         app.add_middleware(Refusing, check=known_host)

@@ -174,6 +174,7 @@ def test_the_preflight_of_the_javascript_client_passes(vocabulary):
     headers = {
         "origin": "https://page.example",
         "access-control-request-method": "POST",
+        "access-control-request-private-network": "true",
         "access-control-request-headers": ",".join(
             ["authorization", "content-type", *(f"x-stainless-{name}" for name in stainless)]
         ),
