@@ -74,7 +74,8 @@ def _drop_output() -> None:
 
 def _flush_output() -> None:
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError as error:
         _drop_output()  # what is still buffered would fail again at the end of the process
         raise OSError(error.errno, error.strerror, "standard output") from error
@@ -95,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         is_full = disk_full(error) is not None
         if os.environ.get("PUNA_DEBUG") or not (is_full or isinstance(error, INVALID)):
             raise
-        with suppress(OSError):  # else Python writes it at the end of the process, and fails again
+        with suppress(OSError):  # what is still buffered would fail again at the end of the process
             _flush_output()
         if isinstance(error, BrokenPipeError):  # the reader of our output has ended: `puna … | head`
             return 0
