@@ -186,6 +186,13 @@ def test_the_preflight_of_the_javascript_client_passes(vocabulary):
         assert other.status_code == 400
 
 
+def test_an_empty_answer_has_log_probabilities_where_they_are_asked_for(served):
+    end = {str(served.engine.tokenizer.eos_id): 100}
+    body = TALK | {"logprobs": True, "logit_bias": end, "temperature": 0}
+    choice = served.post("/v1/chat/completions", body).json()["choices"][0]
+    assert (choice["message"]["content"], choice["logprobs"]) == ("", {"content": []})
+
+
 def test_openais_client_sends_a_bias(served):
     client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
     answer = client.completions.create(

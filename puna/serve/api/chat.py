@@ -5,6 +5,7 @@ Out: n assistant messages, whole or as events.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -51,17 +52,18 @@ async def complete_chat(service: Service, http: HttpRequest, body: ChatRequest) 
         ChatChunkChoice(index=index, delta=opening, logprobs=None, finish_reason=None)
         for index in range(body.n or 1)
     ]
-    return await respond(service, http, body, work, part, _whole, FORM, first)
+    whole = partial(_whole, has_logprobs=logprobs is not None)
+    return await respond(service, http, body, work, part, whole, FORM, first)
 
 
-def _whole(parts: Sequence[ChatChunkChoice]) -> ChatChoice:
+def _whole(parts: Sequence[ChatChunkChoice], has_logprobs: bool) -> ChatChoice:
     """The parts of one message, the last of which has the reason of its end, as a whole one."""
-    found = [part.logprobs for part in parts if part.logprobs is not None]
+    tokens = [token for part in parts if part.logprobs for token in part.logprobs.content]
     finish = parts[-1].finish_reason
     assert finish is not None
     return ChatChoice(
         index=parts[0].index,
         message=AnswerMessage(role="assistant", content="".join(part.delta.content or "" for part in parts)),
-        logprobs=ChatLogprobs(content=[token for one in found for token in one.content]) if found else None,
+        logprobs=ChatLogprobs(content=tokens) if has_logprobs else None,
         finish_reason=finish,
     )
