@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -146,69 +147,62 @@ class Service:
             message = "response_format: the JSON schema is nested too deeply; simplify it"
             raise ServeError(400, message, "invalid_value", "response_format") from None
 
-    def requests(
+    def add_requests(
         self,
+        requests: list[Request],
         body: Generation,
-        prompts: Sequence[Sequence[int]],
+        ids: Sequence[int],
         max_tokens: int | None,
         logprobs: int | None,
         prompt_logprobs: bool = False,
         grammar: Grammar | None = None,
-    ) -> list[Request]:
-        """The engine's requests, validated: n per prompt.
+    ) -> None:
+        """Add the engine's requests for one prompt, n of them, validated.
 
         Without `max_tokens` an answer may fill the context.
 
         Raises:
             ServeError: 400, when a prompt and its answer do not fit the context, or an option is invalid.
         """
-        seed = secrets.randbits(62) if body.seed is None else body.seed
-        requests: list[Request] = []
-        n, entries = body.n or 1, 0
-        for ids in prompts:
-            room = self.context - len(ids)
-            wanted = min(self.max_tokens, max(1, room)) if max_tokens is None else max_tokens
-            if wanted > room:
-                raise ServeError(
-                    400,
-                    f"the prompt has {len(ids)} tokens and max_tokens is {wanted}, but the context holds "
-                    f"{self.context}; shorten the prompt or reduce max_tokens",
-                    "context_length_exceeded",
-                    "messages" if hasattr(body, "messages") else "prompt",
-                )
-            if logprobs is not None:
-                entries += n * (len(ids) * prompt_logprobs + wanted) * (logprobs + 1)
-            if entries > MAX_LOGPROBS:
-                raise ServeError(
-                    400,
-                    f"the answers may hold more than {MAX_LOGPROBS:,} log-probabilities, counting "
-                    "alternatives; split the request, or reduce logprobs or max_tokens",
-                    "too_many_logprobs",
-                    "logprobs",
-                )
-            prompt = tuple(ids)
-            for index in range(n):
-                request = Request(
-                    prompt=prompt,
-                    sampling=_sampling(body, (seed + index) % 2**63),
-                    max_tokens=wanted,
-                    stop=body.stops,
-                    logprobs=logprobs,
-                    prompt_logprobs=prompt_logprobs,
-                    ignore_eos=bool(body.ignore_eos),
-                    presence_penalty=body.presence_penalty or 0.0,
-                    frequency_penalty=body.frequency_penalty or 0.0,
-                    logit_bias=body.biases,
-                    grammar=grammar,
-                    lookup=body.lookup or 0,
-                )
-                if index == 0:  # the others differ only by their seed
-                    try:
-                        self.engine.check(request)
-                    except ValueError as error:
-                        raise ServeError(400, str(error), "invalid_value") from error
-                requests.append(request)
-        return requests
+        room = self.context - len(ids)
+        wanted = min(self.max_tokens, max(1, room)) if max_tokens is None else max_tokens
+        if wanted > room:
+            raise ServeError(
+                400,
+                f"the prompt has {len(ids)} tokens and max_tokens is {wanted}, but the context holds "
+                f"{self.context}; shorten the prompt or reduce max_tokens",
+                "context_length_exceeded",
+                "messages" if hasattr(body, "messages") else "prompt",
+            )
+        first = Request(
+            prompt=tuple(ids),
+            sampling=_sampling(body),
+            max_tokens=wanted,
+            stop=body.stops,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            ignore_eos=bool(body.ignore_eos),
+            presence_penalty=body.presence_penalty or 0.0,
+            frequency_penalty=body.frequency_penalty or 0.0,
+            logit_bias=body.biases,
+            grammar=grammar,
+            lookup=body.lookup or 0,
+        )
+        try:
+            self.engine.check(first)
+        except ValueError as error:
+            raise ServeError(400, str(error), "invalid_value") from error
+        for index in range(body.n or 1):
+            seed = (first.sampling.seed + index) % 2**63
+            requests.append(replace(first, sampling=replace(first.sampling, seed=seed)))
+        if sum(request.n_logprobs for request in requests) > MAX_LOGPROBS:
+            raise ServeError(
+                400,
+                f"the answers may hold more than {MAX_LOGPROBS:,} log-probabilities, counting "
+                "alternatives; split the request, or reduce logprobs or max_tokens",
+                "too_many_logprobs",
+                "logprobs",
+            )
 
 
 def _give_way() -> None:
@@ -217,7 +211,7 @@ def _give_way() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
-def _sampling(body: Generation, seed: int) -> Sampling:
+def _sampling(body: Generation) -> Sampling:
     """The sampling options, with OpenAI's defaults: the unchanged distribution."""
     temperature = 1.0 if body.temperature is None else body.temperature
     return Sampling(
@@ -227,5 +221,5 @@ def _sampling(body: Generation, seed: int) -> Sampling:
         top_p=1.0 if body.top_p is None else max(body.top_p, 1e-9),  # 0: only the most likely token
         min_p=body.min_p or 0.0,
         repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
-        seed=seed,
+        seed=secrets.randbits(62) if body.seed is None else body.seed % 2**63,
     )

@@ -10,7 +10,7 @@ from functools import partial
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from puna.generate.request import Chunk
+from puna.generate.request import Chunk, Request
 from puna.serve.answers import (
     AnswerMessage,
     ChatChoice,
@@ -36,7 +36,9 @@ async def complete_chat(service: Service, http: HttpRequest, body: ChatRequest) 
     grammar = await service.grammar(body.response_format)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    work = service.worker.submit(service.requests(body, [ids], max_tokens, logprobs, grammar=grammar))
+    requests: list[Request] = []
+    service.add_requests(requests, body, ids, max_tokens, logprobs, grammar=grammar)
+    work = service.worker.submit(requests)
 
     def part(index: int, chunk: Chunk) -> ChatChunkChoice | None:
         found = None

@@ -5,12 +5,13 @@ In:  one prompt or several, n answers per prompt; `echo` returns the prompt too,
 Out: choices in the order of the prompts, whole or as events.
 """
 
+import asyncio
 from collections.abc import Sequence
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from puna.generate.request import Chunk, Token
+from puna.generate.request import Chunk, Request, Token
 from puna.serve.answers import Completion, CompletionChoice, CompletionChunk
 from puna.serve.logprobs import LogprobLists, join
 from puna.serve.respond import Form, respond
@@ -25,7 +26,7 @@ class _Choice:
     """One answer in progress: chunks of the engine in, chunks of the answer out."""
 
     def __init__(
-        self, service: Service, body: CompletionRequest, index: int, ids: list[int], text: str
+        self, service: Service, body: CompletionRequest, index: int, ids: Sequence[int], text: str
     ) -> None:
         self.index, self._text = index, text
         self._echo = bool(body.echo)
@@ -59,32 +60,25 @@ async def complete(service: Service, http: HttpRequest, body: CompletionRequest)
     """Answer one request."""
     service.require_model(body.model)
     service.worker.require_room(len(body.prompts) * (body.n or 1))
-    prompts, texts = [], []
-    for prompt in body.prompts:
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    prompt_logprobs = bool(body.echo) and (body.logprobs is not None or max_tokens == 0)
+    requests: list[Request] = []
+    texts = []
+    for prompt in body.prompts:  # one by one: others are answered meanwhile, and the first error ends it
+        await asyncio.sleep(0)
         if isinstance(prompt, str):
             service.require_short([prompt], "prompt")
             bos = service.engine.tokenizer.adds_bos
-            prompts.append(await service.encode(prompt, bos, bool(body.parse_special)))
-            texts.append(prompt)
+            ids, text = await service.encode(prompt, bos, bool(body.parse_special)), prompt
         else:
-            prompts.append(prompt)
-            texts.append("")
-    requests = service.requests(
-        body,
-        prompts,
-        DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
-        body.logprobs,
-        prompt_logprobs=bool(body.echo) and (body.logprobs is not None or body.max_tokens == 0),
-    )
-    if body.echo:
-        texts = [
-            text if isinstance(prompt, str) else await service.decode(prompt)
-            for prompt, text in zip(body.prompts, texts, strict=True)
-        ]
-    n = body.n or 1
+            ids, text = prompt, ""
+        service.add_requests(requests, body, ids, max_tokens, body.logprobs, prompt_logprobs)
+        if body.echo and not text:
+            text = await service.decode(ids)
+        texts.append(text)
     choices = [
-        _Choice(service, body, index, prompts[index // n], texts[index // n])
-        for index in range(len(requests))
+        _Choice(service, body, index, request.prompt, texts[index // (body.n or 1)])
+        for index, request in enumerate(requests)
     ]
 
     def part(index: int, chunk: Chunk) -> CompletionChoice | None:
