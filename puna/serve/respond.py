@@ -33,9 +33,9 @@ class Form(NamedTuple):
 
     id: str
     """What ids begin with."""
-    event: type[Answer]
+    event: Callable[..., Answer]
     event_name: str
-    answer: type[Answer]
+    answer: Callable[..., Answer]
     answer_name: str
 
 
