@@ -7,6 +7,7 @@ Results go to stdout (`--json` for programs), progress and errors to stderr. Exi
 2 an invalid input, named in one line with its fix; 130 stopped by Ctrl-C, resumed by the same command.
 """
 
+import io
 import os
 import re
 import sys
@@ -86,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if sys.stdout is None:
             raise ValueError("standard output is closed; redirect it to a file, or to /dev/null")
+        if sys.stdin is None:  # closed: as good as empty
+            sys.stdin = io.StringIO()
         cpu_limit()
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         _flush_output()
