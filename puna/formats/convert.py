@@ -161,8 +161,8 @@ def convert(
                 huggingface.write_huggingface(source, folder, precision, advance, tokenizer)
             else:
                 meta.write_meta(source, folder, precision, advance, n_parts)
-            for name, file in source.tokenizer.items():
-                (folder / name).write_bytes(file if isinstance(file, bytes) else file.read_bytes())
+            for name, data in source.tokenizer.items():
+                (folder / name).write_bytes(data if isinstance(data, bytes) else data.read_bytes())
             if to == "hf" and tokenizer:
                 write_hub_vocabulary(folder, tokenizer)
             if to != "puna":

@@ -64,7 +64,7 @@ def _complete(definition: dict[str, Any], names: dict[int, str], tokenizer: Toke
     vocab = dict(sorted(vocab.items(), key=lambda entry: entry[1]))
     found = definition | {"added_tokens": added, "model": definition["model"] | {"vocab": vocab}}
     if definition["decoder"] is None:
-        as_text = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}]
+        as_text: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}]
         as_text += [{"type": "ByteFallback"}, {"type": "Fuse"}]
         if tokenizer.adds_space:
             as_text.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
