@@ -328,6 +328,11 @@ def read_json_lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
 
 
+def human_number(value: float) -> str:
+    """`0.0125`, `36.3`, `2,580`: three digits, or all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def human_bytes(count: float) -> str:
     """`12.3 MB`: a byte count in the largest sensible decimal unit."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from puna.added_tokens import CONFIG, GENERATION, TEMPLATE
 from puna.files import read_json
 from puna.tokens.chat_template import ChatTemplate
 from puna.tokens.tokenizer import MODEL, Tokenizer
@@ -52,7 +53,6 @@ TEMPLATES = {
 {{ message['content'] + (eos_token if message['role'] == 'assistant' else '') }}
 {%- endfor %}""",
 }
-FILE, GENERATION, CONFIG = "chat_template.jinja", "generation_config.json", "tokenizer_config.json"
 _CONTROL = re.compile(r"<\|\w+\|>")  # how control tokens look in templates
 
 
@@ -96,7 +96,7 @@ def with_template(
     The tokens that end an answer are named in generation_config.json, where other programs look for them.
     """
     ends = sorted({tokenizer.eos_id} | tokenizer.settings.end_ids | template.end_ids)
-    found: dict[str, Path | bytes] = {**files, FILE: template.source.encode()}
+    found: dict[str, Path | bytes] = {**files, TEMPLATE: template.source.encode()}
     found[GENERATION] = _json(_values(files.get(GENERATION)) | {"eos_token_id": ends})
     config = _values(files.get(CONFIG))
     if not config and MODEL in files:

@@ -17,11 +17,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from puna.extras import require
 from puna.files import atomic_file
 from puna.tokens.fast import FastEncoder, load_fast
 from puna.tokens.training import MODEL
@@ -102,6 +103,15 @@ class Tokenizer:
     def adds_bos(self) -> bool:
         """Whether BOS precedes the text of a prompt."""
         return self.settings.adds_bos
+
+    @property
+    def adds_space(self) -> bool:
+        """Whether encoding puts a space before the first word, which is not a part of the text."""
+        return self._model.adds_space
+
+    def definition(self) -> dict[str, Any]:
+        """The vocabulary as a tokenizer.json in which control tokens are not looked for."""
+        return self._model.definition()
 
     @property
     def controls(self) -> dict[str, int]:
@@ -330,6 +340,7 @@ def _read(file: Path) -> "tuple[PieceModel | HubModel, Settings | None]":
         begins = stream.read(4)
     # Imported here, for most vocabularies need neither.
     if begins == b"GGUF":
+        require("gguf")
         from puna.tokens.vocabularies.gguf import read_gguf
 
         return read_gguf(file)
