@@ -48,13 +48,16 @@ def fingerprint(value: object) -> str:
 T = TypeVar("T")
 
 
-def read_table(path: Path) -> dict[str, tuple[str, ...]]:
-    """Key -> words, from lines `key: words` of a text file; `#` begins a comment, a key may come again."""
+def read_table(path: Path, by_line: bool = False) -> dict[str, tuple[str, ...]]:
+    """Key -> words, or whole lines, from lines `key: words` of a text file.
+
+    `#` begins a comment; the words of all lines with the same key are joined.
+    """
     table: dict[str, tuple[str, ...]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         key, _, words = line.partition(": ")
         if not line.startswith("#"):
-            table[key] = (*table.get(key, ()), *words.split())
+            table[key] = (*table.get(key, ()), *([words] if by_line else words.split()))
     return table
 
 
