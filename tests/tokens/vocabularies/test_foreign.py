@@ -244,10 +244,10 @@ def gguf_bytes(byte_level, tmp_path_factory):
         model="gpt2",
         pre="gpt-2",
         tokens=[*sorted(vocab, key=vocab.get), "<|begin|>", "<|end|>"],
-        token_type=[1] * 600 + [3, 3],
+        token_type=[1] * len(vocab) + [3, 3],
         merges=[" ".join(merge) for merge in definition["model"]["merges"]],
-        bos_token_id=600,
-        eos_token_id=601,
+        bos_token_id=len(vocab),
+        eos_token_id=len(vocab) + 1,
     )
 
 
