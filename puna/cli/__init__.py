@@ -40,14 +40,6 @@ VERBS = {
     "report": "Write the report of a training run as one HTML page.",
 }
 INVALID = (CycloptsError, ValueError, OSError, FloatingPointError, MissingExtra)  # an input, or its file
-_APPS = (
-    "fetch",
-    "corpus",
-    "tokenizer",
-    "tokens",
-    "train",
-    "eval",
-)  # with verbs or a configuration of their own
 
 app = App(
     name="puna",
@@ -59,7 +51,7 @@ app = App(
     help_format="plaintext",  # rendering docstrings as Markdown takes 0.1 s
 )
 for verb, text in VERBS.items():
-    app.command(f"puna.cli.{verb}:{'app' if verb in _APPS else verb}", name=verb, help=text)
+    app.command(f"puna.cli.{verb}:{verb}", name=verb, help=text)
 
 
 def _fail(message: str) -> int:
@@ -105,4 +97,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_full:
             message += "; free some space and run the same command to resume"
         return _fail(message)
-    return code if isinstance(code, int) else 0
+    return code or 0

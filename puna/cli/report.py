@@ -6,6 +6,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from cyclopts.types import PositiveInt
+
 from puna.cli.common import Json, Many, print_result
 from puna.files import MANIFEST
 
@@ -19,9 +21,9 @@ def report(
     format: Literal["html", "md"] = "html",
     axis: Literal["tokens", "steps", "FLOPs"] = "tokens",
     watch: bool = False,
-    every: int = 10,
+    every: PositiveInt = 10,
     json: Json = False,
-) -> int:
+) -> None:
     """Write the report of a training run as one HTML page; several runs are overlaid.
 
     Parameters
@@ -49,9 +51,7 @@ def report(
             raise ValueError("a model card is of one run, and is not watched; name one run, without --watch")
         card = build_card(runs[0], out, eval)
         print_result({"report": str(card)}, json, [f"model card: {card}"])
-        return 0
-    if every < 1:
-        raise ValueError(f"--every is {every}; it must be at least 1 second")
+        return
     if len(runs) > 1 and eval:
         raise ValueError("--eval is for one run; of several, those in their directories are compared")
 
@@ -60,7 +60,6 @@ def report(
 
     page = _watched(build, runs, every, json) if watch else build(0)
     print_result({"report": str(page)}, json, [f"report: {page}"])
-    return 0
 
 
 def _watched(build: Callable[[int], Path], runs: list[Path], every: int, json: bool) -> Path:

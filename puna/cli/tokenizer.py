@@ -8,10 +8,10 @@ from cyclopts import App
 
 from puna.cli.common import Json, Many, energy_lines, print_result
 
-app = App(name="tokenizer")
+tokenizer = App(name="tokenizer")
 
 
-@app.command
+@tokenizer.command
 def train(
     documents: list[Path],
     /,
@@ -22,7 +22,7 @@ def train(
     weights: dict[str, float] | None = None,
     seed: int = 1,
     json: Json = False,
-) -> int:
+) -> None:
     """Train a SentencePiece BPE tokenizer on documents.
 
     Parameters
@@ -54,11 +54,10 @@ def train(
         f"next: puna shards {' '.join(map(str, documents))} --tokenizer {out}/tokenizer.model --out shards",
     ]
     print_result(manifest.to_json(), json, lines)
-    return 0
 
 
-@app.command
-def encode(text: str | None = None, /, *, tokenizer: Path, json: Json = False) -> int:
+@tokenizer.command
+def encode(text: str | None = None, /, *, tokenizer: Path, json: Json = False) -> None:
     """Encode text; prints the token ids on one line.
 
     Parameters
@@ -72,11 +71,10 @@ def encode(text: str | None = None, /, *, tokenizer: Path, json: Json = False) -
 
     ids = Tokenizer(tokenizer).encode(sys.stdin.read() if text is None else text)
     print_result({"ids": ids}, json, [" ".join(map(str, ids))])
-    return 0
 
 
-@app.command
-def decode(ids: Annotated[list[int] | None, Many] = None, /, *, tokenizer: Path, json: Json = False) -> int:
+@tokenizer.command
+def decode(ids: Annotated[list[int] | None, Many] = None, /, *, tokenizer: Path, json: Json = False) -> None:
     """Decode token ids; prints the text.
 
     Parameters
@@ -91,4 +89,3 @@ def decode(ids: Annotated[list[int] | None, Many] = None, /, *, tokenizer: Path,
     given = [int(word) for word in sys.stdin.read().split()] if ids is None else ids
     text = Tokenizer(tokenizer).decode(given)
     print_result({"text": text}, json, [text])
-    return 0

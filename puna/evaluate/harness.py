@@ -18,33 +18,16 @@ from puna.evaluate import results
 from puna.evaluate.data import Data
 from puna.evaluate.judges import Judge, Nobody, Rule
 from puna.evaluate.model import Model, Prompt
-from puna.evaluate.normalise import Normalisation
+from puna.evaluate.options import Options
 from puna.evaluate.prompts import Prepared, Prompter
 from puna.evaluate.records import Record, RecordFile, described, iterate_records, record_key
 from puna.evaluate.scoring import option_record, sample_record, sample_values
 from puna.evaluate.task import Example, Task
+from puna.evaluate.tasks import closed_book
+from puna.validation import check_typed
 
 WINDOW = 256  # examples that are computed together
 _SAMPLED = 16  # examples per task that the estimate of tokens looks at
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a run may change about the protocols."""
-
-    limit: int | None = None
-    shots: tuple[int, ...] = ()
-    """Numbers of solved examples, for every task that has them; each task's own by default."""
-    samples: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    max_tokens: int | None = None
-    seed: int = 1
-    with_base: bool = True
-    """Whether options are also scored given the answer context alone."""
-    normalisation: Normalisation | None = None
-    control: bool = False
-    """Whether each task is also scored with the questions of other examples."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +52,9 @@ def plan(
     """The jobs of a run, and a row for every task whose data is missing.
 
     Raises:
-        ValueError: when no task can be scored, with the first reason.
+        ValueError: an invalid option; or no task can be scored, with the first reason.
     """
+    check_typed(options)
     jobs: list[Job] = []
     missing: list[results.Result] = []
     for task in tasks:
@@ -82,7 +66,7 @@ def plan(
             for shots in dict.fromkeys(options.shots if task.shots or "shots" in task.basis else ()) or [
                 task.shots
             ]:
-                prompter = Prompter(task, data, model, shots, options.with_base)
+                prompter = Prompter(task, data, model, shots, options.answer_context)
                 prompter.prefix(examples[0].topic)
                 label = task.name if shots == task.shots else f"{task.name}-{shots}shot"
                 judge = _judge(task, judges)
@@ -97,9 +81,11 @@ def plan(
 
 
 def adjusted(task: Task, options: Options) -> Task:
-    """A task with the options' sampling."""
+    """A task with the options' sampling, and their cut of closed-book answers."""
     if task.is_choice:
         return task
+    if options.cut == "first" and task.check is closed_book.check:
+        task = replace(task, check=closed_book.FIRST_CUT)
     sampling = replace(task.sampling, seed=options.seed)
     if options.temperature is not None:
         sampling = replace(sampling, temperature=options.temperature)

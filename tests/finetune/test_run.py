@@ -199,7 +199,7 @@ def test_the_batch_of_a_step_is_shown_with_its_targets(finished, capsys):
         assert len(marked) == row["examples"]
         assert {text.removesuffix("</s>").strip() for text in marked} <= {text.strip() for text in answers}
     assert main(["tokens", "inspect", "--model", str(out), "--step", "-1"]) == 2
-    assert "it must be at least 0" in capsys.readouterr().err
+    assert 'Invalid value "-1" for --step. Must be >= 0' in capsys.readouterr().err
     assert main(["tokens", "inspect", "--model", str(out), "--seed", "7"]) == 2
     assert "give --step alone" in capsys.readouterr().err
 

@@ -1,0 +1,36 @@
+"""What an evaluation may change about the tasks' protocols; the fields' texts are the help of `puna eval`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from puna.evaluate.normalise import Normalisation
+from puna.validation import Count, Fraction, NonNegativeNumber, Positive, strict
+
+
+@strict
+@dataclass(frozen=True)
+class Options:
+    """Changes to the tasks' protocols."""
+
+    limit: Positive | None = None
+    """Evaluate only the first examples of each task."""
+    shots: tuple[Count, ...] = ()
+    """Numbers of solved examples in the prompt, for tasks that have them; defaults to each task's own."""
+    samples: Positive | None = None
+    """Texts to sample per prompt: pass@k and maj1@k need at least k."""
+    temperature: NonNegativeNumber | None = None
+    """Sampling temperature; defaults to each task's own."""
+    top_p: Fraction | None = None
+    """Sample from the fewest tokens of this total probability; defaults to each task's own."""
+    max_tokens: Positive | None = None
+    """Longest generated text; defaults to each task's own."""
+    seed: int = 1
+    """Random seed of sampling."""
+    normalisation: Normalisation | None = None
+    """How likelihoods of options are normalised; defaults to each task's own."""
+    answer_context: bool = True
+    """Also score options given "Answer:" alone, which the normalisation answer-context needs."""
+    cut: Literal["final", "first"] = "final"
+    """Where a closed-book answer ends: at the line break, less one final dot or comma; or at the first."""
+    control: bool = False
+    """Also score each task with the questions of other examples; a score that does not fall is no score."""
