@@ -220,7 +220,7 @@ def _ids(
         if isinstance(part, int):
             ids.append(part)
         elif part:
-            ids += known[part] if part in known else tokenizer.encode_behind(part)
+            ids += known[part] if part in known else tokenizer.encode_behind([part])[0]
     return ids
 
 
@@ -232,7 +232,7 @@ def _ids_of_all(
     behind = [text for text in texts if isinstance(text, str)]
     known: dict[str, list[int]] = {}
     with suppress(ValueError):  # a text that cannot be encoded: below, each conversation encodes its own
-        known = dict(zip(behind, tokenizer.encode_all_behind(behind), strict=True))
+        known = dict(zip(behind, tokenizer.encode_behind(behind), strict=True))
     found: list[list[int] | ValueError] = []
     for parts in all_parts:
         try:

@@ -144,30 +144,19 @@ class Tokenizer:
             ValueError: text with half a surrogate pair, which is not Unicode text; a byte that a foreign
             vocabulary does not have.
         """
-        ids = self.encode_batch([text])[0]
+        ids = self.encode_arrays([text])[0].tolist()
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
-    def encode_behind(self, text: str) -> list[int]:
-        """The ids of a text that follows a control token, where it is not the beginning.
-
-        Raises:
-            ValueError: as `encode`.
-        """
-        return self.encode_all_behind([text])[0]
-
-    def encode_all_behind(self, texts: Sequence[str]) -> list[list[int]]:
-        """As `encode_behind`, for many texts, which is faster.
+    def encode_behind(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of texts that follow a control token, where they are not the beginning.
 
         Raises:
             ValueError: as `encode`, at the first text that cannot be encoded.
         """
-        for text in texts:
-            self._require_spelled(text)
+        marked = self._checked(texts)
         ids = self._model.encode_behind(texts)
-        if self._model.marks_spaces:
-            for place, text in enumerate(texts):
-                if SPACE in text:
-                    ids[place] = self._encode_marked(text, lambda text: self._model.encode_behind([text])[0])
+        for place in marked:
+            ids[place] = self._encode_marked(texts[place], self._model.encode_behind)
         return ids
 
     @property
@@ -175,24 +164,25 @@ class Tokenizer:
         """The control tokens that take the white space behind them along."""
         return self._model.strips
 
-    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """The ids of each text, without BOS or EOS; `threads` only make it faster."""
-        return [ids.tolist() for ids in self.encode_arrays(texts, threads)]
-
     def encode_arrays(self, texts: Sequence[str], threads: int = 1) -> list[NDArray[np.uint32]]:
-        """The ids of each text as encode_batch gives them, as arrays: what much text is best encoded to."""
+        """The ids of each text, without BOS or EOS, as arrays; `threads` only make it faster.
+
+        Raises:
+            ValueError: as `encode`, at the first text that cannot be encoded.
+        """
+        marked = self._checked(texts)
+        ids = self._encode(texts, threads)
+        for place in marked:
+            ids[place] = np.array(self._encode_marked(texts[place], self._model.encode), np.uint32)
+        return ids
+
+    def _checked(self, texts: Sequence[str]) -> list[int]:
+        """Where texts hold a literal U+2581, which SentencePiece takes for a space."""
         for text in texts:
             self._require_spelled(text)
-        marked: set[int] = set()
-        if self._model.marks_spaces:
-            marked = {place for place, text in enumerate(texts) if SPACE in text}
-        ids = iter(self._encode([text for place, text in enumerate(texts) if place not in marked], threads))
-        return [
-            np.array(self._encode_marked(text, self._encode_at_start), np.uint32)
-            if place in marked
-            else next(ids)
-            for place, text in enumerate(texts)
-        ]
+        return (
+            [place for place, text in enumerate(texts) if SPACE in text] if self._model.marks_spaces else []
+        )
 
     def _require_spelled(self, text: str) -> None:
         try:
@@ -223,17 +213,14 @@ class Tokenizer:
         self._waits = -1
         self._fast = load_fast(self._model)
 
-    def _encode_at_start(self, text: str) -> list[int]:
-        return self._model.encode([text], 1)[0]
-
-    def _encode_marked(self, text: str, encode: Callable[[str], list[int]]) -> list[int]:
+    def _encode_marked(self, text: str, encode: Callable[[Sequence[str]], list[list[int]]]) -> list[int]:
         """Encode a text with a literal U+2581: as a stand-in that has no piece, then with its own bytes."""
         stand_in = next(
             character
             for character in map(chr, range(0x10FFFF, 0xE000, -1))
             if character not in text and character.encode() not in self._pieces
         )
-        ids = encode(text.replace(SPACE, stand_in))
+        (ids,) = encode([text.replace(SPACE, stand_in)])
         sought = self._spelled(stand_in)
         spelled = self._spelled(SPACE)
         result: list[int] = []

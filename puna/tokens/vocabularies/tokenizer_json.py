@@ -81,10 +81,10 @@ class HubModel:
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self.definition(), ensure_ascii=False))
         except Exception as error:  # the library raises no narrower class
             raise ValueError(f"is not a valid tokenizer.json ({one_line(error)}); fetch it again") from error
-        first = self.encode(["a"], 1)[0][0]
+        first = self.encode(["a"])[0][0]
         self.adds_space = self.table[first].startswith(b" ")
 
-    def encode(self, texts: Sequence[str], threads: int) -> list[list[int]]:
+    def encode(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         """The ids of each text, which begins a document; `threads` only make it faster."""
         # Unlike `encode`, this lets other threads run meanwhile; for a short text it is slower.
         if (threads > 1 and len(texts) > 1) or max(map(len, texts), default=0) > _LONG:
