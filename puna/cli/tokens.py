@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
-from cyclopts.types import NonNegativeInt
+from cyclopts.types import NonNegativeInt, PositiveInt
 
 from puna.cli.common import Json, print_result
 from puna.config import RunConfig, TuneConfig, read_config
@@ -20,8 +20,8 @@ def inspect(
     *,
     step: NonNegativeInt = 0,
     model: Annotated[Path | None, Parameter(name="--model")] = None,
-    context: int | None = None,
-    batch_tokens: int | None = None,
+    context: PositiveInt | None = None,
+    batch_tokens: PositiveInt | None = None,
     seed: int | None = None,
     rows: int = 8,
     characters: int = 600,
