@@ -11,7 +11,7 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 GROUND = {
-    "added_tokens", "carbon", "config", "config_model", "config_sections", "config_upgrade", "devices",
+    "added_tokens", "carbon", "child", "config", "config_model", "config_sections", "config_upgrade", "devices",
     "energy", "extras", "files", "gguf", "manifest", "paper", "progress", "recipes", "retry", "rundir",
     "trained", "validation",
 }  # fmt: skip

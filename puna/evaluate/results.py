@@ -135,7 +135,7 @@ def wide_console() -> Console:
 COLUMNS = ("task", "metric", "value", "chance", "n", "swapped", *SIZES)
 
 
-def print_table(results: Sequence[Result], console: Console | None = None) -> None:
+def print_table(results: Sequence[Result]) -> None:
     """Print the table of all tasks, and why tasks were not scored."""
     rows = [row for result in results for row in table_rows(result)]
     shown = [
@@ -149,7 +149,7 @@ def print_table(results: Sequence[Result], console: Console | None = None) -> No
         table.add_column(COLUMNS[place], justify="left" if is_text else "right", style=style, no_wrap=True)
     for row in rows:
         table.add_row(*(row[place] for place in shown))
-    console = console or wide_console()
+    console = wide_console()
     console.print(table)
     for result in results:
         if "why" in result:

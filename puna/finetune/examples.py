@@ -93,9 +93,8 @@ def read_examples(
     context: int,
     format: str | None = None,
     max_bad: float = 0.1,
-    name: str = "",
 ) -> Examples:
-    """Read and encode a file of instruction data. `name` stands for the data set; the file's by default.
+    """Read and encode a file of instruction data, which names the data set.
 
     Conversations that are longer than the context lose their first turns, never a part of an answer; one
     whose last turn alone is too long is refused.
@@ -105,7 +104,6 @@ def read_examples(
     """
     if not 0 <= max_bad <= 1:
         raise ValueError(f"max-bad is {max_bad:g}; expected a share between 0 and 1")
-    name = name or path.name.split(".")[0]
     examples: list[Example] = []
     malformed: list[Malformed] = []
     rows = read_rows(path, format)
@@ -125,7 +123,7 @@ def read_examples(
             f"{len(malformed):,} of {total:,} records of {path} are malformed, over --max-bad {max_bad:g}; "
             f"the first is {malformed[0]}; fix them, or raise --max-bad"
         )
-    return _flat(name, path, examples, malformed)
+    return _flat(path, examples, malformed)
 
 
 def _next_batch(rows: Iterator[Row | Malformed]) -> list[Row | Malformed]:
@@ -287,7 +285,7 @@ def _key(*said: str) -> int:
     return int.from_bytes(hashlib.blake2b("\0".join(said).encode(), digest_size=8).digest(), "big")
 
 
-def _flat(name: str, path: Path, examples: list[Example], malformed: list[Malformed]) -> Examples:
+def _flat(path: Path, examples: list[Example], malformed: list[Malformed]) -> Examples:
     refused = Counter(item.reason for item in malformed)
     counts = {
         "examples": len(examples),
@@ -298,7 +296,7 @@ def _flat(name: str, path: Path, examples: list[Example], malformed: list[Malfor
         **{f"malformed: {reason}": count for reason, count in sorted(refused.items())},
     }
     return Examples(
-        name,
+        path.name.split(".")[0],
         path,
         np.concatenate([example.ids for example in examples]),
         np.concatenate([example.is_target for example in examples]),

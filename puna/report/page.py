@@ -54,7 +54,6 @@ def build_report(
     unit: Unit = "tokens",
     comparisons: Sequence[dict[str, Any]] = (),
     refresh: int = 0,
-    now: float | None = None,
 ) -> Path:
     """Write the page atomically and return its path.
 
@@ -65,7 +64,6 @@ def build_report(
         unit: the horizontal axis of the charts.
         comparisons: paired tests between the evaluations of two runs, as `puna eval compare` makes them.
         refresh: seconds after which a browser loads the page again; 0 for never.
-        now: the time at which the page is made, in seconds since the epoch.
 
     Raises:
         ValueError: a directory that is not a run, or a corrupt file.
@@ -75,7 +73,7 @@ def build_report(
     path = out or (paths[0] / REPORT if len(paths) == 1 else Path(COMPARISON))
     with _without_collection():
         found = _by_name([read_run(path) for path in paths])
-        page = _render(found, list(evaluations), unit, comparisons, refresh, now).translate(_VISIBLE)
+        page = _render(found, list(evaluations), unit, comparisons, refresh).translate(_VISIBLE)
     with atomic_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
@@ -108,7 +106,6 @@ def _render(
     unit: Unit,
     comparisons: Sequence[dict[str, Any]],
     refresh: int,
-    now: float | None,
 ) -> str:
     script = (HERE / "charts.js").read_text(encoding="utf-8").strip()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -117,7 +114,7 @@ def _render(
     shared = {
         "runs": runs,
         "names": list(runs),
-        "health": {name: health(run, now) for name, run in runs.items()},
+        "health": {name: health(run) for name, run in runs.items()},
         "loss_chart": draw(curves.loss_chart(runs, unit)),
         "course_charts": [draw(chart) for chart in curves.course_charts(runs, unit)],
         "score_charts": [draw(chart) for chart in curves.score_charts(runs, unit)],
