@@ -6,7 +6,8 @@ from typing import Annotated
 
 from cyclopts import App
 
-from puna.cli.common import Json, Many, energy_lines, print_result
+from puna.cli.common import Json, Many, print_result, print_stage
+from puna.files import human_bytes
 
 tokenizer = App(name="tokenizer")
 
@@ -40,7 +41,6 @@ def train(
     seed
         Random seed of the choice of documents.
     """
-    from puna.files import human_bytes, human_seconds
     from puna.tokens.training import train_tokenizer
 
     manifest = train_tokenizer(documents, out, vocab_size, sample_bytes, weights, seed)
@@ -48,12 +48,11 @@ def train(
         f"{source:>16}  {human_bytes(sample['bytes'])} in {sample['documents']:,} documents"
         for source, sample in manifest.details["sample"].items()
     ]
-    lines += [
-        f"{out}/tokenizer.model: {vocab_size:,} tokens in {human_seconds(manifest.seconds)}",
-        *energy_lines(manifest),
-        f"next: puna shards {' '.join(map(str, documents))} --tokenizer {out}/tokenizer.model --out shards",
-    ]
-    print_result(manifest.to_json(), json, lines)
+    lines.append(f"{vocab_size:>16,}  tokens in the vocabulary {out}/tokenizer.model")
+    names = " ".join(map(str, documents))
+    print_stage(
+        manifest, json, lines, out, f"puna shards {names} --tokenizer {out}/tokenizer.model --out shards"
+    )
 
 
 @tokenizer.command

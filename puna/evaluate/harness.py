@@ -86,17 +86,16 @@ def adjusted(task: Task, options: Options) -> Task:
         return task
     if options.cut == "first" and task.check is closed_book.check:
         task = replace(task, check=closed_book.FIRST_CUT)
-    sampling = replace(task.sampling, seed=options.seed)
-    if options.temperature is not None:
-        sampling = replace(sampling, temperature=options.temperature)
-    elif (options.samples or 1) > 1 and sampling.temperature == 0:
-        sampling = replace(sampling, temperature=0.6, top_p=0.95)  # what maj1@k samples with [C]
-    if options.top_p is not None:
-        sampling = replace(sampling, top_p=options.top_p)
-    changes: dict[str, Any] = {"sampling": sampling, "samples": options.samples or task.samples}
-    if options.max_tokens is not None:
-        changes["max_tokens"] = options.max_tokens
-    return replace(task, **changes)
+    given = {"temperature": options.temperature, "top_p": options.top_p}
+    drawn = {name: value for name, value in given.items() if value is not None}
+    if "temperature" not in drawn and (options.samples or 1) > 1 and task.sampling.temperature == 0:
+        drawn = {"temperature": 0.6, "top_p": 0.95} | drawn  # what maj1@k samples with [C]
+    return replace(
+        task,
+        sampling=replace(task.sampling, seed=options.seed, **drawn),
+        samples=options.samples or task.samples,
+        max_tokens=options.max_tokens or task.max_tokens,
+    )
 
 
 def _judge(task: Task, judges: Judges) -> Judge:

@@ -131,11 +131,8 @@ def read_hub(file: Path) -> HubModel:
     Raises:
         ValueError: saying what is wrong, after the file's name.
     """
-    try:
-        definition = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"is not valid JSON ({error}); fetch it again") from error
-    if not isinstance(definition, dict) or "model" not in definition:
+    definition = read_object(file)
+    if "model" not in definition:
         raise ValueError("is no tokenizer.json; give one, or a tokenizer.model")
     is_ours = SEPARATORS in definition
     if not is_ours:
