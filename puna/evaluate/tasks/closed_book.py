@@ -85,33 +85,31 @@ def check(example: Example, text: str, cut: Cut = "final") -> Verdict:
 
 _BASIS = {"prompt": "[P]", "shots": "[C]", "metric": "[P]", "cut": "[P]", "max tokens": "[C]"}
 
+_task = partial(
+    Task,
+    group="closed-book",
+    basis=_BASIS,
+    metric="exact match",
+    check=check,
+    max_tokens=24,
+    stop=("\n",),
+)
+
 TASKS = (
-    Task(
+    _task(
         name="nq",
-        group="closed-book",
         source="Kwiatkowski et al. 2019, Lee et al. 2019; NQ-open.dev.jsonl",
-        basis=_BASIS,
         total=3610,
         read=nq,
         prefix=nq_prefix,
-        metric="exact match",
-        check=check,
-        max_tokens=24,
-        stop=("\n",),
     ),
-    Task(
+    _task(
         name="triviaqa",
-        group="closed-book",
         source="Joshi et al. 2017; wikipedia-dev",
-        basis=_BASIS,
         total=7993,
         read=triviaqa,
         prefix=triviaqa_prefix,
-        metric="exact match",
-        check=check,
-        max_tokens=24,
-        stop=("\n",),
     ),
-)  # fmt: skip
+)
 
 FIRST_CUT = partial(check, cut="first")
