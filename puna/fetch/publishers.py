@@ -113,7 +113,7 @@ def books(ids: Iterable[int], base: str = BASES["books"]) -> list[Item]:
 def arxiv(fetcher: Fetcher, base: str, months: Iterable[str] = ()) -> list[Item]:
     """The source tars of some months (2301), of all when none is given, from a copy of arXiv's src/ folder.
 
-    arXiv's own bucket is for requesters who pay; `base` is the URL of what such a one copied, or of a mirror.
+    arXiv's own bucket is requester-pays; `base` is the URL of a copy of it, or of a mirror.
 
     Raises:
         FetchError: when the manifest is not one, or lists nothing for a month.
