@@ -30,7 +30,7 @@ VERBS = {
     "tokens": "Show the training batches made from token shards.",
     "plan": "Estimate a training run before it is paid for: memory, time, energy, cost.",
     "train": "Train a model on token shards; the same command resumes from the newest checkpoint.",
-    "finetune": "Finetune a model on instruction data: all weights or LoRA adapters; resumes like train.",
+    "finetune": "Finetune a model on instruction data (all weights or LoRA); the same command resumes.",
     "generate": "Generate continuations of one or many prompts.",
     "chat": "Chat with a model in the terminal.",
     "serve": "Serve a model over HTTP: OpenAI-compatible API and a chat page.",

