@@ -11,10 +11,11 @@ Out: one file that loads nothing, readable with style sheets and scripts off.
 import base64
 import gc
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ HERE = Path(__file__).parent
 NO_BREAK = "\N{NO-BREAK SPACE}"
 COMPARISON = "comparison.html"
 
+_CELL = str.maketrans({"|": "\\|", "\n": " ", "\r": " ", "<": "&lt;", ">": "&gt;", "`": "'"})
 # Samples may contain any character. Control characters (except tab and line ends) become their pictures, and
 # what UTF-8 cannot encode becomes the replacement character: the page stays valid and nothing is invisible.
 _VISIBLE = {
@@ -136,14 +138,14 @@ def _render(
         "style": Markup((HERE / "page.css").read_text(encoding="utf-8")),
     }
     if len(runs) > 1:
-        return _environment().get_template("comparison.html.j2").render(
+        return environment().get_template("comparison.html.j2").render(
             **shared,
             difference_charts=[draw(chart) for chart in curves.difference_charts(runs, unit)],
             differences=tables.differences(runs),
             comparisons=comparisons,
         )  # fmt: skip
     ((name, run),) = runs.items()
-    return _environment().get_template("page.html.j2").render(**shared, **_facts(name, run))
+    return environment().get_template("page.html.j2").render(**shared, **_facts(name, run))
 
 
 def _facts(name: str, run: Run) -> dict[str, Any]:
@@ -219,20 +221,26 @@ def _perplexity(loss: float) -> str:
     return f"{math.exp(loss):,.1f}" if loss < 50 else "over 10²¹"
 
 
+def cell(value: object) -> str:
+    """Text that neither ends a cell of a Markdown table nor is HTML."""
+    return str(value).translate(_CELL)
+
+
 def _short(digest: str) -> str:
     return digest if len(digest) <= 16 else f"{digest[:12]}…"
 
 
 @cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """What renders the templates: HTML, with the figures' filters."""
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "count": _or_not_recorded(lambda value: f"{value:,.0f}"),
         "words": _or_not_recorded(_in_words),
         "share": _or_not_recorded(_share),
@@ -245,5 +253,7 @@ def _environment() -> jinja2.Environment:
         "bytes": _or_not_recorded(human_bytes),
         "seconds": _or_not_recorded(human_seconds),
         "short": _short,
+        "cell": cell,
+        "json": partial(json.dumps, ensure_ascii=False),
     }
-    return environment
+    return made
