@@ -68,6 +68,11 @@ class Tokenizer:
         self.vocab_size: int = self._model.vocab_size
         self.bos_id: int = self._model.bos_id
         self.eos_id: int = self._model.eos_id
+        self.controls: dict[str, int] = self._model.controls
+        """The control tokens: how files write them -> id. In a text they are never looked for."""
+        self._control_texts = {id: text for text, id in self.controls.items()}
+        self.strips: frozenset[str] = self._model.strips
+        """The control tokens that take the white space behind them along."""
         self._bytes = self._model.table
         self._fast: FastEncoder | None = None
         self._waits = -1 if fast is False else FAST_FROM
@@ -103,11 +108,6 @@ class Tokenizer:
         """Whether BOS precedes the text of a prompt."""
         return self.settings.adds_bos
 
-    @property
-    def controls(self) -> dict[str, int]:
-        """The control tokens: how files write them -> id. In a text they are never looked for."""
-        return self._model.controls
-
     def control_text(self, id: int) -> str:
         """How files write a control token, as "<s>"; of other tokens what they add to a text."""
         return self._control_texts.get(id) or self.piece(id).decode("utf-8", "replace")
@@ -123,10 +123,6 @@ class Tokenizer:
     def longest_piece(self) -> int:
         """The bytes of the longest piece: a text of n tokens has at most n times as many."""
         return max(map(len, self._bytes))
-
-    @cached_property
-    def _control_texts(self) -> dict[int, str]:
-        return {id: text for text, id in self.controls.items()}
 
     def piece(self, id: int) -> bytes:
         """What a token adds to a text, in bytes: a part of a character perhaps; of a control token none."""
@@ -158,11 +154,6 @@ class Tokenizer:
         for place in marked:
             ids[place] = self._encode_marked(texts[place], self._model.encode_behind)
         return ids
-
-    @property
-    def strips(self) -> frozenset[str]:
-        """The control tokens that take the white space behind them along."""
-        return self._model.strips
 
     def encode_arrays(self, texts: Sequence[str], threads: int = 1) -> list[NDArray[np.uint32]]:
         """The ids of each text, without BOS or EOS, as arrays; `threads` only make it faster.
