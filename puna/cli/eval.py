@@ -142,7 +142,7 @@ def recount(
         task, path = known[before["task"]], run / f"{before['label']}.jsonl"
         count = before["n"] + before["skipped"]
         if task.judge in judges and task.judge != "sandbox":
-            judge = judges[task.judge](task)
+            judge = judges[task.judge]
             records = list(harness.rejudged(task, path, Data(data), judge))[:count]
             found.append(before | results.summarised(task, records) | {"judge": judge.identity})
         else:

@@ -43,7 +43,7 @@ class Job:
     judge: Judge
 
 
-Judges = Mapping[str, Callable[[Task], Judge]]
+Judges = Mapping[str, Judge]
 
 
 def plan(
@@ -101,9 +101,7 @@ def adjusted(task: Task, options: Options) -> Task:
 def _judge(task: Task, judges: Judges) -> Judge:
     if task.check:
         return Rule(task.check)
-    if task.judge in judges:
-        return judges[task.judge](task)
-    return Nobody(f"no {task.judge} judge")
+    return judges.get(task.judge) or Nobody(f"no {task.judge} judge")
 
 
 def swapped(examples: Sequence[Example]) -> tuple[Example, ...]:

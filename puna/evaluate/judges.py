@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from puna.evaluate.answers import until_stop
 from puna.evaluate.sandbox import Job, run_many
-from puna.evaluate.task import Check, Example, Task, Verdict
+from puna.evaluate.task import Check, Example, Verdict
 from puna.extras import require
 from puna.files import sha256_file
 
@@ -56,20 +56,15 @@ class Nobody:
 class Sandbox:
     """Runs generated programs with their tests."""
 
-    def __init__(self, task: Task, unsafe: bool = False) -> None:
-        self._task, self._unsafe = task, unsafe
+    def __init__(self, unsafe: bool = False) -> None:
+        self._unsafe = unsafe
         self.identity = "unsafe-exec" if unsafe else "sandbox"
 
     def judge(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Verdict]:
         """See Judge. Equal programs are run once."""
         jobs = [
-            Job(
-                example.fields["prompt"] + until_stop(text, self._task.stop),
-                example.fields["tests"],
-                example.fields["prompt"],
-                example.fields["entry"],
-            )
-            for example, text in zip(examples, texts, strict=True)
+            Job(of["prompt"] + text, of["tests"], of["prompt"], of["entry"])
+            for of, text in zip((example.fields for example in examples), texts, strict=True)
         ]
         unique = list(dict.fromkeys(jobs))
         outcomes = dict(zip(unique, run_many(unique, unsafe=self._unsafe), strict=True))

@@ -103,7 +103,7 @@ def judges_of(
         ValueError: programs are to be run, and cannot be isolated here.
         MissingExtra: an endpoint needs the extra `fetch`.
     """
-    found: dict[str, Any] = {"sandbox": lambda task: judges.Sandbox(task, unsafe)}
+    found: dict[str, judges.Judge] = {"sandbox": judges.Sandbox(unsafe)}
     has_code = any(task.judge == "sandbox" for task in tasks)
     if has_code and not unsafe and (why := sandbox.problem()):
         raise ValueError(why)
@@ -111,21 +111,14 @@ def judges_of(
         require("httpx2")
         from puna.evaluate.perspective import Perspective
 
-        perspective = Perspective(os.environ.get("PERSPECTIVE_API_KEY", ""))
-        found["toxicity"] = lambda task: perspective
+        found["toxicity"] = Perspective(os.environ.get("PERSPECTIVE_API_KEY", ""))
     elif toxicity:
-        classifier = judges.Classifier(Path(toxicity))
-        found["toxicity"] = lambda task: classifier
+        found["toxicity"] = judges.Classifier(Path(toxicity))
     if truth:
         require("httpx2")
         from puna.evaluate.endpoint import Endpoint
 
-        judge = judges.TruthJudge(Endpoint(truth, key=os.environ.get("OPENAI_API_KEY", "")))
-
-        def same(task: Task) -> judges.Judge:
-            return judge
-
-        found["truth"] = same
+        found["truth"] = judges.TruthJudge(Endpoint(truth, key=os.environ.get("OPENAI_API_KEY", "")))
     return found
 
 
