@@ -131,12 +131,11 @@ def estimate(jobs: Sequence[Job]) -> tuple[int, int]:
         topics = {example.topic for example in job.examples}
         header, shots = job.prompter.prefix(sample[0].topic)
         shared = len(header + "".join(shots))
-        tokens = characters = 0
+        tokens = 0
         for prepared in job.prompter.prepare(sample):
             own = len(prepared.context) - shared if prepared.fits else 0
             tokens += int(len(prepared.tokens) * max(0, own) / max(1, len(prepared.context)))
             tokens += sum(len(row.continuation) for row in prepared.rows)
-            characters += len(prepared.context)
         read += tokens * len(job.examples) // len(sample) + shared // 4 * len(topics)
         if not job.task.is_choice:
             generated += job.task.max_tokens * job.task.samples * len(job.examples)

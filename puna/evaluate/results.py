@@ -18,10 +18,6 @@ from puna.evaluate.statistics import Mean, chance, mean
 from puna.evaluate.task import Task
 from puna.paper import SIZES
 
-# LLaMA-7B by the same prompts as published for lm-eval: what a prompt alone changes (lm-eval issue 1294).
-LM_EVAL_7B = {"arc_easy": 72.94, "hellaswag": 76.18, "piqa": 78.7, "arc_challenge": 44.7,
-              "openbookqa": 44.4, "boolq": 75.1}  # fmt: skip
-
 Result = dict[str, Any]
 
 

@@ -65,7 +65,6 @@ class _Rows:
 
     def __init__(self, examples: Examples, chosen: NDArray[np.int64], context: int) -> None:
         self._examples = examples
-        self._context = context
         # The last token of an example is only a target.
         packed = pack(examples.lengths[chosen] - 1, context)
         self._members = [chosen[row].tolist() for row in packed]

@@ -13,7 +13,6 @@ from puna.evaluate.data import Data
 from puna.evaluate.task import Example, Task, Verdict
 
 HEADER = "Answer these questions:\n"
-SHOTS = (0, 1, 5, 64)
 # The paper's one-shot examples (Figure 3 of Appendix A).
 NQ_ONE_SHOT = ("Who sang who wants to be a millionaire in high society?", "Frank Sinatra")
 TRIVIAQA_ONE_SHOT = ("In Scotland a bothy/bothie is a?", "House")
