@@ -55,11 +55,6 @@ for verb, text in VERBS.items():
     app.command(f"puna.cli.{verb}:{verb}", name=verb, help=text)
 
 
-def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
-
-
 def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -97,5 +92,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         if is_full:
             message += "; free some space and run the same command to resume"
-        return _fail(message)
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        return 2
     return code or 0

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from puna.evaluate.records import Record, iterate_records
+from puna.evaluate.records import iterate_records
 from puna.evaluate.results import figure, wide_console
 from puna.evaluate.statistics import compare, holm
 
@@ -37,12 +37,8 @@ def _values(run: Path, result: dict[str, Any]) -> dict[str, tuple[float, str]]:
     found: dict[str, tuple[float, str]] = {}
     for place, record in enumerate(iterate_records(run / f"{result['label']}.jsonl")):
         if place < count and record["values"]:
-            found[record["id"]] = _value(record), record.get("cluster", "")
+            found[record["id"]] = float(next(iter(record["values"].values()))), record.get("cluster", "")
     return found
-
-
-def _value(record: Record) -> float:
-    return float(next(iter(record["values"].values())))
 
 
 def compare_runs(
