@@ -126,7 +126,7 @@ def as_data(value: Any) -> Markup:
     return Markup('<script type="application/json">{}</script>').format(Markup(text))
 
 
-def tag(name: str, *inside: object, **attributes: object) -> Markup:
+def tag(name: str, *inside: str, **attributes: object) -> Markup:
     """An element of SVG. Floats get one decimal; `_` in an attribute's name is `-`, at its end nothing."""
     text = Markup("").join(
         Markup(' {}="{}"').format(
