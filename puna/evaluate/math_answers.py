@@ -62,7 +62,10 @@ def without_delimiters(text: str) -> str:
 
 _NUMERAL = re.compile(r"([0-9A-Z]+)_\{?(\d+)\}?")  # a number written in a base
 
-# What is deleted from an answer, and what is written another way (Minerva's lists).
+# What is written another way in an answer, in this order, and what is deleted from it (Minerva's lists).
+_REWRITTEN = (("an ", ""), ("a ", ""), (".$", "$"), (r"\$", ""), (r"\ ", ""), ("mbox", "text"),
+              (r",\text{and}", ","), (r"\text{and}", ","), (r"\text{m}", r"\text{}"), (r"\left", ""),
+              (r"\right", ""), (r"\!", ""), (r"\dfrac", r"\frac"), (r"\tfrac", r"\frac"))  # fmt: skip
 _UNITS = (
     "square|ways|integers|dollars|mph|inches|ft|hours|km|units|points|feet|minutes|digits|cents|degrees|cm|gm|"
     "pounds|meters|meals|edges|students|childrentickets|multiples|sec"
@@ -76,15 +79,8 @@ _UNIT = re.compile(rf"\\text\{{\s*(?:{_UNITS})\.?\s*\}}|\s*\b(?:{_UNITS})\b")
 def normalised(answer: str) -> str:
     """An answer in one spelling: the right side of an equation, no units, \\frac and \\sqrt with braces."""
     text = answer.rpartition("=")[2]
-    text = text.replace("an ", "").replace("a ", "").replace(".$", "$").replace("\\$", "")
-    text = text.replace(r"\ ", "").replace("mbox", "text").replace(",\\text{and}", ",")
-    text = text.replace(r"\text{and}", ",").replace(r"\text{m}", r"\text{}").replace(r"\left", "")
-    text = (
-        text.replace(r"\right", "")
-        .replace(r"\!", "")
-        .replace(r"\dfrac", r"\frac")
-        .replace(r"\tfrac", r"\frac")
-    )
+    for part, instead in _REWRITTEN:
+        text = text.replace(part, instead)
     text = _UNIT.sub("", text)
     for part in _DELETED:
         text = text.replace(part, "")
@@ -93,7 +89,7 @@ def normalised(answer: str) -> str:
     text = _WRAPPED.sub(r"\1", text)
     if box := boxed(text):
         text = box
-    text = text.replace("%", "").replace("\\", "\\").replace(" ", "").replace("$", "")
+    text = text.replace("%", "").replace(" ", "").replace("$", "")
     text = re.sub(r"\\frac(?!\{)(.)(?!\{)(.)", r"\\frac{\1}{\2}", text)  # \frac12
     text = re.sub(r"\\frac\{([^{}]*)\}(?!\{)(.)", r"\\frac{\1}{\2}", text)  # \frac{1}2
     text = re.sub(r"\\sqrt(?![{\[])(.)", r"\\sqrt{\1}", text)  # \sqrt2
