@@ -1,12 +1,11 @@
 """The verbs that evaluate a model and look at what came out."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from puna.cli.common import Json, Many, print_result
+from puna.cli.common import Json, Many, print_result, say
 from puna.devices import DeviceName
 from puna.evaluate.normalise import Normalisation
 from puna.evaluate.options import Options
@@ -67,9 +66,6 @@ def evaluate(
     """
     from puna import api
     from puna.carbon import Energy
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr)
 
     run = api.evaluate(
         model, tasks, data, out, weights, device, max_batch, toxicity, truth, unsafe_exec,

