@@ -73,7 +73,8 @@ def start(
     """
     config.validate()  # before torch is imported: an invalid field is reported at once
     if dry_run:
-        return _dry_run(config, device, json)
+        _dry_run(config, device, json)
+        return 0
 
     if config.compute.allocator == "keep":
         from puna.train.allocator import keep_freed_memory

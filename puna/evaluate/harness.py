@@ -87,7 +87,7 @@ def adjusted(task: Task, options: Options) -> Task:
     if options.cut == "first" and task.check is closed_book.check:
         task = replace(task, check=closed_book.FIRST_CUT)
     given = {"temperature": options.temperature, "top_p": options.top_p}
-    drawn = {name: value for name, value in given.items() if value is not None}
+    drawn: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if "temperature" not in drawn and (options.samples or 1) > 1 and task.sampling.temperature == 0:
         drawn = {"temperature": 0.6, "top_p": 0.95} | drawn  # what maj1@k samples with [C]
     return replace(

@@ -54,9 +54,9 @@ def heat_map(records: Sequence[Record], key: str, title: str, note: str) -> Mark
         label.format(_WIDTH - 8, foot, "end", f"step {records[-1]['step']:,}"),
     ]
     key_width = (_WIDTH - _LEFT - 8 - 160) / len(SHADES)
-    for place, shade in enumerate(SHADES):
+    for place, colour in enumerate(SHADES):
         start, size = _LEFT + 80 + place * key_width, key_width + 0.2
-        labels.append(tag("path", d=f"M{start:.1f} {foot + 12}h{size:.1f}v8h-{size:.1f}z", fill=shade))
+        labels.append(tag("path", d=f"M{start:.1f} {foot + 12}h{size:.1f}v8h-{size:.1f}z", fill=colour))
     labels += [
         label.format(_LEFT + 74, foot + 20, "end", f"{10**low:.2g}"),
         label.format(_WIDTH - 82, foot + 20, "start", f"{10**high:.2g}"),

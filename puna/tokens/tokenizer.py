@@ -140,7 +140,7 @@ class Tokenizer:
             ValueError: text with half a surrogate pair, which is not Unicode text; a byte that a foreign
             vocabulary does not have.
         """
-        ids = self.encode_arrays([text])[0].tolist()
+        ids: list[int] = self.encode_arrays([text])[0].tolist()
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
     def encode_behind(self, texts: Sequence[str]) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Normalisations, means, pass@k, comparisons; scipy is the oracle where it is installed."""
+"""Normalisations, means, pass@k, comparisons."""
 
 import itertools
 import math
