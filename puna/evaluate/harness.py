@@ -24,7 +24,6 @@ from puna.evaluate.records import Record, RecordFile, described, iterate_records
 from puna.evaluate.scoring import option_record, sample_record, sample_values
 from puna.evaluate.task import Example, Task
 from puna.evaluate.tasks import closed_book
-from puna.validation import check_typed
 
 WINDOW = 256  # examples that are computed together
 _SAMPLED = 16  # examples per task that the estimate of tokens looks at
@@ -52,9 +51,8 @@ def plan(
     """The jobs of a run, and a row for every task whose data is missing.
 
     Raises:
-        ValueError: an invalid option; or no task can be scored, with the first reason.
+        ValueError: when no task can be scored, with the first reason.
     """
-    check_typed(options)
     jobs: list[Job] = []
     missing: list[results.Result] = []
     for task in tasks:
