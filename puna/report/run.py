@@ -99,15 +99,8 @@ class Run:
 
     def series(self, key: str, name: str, **more: Any) -> Series:
         """A figure over the steps; steps that lack it are not a number."""
-        return Series(name, self._steps, self._tokens, self.column(key), flops=self.flops, **more)
-
-    @cached_property
-    def _steps(self) -> Array:
-        return self.column("step")
-
-    @cached_property
-    def _tokens(self) -> Array:
-        return self.column("tokens")
+        steps, tokens = self.column("step"), self.column("tokens")
+        return Series(name, steps, tokens, self.column(key), flops=self.flops, **more)
 
     @cached_property
     def step_seconds(self) -> Array:
