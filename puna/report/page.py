@@ -156,13 +156,10 @@ def _facts(name: str, run: Run) -> dict[str, Any]:
     return {
         "run": run,
         "name": name,
-        "config": run.config,
         "tokens": run.train[-1]["tokens"] if run.train else None,
         "seconds": run.train[-1].get("seconds") if run.train else None,
         "speed": run.median("tokens_per_second"),
         "mfu": run.median("mfu"),
-        "validation": run.validation,
-        "uniform_loss": run.uniform_loss,
         "sources": sources,
         "bits_chart": draw(curves.bits_chart(run, sources)),
         "outliers": odd[-SHOWN:],
