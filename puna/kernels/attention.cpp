@@ -16,9 +16,8 @@
 // rows falls into different sets of the cache. Everything beyond T and E is zero. Rotary positions are applied on the
 // way in, and undone on the way out.
 
+#include "heads.h"
 #include "tiles.h"
-
-#include <cmath>
 
 namespace {
 
@@ -26,28 +25,7 @@ constexpr long ROWS = 96;  // query rows taken together: any HEIGHT and any WIDT
 constexpr long KEYS = 96;  // keys taken together, likewise
 constexpr long SCORES = KEYS + 16;  // stride of a block of scores: an odd number of cache lines
 constexpr long AHEAD = 8;  // tokens that are fetched ahead
-constexpr float LOG2_E = 1.44269504088896341f;
-constexpr float LN_2 = 0.693147180559945309f;
 static_assert(ROWS % HEIGHT == 0 && ROWS % WIDTH == 0 && KEYS % HEIGHT == 0 && KEYS % WIDTH == 0);
-
-// A tensor of (batch, head, token, E) with any strides but the last, which is 1.
-template <class T>
-struct View {
-    T* data;
-    long batch, head, token;
-    T* row(long b, long h, long t) const { return data + b * batch + h * head + t * token; }
-    View from(long t) const { return {row(0, 0, t), batch, head, token}; }
-};
-
-// A sequence: `tokens` neighbours in a row of the batch. Tokens see those before them in their own span.
-struct Span {
-    int64_t row, start, tokens;
-};
-
-// cos and sin of (T, E/2), or null: the pairs (x[i], x[i + E/2]) are turned by the token's angles.
-struct Rotary {
-    const float *cos, *sin;
-};
 
 struct Sizes {
     long spans, T, H, K, E, stride, columns, padded;
@@ -64,21 +42,6 @@ Sizes sizes(const int64_t* shape) {
 Sizes sizes(Sizes all, const Span& span) {
     all.T = span.tokens, all.padded = round_up(span.tokens, ROWS);
     return all;
-}
-
-// 2^x to 2 ulp of fp32; 0 below -126. NaN stays NaN.
-inline Floats exp2(Floats x) {
-    x = x < -127.f ? Floats{} - 127.f : x;
-    const Floats shifted = x + 12582912.f;  // 1.5 · 2^23: what is left of the mantissa is the nearest integer
-    const Floats f = x - (shifted - 12582912.f);  // exact, in [-1/2, 1/2]
-    Floats y = Floats{} + 1.3264727e-3f;  // the polynomial nearest to 2^f, 1e-7 away at most
-    y = y * f + 9.6715128e-3f;
-    y = y * f + 5.55073374e-2f;
-    y = y * f + 2.40222421e-1f;
-    y = y * f + 6.93146978e-1f;
-    y = y * f + 1.f;
-    const Bits exponent = ((Bits)shifted + 127) << 23;  // 2^n, 0 for n = -127
-    return y * (Floats)exponent;
 }
 
 inline float sum(Floats x) {
@@ -349,12 +312,6 @@ struct Backward {
         tile.store(ds + at, SCORES);
     }
 };
-
-// The `i`th tensor of a call: its address, and three strides (batch, head, token) in elements.
-template <class T>
-View<T> view(const int64_t* pointers, const int64_t* strides, int i) {
-    return {reinterpret_cast<T*>(pointers[i]), strides[3 * i], strides[3 * i + 1], strides[3 * i + 2]};
-}
 
 // tensors: q, k, v, o. shape: number of spans, T, H, K, E. lse: (B, H, T). Positions are counted within a span.
 template <class T>

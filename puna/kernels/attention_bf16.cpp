@@ -7,217 +7,20 @@
 //     S = Q Kᵀ     P = softmax(mask(S · scale))     O = P V                     sums in fp32, operands bf16
 //     dP = dO Vᵀ   dS = P · (dP - delta) · scale    dQ = dS K   dK = dSᵀ Q   dV = Pᵀ dO
 //
-// `vdpbf16ps` multiplies pairs: lane i of the sum gets a[2i] b[2i] + a[2i+1] b[2i+1]. So one operand of a product
-// is read as pairs that are broadcast, the other from a packed copy whose pairs lie along the summed dimension:
-//
-//     rows    (T, E)           as it is                            broadcast: Q, dO, P, dS
-//     pairs   (T/2, E, 2)      rows 2t and 2t+1 interleaved        sums over tokens: K, V, Q, dO; broadcast: Pᵀ, dSᵀ
-//     panels  (T/64, E/2, 64, 2)   64 rows, transposed by pairs    sums over the head's dimensions: K, V
-//
-// Rows beyond T are zero in every copy. Rotary positions are applied on the way in, and undone on the way out.
+// The layouts of the operands are those of bf16_pairs.h.
 
-#include <cstdint>
-
-extern "C" int attention_runs_here() {
-#ifdef __AVX512BF16__
-    return 1;
+#ifndef __AVX512BF16__
+extern "C" int attention_runs_here() { return 0; }
 #else
-    return 0;
-#endif
-}
+#include "bf16_pairs.h"
 
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-
-#include <algorithm>
-#include <cmath>
-#include <cstdlib>
-#include <cstring>
-#include <type_traits>
+extern "C" int attention_runs_here() { return 1; }
 
 namespace {
 
-using bf16 = uint16_t;
-using pair = uint32_t;  // two bf16, neighbours along the summed dimension
-
 constexpr long ALONE = 1 << 24;  // multiplications that are not worth the waiting for other threads
-constexpr long HEIGHT = 4;   // rows of a register tile; its width is up to 4 vectors of 16
-constexpr long PANEL = 64;   // keys of a panel
 constexpr long ROWS = 64;    // query rows taken together
 constexpr long KEYS = 512;   // keys whose scores are held at once
-constexpr float LOG2_E = 1.44269504088896341f;
-constexpr float LN_2 = 0.693147180559945309f;
-
-long round_up(long n, long multiple) { return (n + multiple - 1) / multiple * multiple; }
-
-// A tensor of (batch, head, token, E) with any strides but the last, which is 1.
-struct View {
-    bf16* data;
-    long batch, head, token;
-    bf16* row(long b, long h, long t) const { return data + b * batch + h * head + t * token; }
-    View from(long t) const { return {row(0, 0, t), batch, head, token}; }
-};
-
-// A sequence: `tokens` neighbours in a row of the batch. Tokens see those before them in their own span.
-struct Span {
-    int64_t row, start, tokens;
-};
-
-// cos and sin of (T, E/2), or null: the pairs (x[i], x[i + E/2]) are turned by the token's angles.
-struct Rotary {
-    const float *cos, *sin;
-};
-
-struct Buffer {  // of one thread, aligned for vectors
-    explicit Buffer(long bytes) : data(static_cast<char*>(std::aligned_alloc(64, round_up(bytes, 64)))) {}
-    ~Buffer() { std::free(data); }
-    template <class T>
-    T* take(long n) {
-        T* here = reinterpret_cast<T*>(data + used);
-        used += round_up(n * long(sizeof(T)), 64);
-        return here;
-    }
-    char* data;
-    long used = 0;
-};
-
-// 2^x to 2 ulp of fp32; 0 below -150. NaN stays NaN.
-inline __m512 exp2_ps(__m512 x) {
-    x = _mm512_max_ps(_mm512_set1_ps(-200.f), x);  // in this order NaN passes
-    const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512 f = _mm512_sub_ps(x, n);  // exact, in [-1/2, 1/2]
-    __m512 y = _mm512_set1_ps(1.3264727e-3f);  // the polynomial nearest to 2^f, 1e-7 away at most
-    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(9.6715128e-3f));
-    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(5.55073374e-2f));
-    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(2.40222421e-1f));
-    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(6.93146978e-1f));
-    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(1.f));
-    return _mm512_scalef_ps(y, n);
-}
-
-inline __m256 widen(const bf16* x) {  // 8 bf16 -> fp32
-    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
-}
-
-inline void narrow(bf16* out, __m256 x) {  // 8 fp32 -> bf16, rounded to nearest
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), reinterpret_cast<__m128i>(_mm256_cvtneps_pbh(x)));
-}
-
-// --- copies -------------------------------------------------------------------------------------------------
-
-// A head's tokens as rows (padded, E), rotated by `rotary`, zero beyond T.
-void load_rows(bf16* rows, View x, long b, long h, long T, long padded, long E, Rotary rotary) {
-    const long half = E / 2;
-    for (long t = 0; t < T; t++) {
-        const bf16* in = x.row(b, h, t);
-        bf16* out = rows + t * E;
-        if (!rotary.cos) {
-            std::memcpy(out, in, E * sizeof(bf16));
-            continue;
-        }
-        for (long e = 0; e < half; e += 8) {
-            const __m256 low = widen(in + e), high = widen(in + half + e);
-            const __m256 cos = _mm256_loadu_ps(rotary.cos + t * half + e);
-            const __m256 sin = _mm256_loadu_ps(rotary.sin + t * half + e);
-            narrow(out + e, low * cos - high * sin);
-            narrow(out + half + e, high * cos + low * sin);
-        }
-    }
-    std::memset(rows + T * E, 0, (padded - T) * E * sizeof(bf16));
-}
-
-// The gradient of a head's tokens, fp32 rows (T, E), turned back by `rotary` and rounded.
-void store_rows(View x, long b, long h, const float* rows, long T, long E, Rotary rotary) {
-    const long half = E / 2;
-    for (long t = 0; t < T; t++) {
-        const float* in = rows + t * E;
-        bf16* out = x.row(b, h, t);
-        for (long e = 0; e < half; e += 8) {
-            const __m256 low = _mm256_loadu_ps(in + e), high = _mm256_loadu_ps(in + half + e);
-            if (!rotary.cos) {
-                narrow(out + e, low);
-                narrow(out + half + e, high);
-                continue;
-            }
-            const __m256 cos = _mm256_loadu_ps(rotary.cos + t * half + e);
-            const __m256 sin = _mm256_loadu_ps(rotary.sin + t * half + e);
-            narrow(out + e, low * cos + high * sin);
-            narrow(out + half + e, high * cos - low * sin);
-        }
-    }
-}
-
-// rows -> pairs
-void pack_pairs(pair* pairs, const bf16* rows, long padded, long E) {
-    for (long t = 0; t < padded; t += 2)
-        for (long e = 0; e < E; e++)
-            pairs[t / 2 * E + e] = rows[t * E + e] | pair(rows[(t + 1) * E + e]) << 16;
-}
-
-// rows -> panels
-void pack_panels(pair* panels, const bf16* rows, long padded, long E) {
-    for (long panel = 0; panel < padded; panel += PANEL)
-        for (long t = 0; t < PANEL; t++) {
-            const pair* in = reinterpret_cast<const pair*>(rows + (panel + t) * E);
-            pair* out = panels + panel * (E / 2) + t;
-            for (long e = 0; e < E / 2; e++) out[e * PANEL] = in[e];
-        }
-}
-
-// --- products -----------------------------------------------------------------------------------------------
-
-// HEIGHT rows by N vectors of fp32 sums, in registers.
-template <int N>
-struct Tile {
-    __m512 sums[HEIGHT][N];
-
-    void clear() {
-#pragma GCC unroll 4
-        for (int i = 0; i < HEIGHT; i++)
-#pragma GCC unroll 4
-            for (int j = 0; j < N; j++) sums[i][j] = _mm512_setzero_ps();
-    }
-    void load(const float* c, long row) {
-#pragma GCC unroll 4
-        for (int i = 0; i < HEIGHT; i++)
-#pragma GCC unroll 4
-            for (int j = 0; j < N; j++) sums[i][j] = _mm512_loadu_ps(c + i * row + j * 16);
-    }
-    void store(float* c, long row) const {
-#pragma GCC unroll 4
-        for (int i = 0; i < HEIGHT; i++)
-#pragma GCC unroll 4
-            for (int j = 0; j < N; j++) _mm512_storeu_ps(c + i * row + j * 16, sums[i][j]);
-    }
-    // sums += a b: pairs of a, `a_row` apart by row and `a_step` along the sum; of b, `b_step` along the sum.
-    void add(const pair* a, long a_row, long a_step, const pair* b, long b_step, long steps) {
-        for (long k = 0; k < steps; k++, a += a_step, b += b_step) {
-            __m512bh right[N];
-#pragma GCC unroll 4
-            for (int j = 0; j < N; j++) right[j] = (__m512bh)_mm512_loadu_si512(b + j * 16);
-#pragma GCC unroll 4
-            for (int i = 0; i < HEIGHT; i++) {
-                const __m512bh left = (__m512bh)_mm512_set1_epi32(int(a[i * a_row]));
-#pragma GCC unroll 4
-                for (int j = 0; j < N; j++) sums[i][j] = _mm512_dpbf16_ps(sums[i][j], left, right[j]);
-            }
-        }
-    }
-};
-
-// Call `run(width, column)` for each stretch of up to 4 vectors of `columns`, its width a constant.
-template <class F>
-inline void by_width(long columns, F run) {
-    for (long column = 0; column < columns; column += 64) {
-        switch (std::min(columns - column, 64L) / 16) {
-            case 4: run(std::integral_constant<int, 4>(), column); break;
-            case 3: run(std::integral_constant<int, 3>(), column); break;
-            case 2: run(std::integral_constant<int, 2>(), column); break;
-            case 1: run(std::integral_constant<int, 1>(), column); break;
-        }
-    }
-}
 
 // The keys of a panel that any of HEIGHT rows from `row` on sees, whole vectors.
 inline long visible(long row, long panel) { return std::min(PANEL, round_up(row + HEIGHT - panel, 16)); }
@@ -238,10 +41,10 @@ struct Sizes {
 struct Forward {
     bf16 *q, *v_rows, *p;
     pair *k_panels, *v_pairs;
-    float *scores, *o, *top, *sum;
+    float *scores, *o, *top, *sum, *mass;
 
     static long bytes(const Sizes& s) {
-        return 4 * s.padded * s.E * 2 + ROWS * KEYS * 6 + ROWS * (s.E + 2) * 4 + 64 * 16;
+        return 4 * s.padded * s.E * 2 + ROWS * KEYS * 6 + ROWS * (s.E + 3) * 4 + 64 * 16;
     }
     Forward(Buffer& buffer, const Sizes& s) {
         q = buffer.take<bf16>(s.padded * s.E);
@@ -253,9 +56,10 @@ struct Forward {
         o = buffer.take<float>(ROWS * s.E);
         top = buffer.take<float>(ROWS);
         sum = buffer.take<float>(ROWS);
+        mass = buffer.take<float>(ROWS);
     }
 
-    void load(const Sizes& s, View q_, View k, View v, long b, long h, Rotary rotary) {
+    void load(const Sizes& s, View<bf16> q_, View<bf16> k, View<bf16> v, long b, long h, Rotary rotary) {
         const long group = s.H / s.K;
         load_rows(v_rows, k, b, h / group, s.T, s.padded, s.E, rotary);
         pack_panels(k_panels, v_rows, s.padded, s.E);
@@ -267,6 +71,7 @@ struct Forward {
     void begin() {
         std::fill_n(top, ROWS, -INFINITY);
         std::fill_n(sum, ROWS, 0.f);
+        std::fill_n(mass, ROWS, 0.f);
     }
 
     // Scores of rows [start, end) with keys [first, last), -inf where masked.
@@ -289,7 +94,8 @@ struct Forward {
                 });
     }
 
-    // exp of scores less their greatest so far, in bf16; `o` and `sum` are brought down to the same greatest.
+    // exp of scores less their greatest so far, in bf16; `o`, `sum` and `mass` are brought down to the same greatest.
+    // `sum` adds them before they are rounded, for lse; `mass` after it: o divided by it is a mean of rows of v.
     void soften(const Sizes& s, long start, long end, long first, long last) {
         const float factor = s.scale * LOG2_E;
         for (long row = start; row < end; row++) {
@@ -302,14 +108,17 @@ struct Forward {
             const float before = top[row - start];
             const float now = std::max(before, _mm512_reduce_max_ps(most) * factor);
             const __m512 shift = _mm512_set1_ps(-now), by = _mm512_set1_ps(factor);
-            __m512 total = _mm512_setzero_ps();
+            __m512 exact = _mm512_setzero_ps(), rounded = _mm512_setzero_ps();
             for (long key = 0; key < keys; key += 16) {
                 const __m512 e = exp2_ps(_mm512_fmadd_ps(_mm512_loadu_ps(in + key), by, shift));
-                total = _mm512_add_ps(total, e);
-                _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + key), (__m256i)_mm512_cvtneps_pbh(e));
+                const __m256i half = (__m256i)_mm512_cvtneps_pbh(e);
+                exact = _mm512_add_ps(exact, e);
+                rounded = _mm512_add_ps(rounded, widen(half));
+                _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + key), half);
             }
             const float less = first ? std::exp2(before - now) : 0;
-            sum[row - start] = sum[row - start] * less + _mm512_reduce_add_ps(total);
+            sum[row - start] = sum[row - start] * less + _mm512_reduce_add_ps(exact);
+            mass[row - start] = mass[row - start] * less + _mm512_reduce_add_ps(rounded);
             top[row - start] = now;
             if (first)
                 for (long e = 0; e < s.E; e++) o[(row - start) * s.E + e] *= less;
@@ -331,9 +140,9 @@ struct Forward {
             });
     }
 
-    void store(const Sizes& s, View out, float* lse, long b, long h, long start, long end) {
+    void store(const Sizes& s, View<bf16> out, float* lse, long b, long h, long start, long end) {
         for (long row = start; row < std::min(end, s.T); row++) {
-            const float share = 1 / sum[row - start];
+            const float share = 1 / mass[row - start];
             for (long e = 0; e < s.E; e += 8)
                 narrow(out.row(b, h, row) + e, _mm256_loadu_ps(o + (row - start) * s.E + e) * _mm256_set1_ps(share));
             lse[row] = (top[row - start] + std::log2(sum[row - start])) * LN_2;
@@ -362,7 +171,7 @@ struct Backward {
         lse = buffer.take<float>(s.padded), delta = buffer.take<float>(s.padded);
     }
 
-    void load_keys(const Sizes& s, View k, View v, long b, long h, Rotary rotary) {
+    void load_keys(const Sizes& s, View<bf16> k, View<bf16> v, long b, long h, Rotary rotary) {
         load_rows(rows, k, b, h, s.T, s.padded, s.E, rotary);
         pack_panels(k_panels, rows, s.padded, s.E);
         pack_pairs(k_pairs, rows, s.padded, s.E);
@@ -372,7 +181,7 @@ struct Backward {
         std::memset(dv, 0, s.padded * s.E * sizeof(float));
     }
 
-    void load_queries(const Sizes& s, View q_, View o, View do_,
+    void load_queries(const Sizes& s, View<bf16> q_, View<bf16> o, View<bf16> do_,
                       const float* lse_, long b, long h, Rotary rotary) {
         load_rows(q, q_, b, h, s.T, s.padded, s.E, rotary);
         pack_pairs(q_pairs, q, s.padded, s.E);
@@ -482,11 +291,6 @@ struct Backward {
     }
 };
 
-// The `i`th tensor of a call: its address, and three strides (batch, head, token) in elements.
-View view(const int64_t* pointers, const int64_t* strides, int i) {
-    return {reinterpret_cast<bf16*>(pointers[i]), strides[3 * i], strides[3 * i + 1], strides[3 * i + 2]};
-}
-
 Sizes sizes(const int64_t* shape) {
     const long E = shape[4];
     return {shape[0], shape[1], shape[2], shape[3], E, round_up(shape[1], PANEL), 1 / std::sqrt(float(E))};
@@ -505,8 +309,9 @@ extern "C" void attention_forward(const int64_t* tensors, float* lse, const floa
                                   const int64_t* shape, const int64_t* strides, const int64_t* spans_) {
     const Sizes all = sizes(shape);
     const auto* spans = reinterpret_cast<const Span*>(spans_);
-    const auto q = view(tensors, strides, 0), k = view(tensors, strides, 1), v = view(tensors, strides, 2);
-    const auto o = view(tensors, strides, 3);
+    const auto q = view<bf16>(tensors, strides, 0), k = view<bf16>(tensors, strides, 1);
+    const auto v = view<bf16>(tensors, strides, 2);
+    const auto o = view<bf16>(tensors, strides, 3);
 #pragma omp parallel if (all.spans * all.H * all.T * all.T * all.E > ALONE)
     {
         Buffer buffer(Forward::bytes(all));
@@ -537,9 +342,11 @@ extern "C" void attention_backward(const int64_t* tensors, const float* lse, con
                                    const int64_t* shape, const int64_t* strides, const int64_t* spans_) {
     const Sizes all = sizes(shape);
     const auto* spans = reinterpret_cast<const Span*>(spans_);
-    const auto q = view(tensors, strides, 0), k = view(tensors, strides, 1), v = view(tensors, strides, 2);
-    const auto o = view(tensors, strides, 3), dO = view(tensors, strides, 4);
-    const auto dq = view(tensors, strides, 5), dk = view(tensors, strides, 6), dv = view(tensors, strides, 7);
+    const auto q = view<bf16>(tensors, strides, 0), k = view<bf16>(tensors, strides, 1);
+    const auto v = view<bf16>(tensors, strides, 2);
+    const auto o = view<bf16>(tensors, strides, 3), dO = view<bf16>(tensors, strides, 4);
+    const auto dq = view<bf16>(tensors, strides, 5), dk = view<bf16>(tensors, strides, 6);
+    const auto dv = view<bf16>(tensors, strides, 7);
     const Rotary rotary = {cos, sin};
 #pragma omp parallel if (all.spans * all.H * all.T * all.T * all.E > ALONE)
     {

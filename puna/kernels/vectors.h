@@ -86,4 +86,19 @@ INLINE Floats exponential(Floats x) {
     return (Floats)((Ints)p + (((Ints)shifted - (Ints)rounder) << 23));
 }
 
+// 2^x to 2 ulp of fp32; 0 below -126. NaN stays NaN.
+INLINE Floats exp2(Floats x) {
+    x = x < -127.f ? all(-127.f) : x;
+    const Floats shifted = x + 12582912.f;  // 1.5 * 2^23: what is left of the mantissa is the nearest integer
+    const Floats f = x - (shifted - 12582912.f);  // exact, in [-1/2, 1/2]
+    Floats y = all(1.3264727e-3f);  // the polynomial nearest to 2^f, 1e-7 away at most
+    y = y * f + 9.6715128e-3f;
+    y = y * f + 5.55073374e-2f;
+    y = y * f + 2.40222421e-1f;
+    y = y * f + 6.93146978e-1f;
+    y = y * f + 1.f;
+    const Bits exponent = ((Bits)shifted + 127) << 23;  // 2^n, 0 for n = -127
+    return y * (Floats)exponent;
+}
+
 }  // namespace

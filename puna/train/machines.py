@@ -22,6 +22,8 @@ class Machine:
     watts: float
     overlaps: bool = True
     """Whether traffic runs beside arithmetic; on a CPU both take the same cores."""
+    bf16: bool = True
+    """Whether it multiplies bf16 matrices; training is in fp32 where not."""
 
 
 def machine(name: str, extra: Path | None = None) -> Machine:
@@ -38,8 +40,11 @@ def machine(name: str, extra: Path | None = None) -> Machine:
             raise ValueError(f"{extra} cannot be read as a file of machines: {error}") from error
     if name not in tables:
         raise ValueError(f"unknown machine {name!r}; choose one of: {', '.join(tables)}, here")
-    values: dict[str, Any] = tables[name] if isinstance(tables[name], dict) else {}
-    wanted = [item.name for item in fields(Machine) if item.name not in ("name", "overlaps")]
+    values: dict[str, Any] = dict(tables[name]) if isinstance(tables[name], dict) else {}
+    bf16 = values.pop("bf16", True)
+    if not isinstance(bf16, bool):
+        raise ValueError(f"machine {name!r}: bf16 is {bf16!r}; expected true or false")
+    wanted = [item.name for item in fields(Machine) if item.name not in ("name", "overlaps", "bf16")]
     for key in wanted:
         value: Any = values.get(key)
         is_number = isinstance(value, int if key == "gpus_per_node" else int | float)
@@ -48,6 +53,6 @@ def machine(name: str, extra: Path | None = None) -> Machine:
             raise ValueError(f"machine {name!r}: {key} is {value!r}; expected a positive {kind}")
     if unknown := set(values) - set(wanted):
         raise ValueError(
-            f"machine {name!r}: unknown field {min(unknown)!r}; the fields are {', '.join(wanted)}"
+            f"machine {name!r}: unknown field {min(unknown)!r}; the fields are {', '.join(wanted)}, bf16"
         )
-    return Machine(name, **{key: values[key] for key in wanted})
+    return Machine(name, **values, bf16=bf16)

@@ -168,6 +168,8 @@ def plan(
         ValueError: a mesh that the model or the batch cannot be divided among, naming the flag.
     """
     mesh.divide(job.model, job.sequences)
+    if not machine.bf16:
+        job = replace(job, compute_bytes=4, gather_bytes=4)
     if not 0 < mfu <= 1:
         raise ValueError(f"mfu is {mfu:g}; expected a share of the peak, above 0 and at most 1")
     per_rank = job.sequences // mesh.dp

@@ -65,7 +65,7 @@ def test_results_and_gradients_are_exact_to_rounding_for_any_size(dtype, T, head
 @each_dtype
 @pytest.mark.parametrize(("T", "E"), [(512, 48), (300, 64), (1100, 32)])
 def test_it_is_as_near_to_the_truth_as_pytorchs_kernel(dtype, T, E, monkeypatch):
-    qkv, do = inputs(1, T, 2, 2, E, dtype)
+    qkv, do = inputs(8, T, 2, 2, E, dtype)  # one sequence's rounding is up to 1 % off the mean, by chance
     truth, ours = exact(qkv, do, 2), run(qkv, do, 2)
     monkeypatch.setattr(attention, "_kernel", lambda dtype, head_dim: None)
     pytorchs = run(qkv, do, 2)

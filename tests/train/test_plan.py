@@ -160,9 +160,20 @@ WHOLE = {
 }
 
 
+def test_a_machine_without_bf16_trains_in_fp32():
+    job, volta = Job(recipe("1b").model, BATCH, 1e12), machine("v100-32gb")
+    with_bf16, without = (
+        plan(job, replace(volta, bf16=has), MeshConfig(dp_shard=8), 1) for has in (True, False)
+    )
+    for held in ("activations", "gathered layers"):
+        assert without.memory[held] > 1.5 * with_bf16.memory[held]
+    assert without.memory["parameters"] == with_bf16.memory["parameters"]
+
+
 @pytest.mark.parametrize(
     ("field", "value", "named"),
     [
+        ("bf16", "1", "bf16 is 1; expected true or false"),
         ("memory_gb", "nan", "memory_gb is nan; expected a positive number"),
         ("network_gbs", "inf", "network_gbs is inf"),
         ("gpus_per_node", "2.5", "gpus_per_node is 2.5; expected a positive whole number"),
