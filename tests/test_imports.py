@@ -12,8 +12,8 @@ MODULES = {
 }
 GROUND = {
     "added_tokens", "carbon", "child", "config", "config_model", "config_sections", "config_upgrade",
-    "devices", "energy", "extras", "files", "gguf", "manifest", "paper", "progress", "recipes", "retry", "rundir",
-    "trained", "validation",
+    "devices", "energy", "extras", "files", "gguf", "manifest", "paper", "progress", "recipes", "retry",
+    "rundir", "trained", "validation",
 }  # fmt: skip
 # A part of the package -> the parts that it may import, besides the ground and itself.
 ALLOWED = {
