@@ -10,10 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from puna.evaluate.records import iterate_records
-from puna.evaluate.results import figure, wide_console
+from puna.evaluate.results import figure, plain_table, wide_console
 from puna.evaluate.statistics import compare, holm
 
 _SCALED = ("first", "second", "difference", "low", "high")  # in the unit of the results
@@ -93,9 +91,7 @@ def compare_runs(
 
 def print_comparison(found: Sequence[dict[str, Any]], flipped: int) -> None:
     """Print a table of the tasks, and under it the examples that only one run has right."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for place, name in enumerate(_COLUMNS):
-        table.add_column(name, justify="left" if place < 2 else "right", no_wrap=True)
+    table = plain_table(_COLUMNS)
     for row in found:
         figures = [figure(row[name], row["unit"]) for name in ("first", "second")]
         change, low, high = (
