@@ -4,14 +4,14 @@ prompt ──POST URL/completions──> text      retried on 429, on errors of 
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import httpx2
 import numpy as np
 
-from puna.evaluate.model import Generated, Prompt
+from puna.evaluate.model import Generated, Progress, Prompt, unseen
 from puna.generate.likelihood import Row, Scored, Tokens
 from puna.retry import TryAgain, retry
 
@@ -83,7 +83,7 @@ class Endpoint:
         """The texts' bytes: an endpoint does not tell its tokens."""
         return [np.frombuffer(text.encode(), np.uint8).astype(np.uint32) for text in texts]
 
-    def score(self, rows: Sequence[Row], progress: Callable[[int], None]) -> list[Scored]:
+    def score(self, rows: Sequence[Row], progress: Progress = unseen) -> list[Scored]:
         """Not supported."""
         raise ValueError(f"{self._url} can only generate; choose tasks without options, or a local model")
 
@@ -93,7 +93,7 @@ class Endpoint:
         return str(post(self._client, f"{self._url}/completions", body)["choices"][0]["text"])
 
     def generate(
-        self, prompts: Sequence[Prompt], progress: Callable[[int], None]
+        self, prompts: Sequence[Prompt], progress: Progress = unseen
     ) -> Iterator[tuple[int, Generated]]:
         """See Model. At most four stop strings are sent; all are applied here as well."""
         with ThreadPoolExecutor(CONCURRENT) as pool:
