@@ -47,11 +47,11 @@ def compare_runs(
     Raises:
         ValueError: when they share no examples, or a task's metric, normalisation or shots differ.
     """
-    others = {result.get("label"): result for result in second_run["results"]}
+    others = {result.get("label"): result for result in second_run["results"] if result.get("metrics")}
     found = []
     for result in first_run["results"]:
         label = result.get("label")
-        if label is None or label not in others:
+        if label is None or label not in others or not result.get("metrics"):
             continue
         for name in ("normalisation", "shots", "samples", "judge"):
             if result[name] != others[label][name]:
