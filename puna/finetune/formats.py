@@ -104,7 +104,7 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
         try:
             records = iter(json.loads(path.read_bytes()))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is no JSON array ({error}); get the file again") from error
+            raise ValueError(f"{path} is not a JSON array ({error}); get the file again") from error
     else:
         for line in read_json_lines(path, path.name):
             if isinstance(line, DamagedRecord):
@@ -194,7 +194,7 @@ def _messages(values: Any, speaker: str, said: str) -> list[Message]:
     messages: list[Message] = []
     for number, value in enumerate(_list(values, "messages")):
         if not isinstance(value, dict):
-            raise _Refused("message is no JSON object", f"message {number}")
+            raise _Refused("message is not a JSON object", f"message {number}")
         name, content = value.get(speaker), value.get(said)
         role = _SPEAKERS.get(name) if isinstance(name, str) else None
         if role is None or (speaker == "role" and name not in ROLES):

@@ -142,7 +142,7 @@ def read_run(run: Path) -> Run:
     """
     if not (run / CONFIG).is_file():
         raise ValueError(
-            f"{run} is no run directory (no {CONFIG} in it); "
+            f"{run} is not a run directory (no {CONFIG} in it); "
             "give the --out of puna train, or make one with: puna train --recipe 15m --data DIR --out RUN"
         )
     config = read_config(run)

@@ -133,7 +133,7 @@ def read_hub(file: Path) -> HubModel:
     """
     definition = read_object(file)
     if "model" not in definition:
-        raise ValueError("is no tokenizer.json; give one, or a tokenizer.model")
+        raise ValueError("is not a tokenizer.json; give one, or a tokenizer.model")
     is_ours = SEPARATORS in definition
     if not is_ours:
         definition[SEPARATORS] = _separators(definition, file.parent)

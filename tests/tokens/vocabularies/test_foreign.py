@@ -316,7 +316,7 @@ def test_files_that_cannot_be_read_are_named(byte_level, gguf_bytes, tmp_path):
 
     (tmp_path / "cut.json").write_text('{"model": ')
     refused(tmp_path / "cut.json", "is not valid JSON")
-    refused(write_json(tmp_path / "other.json", {"a": 1}), r"is no tokenizer\.json")
+    refused(write_json(tmp_path / "other.json", {"a": 1}), r"is not a tokenizer\.json")
     refused(changed(), "does not say which token ends a document")
     separators = {"puna_separators": {"bos_id": 1, "eos_id": 1}}
     refused(changed(**separators, model={"type": "Unigram", "vocab": []}), "holds a Unigram model")
