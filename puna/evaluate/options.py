@@ -13,17 +13,17 @@ class Options:
     """Changes to the tasks' protocols."""
 
     limit: Positive | None = None
-    """Evaluate only the first examples of each task."""
+    """Number of examples of each task to evaluate, the first ones. Default: all."""
     shots: tuple[Count, ...] = ()
-    """Numbers of solved examples in the prompt, for tasks that have them; defaults to each task's own."""
+    """Numbers of solved examples in the prompt, a result for each; defaults to each task's own."""
     samples: Positive | None = None
-    """Texts to sample per prompt: pass@k and maj1@k need at least k."""
+    """Number of texts to sample per prompt; pass@k and maj1@k need at least k."""
     temperature: NonNegativeNumber | None = None
     """Sampling temperature; defaults to each task's own."""
     top_p: Fraction | None = None
     """Sample from the fewest tokens of this total probability; defaults to each task's own."""
     max_tokens: Positive | None = None
-    """Longest generated text; defaults to each task's own."""
+    """Maximum number of generated tokens per text; defaults to each task's own."""
     seed: int = 1
     """Random seed of sampling."""
     normalisation: Normalisation | None = None
