@@ -20,6 +20,7 @@ from puna.config_model import ModelConfig, RopeScaling
 from puna.config_sections import (
     Activations,
     ComputeConfig,
+    DataFormat,
     EvalConfig,
     FinetuneConfig,
     LoraConfig,
@@ -49,6 +50,7 @@ from puna.validation import (
 __all__ = [
     "Activations",
     "ComputeConfig",
+    "DataFormat",
     "EvalConfig",
     "FinetuneConfig",
     "LoraConfig",

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from puna.config import DataFormat
 from puna.finetune.formats import Malformed, Row, read_rows
 from puna.progress import Bar
 from puna.tokens.chat_template import ChatTemplate, Message
@@ -91,7 +92,7 @@ def read_examples(
     template: ChatTemplate,
     tokenizer: Tokenizer,
     context: int,
-    format: str | None = None,
+    format: DataFormat | None = None,
     max_bad: float = 0.1,
 ) -> Examples:
     """Read and encode a file of instruction data, which names the data set.
@@ -102,8 +103,6 @@ def read_examples(
     Raises:
         ValueError: no such file, no example in it, or a larger share of malformed records than `max_bad`.
     """
-    if not 0 <= max_bad <= 1:
-        raise ValueError(f"max-bad is {max_bad:g}; expected a share between 0 and 1")
     examples: list[Example] = []
     malformed: list[Malformed] = []
     rows = read_rows(path, format)

@@ -118,8 +118,6 @@ def test_a_given_format_is_not_guessed(tmp_path):
     row, malformed = read_rows(path, "prompt")
     assert row.messages[0]["content"] == "c"
     assert (malformed.reason, malformed.detail) == ("missing field", "prompt")
-    with pytest.raises(ValueError, match="format is 'chat'; it must be one of: messages, sharegpt"):
-        list(read_rows(path, "chat"))
 
 
 def test_more_malformed_records_than_allowed_stop_with_one_line(tmp_path, pieces, template):

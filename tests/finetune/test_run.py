@@ -320,6 +320,9 @@ def test_the_cost_is_printed_before_anything_trains(base, data, tmp_path, capsys
         ({"template": "chatml"}, r"needs the control tokens <\|im_start\|>"),
         ({"context": 256, "batch_tokens": 1024}, r"--context is 256, but the model was made for 128"),
         ({"batch_tokens": 100}, r"--batch-tokens is 100, not a multiple of --context 64"),
+        ({"held_out": 1.0}, r"held-out is 1\.0; it must be below 1"),
+        ({"max_bad": 1.5}, r"max-bad is 1\.5; it must be at most 1"),
+        ({"format": "xml"}, r"format is 'xml'; it must be 'messages', 'sharegpt', "),
     ],
 )
 def test_what_does_not_fit_is_named_in_one_line(base, data, fields, words):
