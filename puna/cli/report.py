@@ -48,12 +48,12 @@ def report(
 
     if format == "md":
         if len(runs) > 1 or watch:
-            raise ValueError("a model card describes one run and cannot be watched; give one run, without --watch")
+            raise ValueError("a model card describes one run, finished or not; give one, without --watch")
         card = build_card(runs[0], out, eval)
         print_result({"report": str(card)}, json, [f"model card: {card}"])
         return
     if len(runs) > 1 and eval:
-        raise ValueError("--eval needs a single run; of several runs, the evaluations in their directories are compared")
+        raise ValueError("--eval needs a single run; of several, the evaluations in their folders are shown")
 
     def build(refresh: int) -> Path:
         return build_report(runs, out, eval, axis, _paired_tests(runs), refresh)
