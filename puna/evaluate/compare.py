@@ -15,18 +15,8 @@ from puna.evaluate.results import figure, plain_table, wide_console
 from puna.evaluate.statistics import compare, holm
 
 _SCALED = ("first", "second", "difference", "low", "high")  # in the unit of the results
-_COLUMNS = (
-    "task",
-    "metric",
-    "first",
-    "second",
-    "difference",
-    "n",
-    "only first",
-    "only second",
-    "p",
-    "p (Holm)",
-)
+_COLUMNS = ("task", "metric", "first", "second", "difference", "n", "only first", "only second", "p",
+            "p (Holm)")  # fmt: skip
 
 
 def _values(run: Path, result: dict[str, Any]) -> dict[str, tuple[float, str]]:
