@@ -28,6 +28,7 @@ from puna.config import DataFormat
 from puna.finetune.formats import Malformed, Row, read_rows
 from puna.progress import Bar
 from puna.tokens.chat_template import ChatTemplate, Message
+from puna.tokens.order import digest64
 from puna.tokens.tokenizer import Tokenizer
 
 _BATCH = 128  # conversations that are rendered at once
@@ -255,7 +256,7 @@ def _example(row: Row, messages: tuple[Message, ...], encoded: _Encoded) -> Exam
         np.array(encoded.ids, np.uint32),
         is_target,
         row.place,
-        _key(*(f"{message['role']}\n{message['content']}" for message in row.messages)),
+        digest64(*(f"{message['role']}\n{message['content']}" for message in row.messages)),
         sum(len(answer.encode()) for answer in answers),
         len(row.messages) - len(messages),
         all_answers - len(answers),
@@ -275,13 +276,9 @@ def _text_examples(row: Row, tokenizer: Tokenizer, context: int) -> list[Example
         some = ids[begin : begin + context + 1]
         is_target = np.arange(len(some)) > 0
         examples.append(
-            Example(some, is_target, row.place, _key(row.text), size * (len(some) - 1) // (len(ids) - 1))
+            Example(some, is_target, row.place, digest64(row.text), size * (len(some) - 1) // (len(ids) - 1))
         )
     return examples
-
-
-def _key(*said: str) -> int:
-    return int.from_bytes(hashlib.blake2b("\0".join(said).encode(), digest_size=8).digest(), "big")
 
 
 def _flat(path: Path, examples: list[Example], malformed: list[Malformed]) -> Examples:
