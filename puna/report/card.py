@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.config import RunConfig, TuneConfig
-from puna.files import atomic_file, human_seconds
+from puna.files import human_seconds, write_file
 from puna.paper import RESULTS
 from puna.report import tables
 from puna.report.evaluations import read_evaluations
@@ -33,8 +33,7 @@ def build_card(run: Path, out: Path | None = None, evaluations: Iterable[Path] =
     """
     path = out or run / CARD
     text = _card(read_run(run), list(evaluations))
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_file(path, text)
     return path
 
 

@@ -23,7 +23,7 @@ import jinja2
 from markupsafe import Markup
 
 from puna.carbon import INTENSITY, PUE, TABLE_15, WATTS
-from puna.files import atomic_file, human_bytes, human_seconds
+from puna.files import human_bytes, human_seconds, write_file
 from puna.paper import LLAMA_I, RESULTS, SIZES
 from puna.report import curves, tables
 from puna.report.charts import draw
@@ -76,8 +76,7 @@ def build_report(
     with _without_collection():
         found = _by_name([read_run(path) for path in paths])
         page = _render(found, list(evaluations), unit, comparisons, refresh).translate(_VISIBLE)
-    with atomic_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_file(path, page)
     return path
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.files import atomic_file
+from puna.files import write_file
 from puna.tokens.fast import FastEncoder, load_fast
 from puna.tokens.training import MODEL
 from puna.tokens.vocabularies.sentencepiece import SPACE, UNKNOWN, PieceModel, extended
@@ -130,8 +130,7 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Write the vocabulary, whole and without weights, as one file that gives the same fingerprint."""
-        with atomic_file(path) as temporary:
-            temporary.write_bytes(self._model.data)
+        write_file(path, self._model.data)
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """The ids of a text, after BOS and before EOS where asked for.
