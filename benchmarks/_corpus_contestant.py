@@ -53,6 +53,7 @@ def lines(folder, out):
     from puna.corpus.dedup.hash_ranges import RangeWriter
     from puna.corpus.document import Document
     from puna.corpus.pipeline import by_size, n_ranges_for
+    from puna.stages.stage import Shard
 
     seconds, size, removed = 0.0, 0, 0
     files = sorted(folder.glob("*.gz"))
@@ -78,9 +79,10 @@ def lines(folder, out):
         seconds += time.process_time() - began
     began = time.process_time()
     written = [out / f"{shard}.ranges" for shard in range(len(files))]
-    places = [out / f"{number}.npy" for number in range(n_ranges)]
-    for number, path in enumerate(places):
-        removed += lines.write_repeated(written, number, False, path)[1]
+    shards = [Shard(f"range-{number:05d}", ()) for number in range(n_ranges)]
+    places = [out / f"{shard.name}.npy" for shard in shards]
+    for shard in shards:
+        removed += lines.write_repeated(written, False, ["removed"], shard, out)["counts"]["removed"]
     seconds += time.process_time() - began
     for shard, file in enumerate(files):
         began = time.process_time()
@@ -101,13 +103,13 @@ def lines(folder, out):
 
 def pipeline(folder, out, workers):
     """CommonCrawl's whole pipeline without the models, in processes. Returns the seconds of work in them."""
+    from puna.corpus import pipeline as steps
     from puna.corpus.clean import clean_source
-    from puna.corpus.commoncrawl import source as commoncrawl
     from puna.stages.stage import Executor, plan_shards
 
     # A shard a file, as of real dumps, whose files are larger than these.
-    commoncrawl.plan_shards = partial(plan_shards, shard_bytes=1)
-    return clean_source("commoncrawl", [folder], out, executor=Executor(workers=workers))["seconds"]
+    steps.plan_shards = partial(plan_shards, shard_bytes=1)
+    return clean_source("commoncrawl", [folder], out, executor=Executor(workers=workers)).seconds
 
 
 def main(name, folder, out, model, bad_words):

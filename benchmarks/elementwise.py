@@ -66,7 +66,10 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--inductor", action="store_true", help="compare with torch.compile's kernels too")
+    parser.add_argument("--quick", action="store_true", help="short: 512 rows, one round")
     options = parser.parse_args()
+    if options.quick:
+        options.rows, options.rounds = 512, 1
     torch.set_num_threads(options.threads)
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
     copied = torch.randn(options.rows, 2 * options.ffn)

@@ -31,10 +31,10 @@ from _peers import interpreter
 from puna.config import ModelConfig, RunConfig, read_config, to_dict
 from puna.fetch.package_index import fetch_sample
 from puna.files import cache_dir, write_json
-from puna.formats.native import tensors
 from puna.formats.safetensors_stream import SafetensorsWriter
 from puna.generate.runners import packed
 from puna.kernels import build
+from puna.model.parts import parts
 from puna.model.sizes import matrix_parameters
 
 HERE = Path(__file__).parent
@@ -70,7 +70,7 @@ def model_directory(model: str) -> Path:
     if not (directory / "manifest.json").is_file():
         directory.mkdir(parents=True, exist_ok=True)
         generator = torch.Generator().manual_seed(1)
-        layout = {name: (torch.bfloat16, shape) for name, _, shape in tensors(RANDOM)}
+        layout = {part.parameter: (torch.bfloat16, part.shape) for part in parts(RANDOM)}
         with SafetensorsWriter(directory / "weights.safetensors", layout) as writer:
             for name, (_, shape) in layout.items():
                 weight = torch.ones(shape) if len(shape) == 1 else torch.empty(shape)

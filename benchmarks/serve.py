@@ -1,10 +1,11 @@
-"""Tail latencies of streams while hostile requests arrive.
+"""Tail latencies of streams while hostile and honest requests arrive.
 
-    python benchmarks/serve.py --model smollm2 --seconds 20
+    python benchmarks/serve.py --model smollm2 --seconds 10
+    python benchmarks/serve.py --quick         a second of each kind: whether everything runs
 
-In:  a model, served by `puna serve` in a process of its own.
-Out: for each kind of hostile request: how long 16 streams waited for a token while it was sent again and
-     again, median, p99 and longest, and how long it took to be answered. The first line is without any.
+In:  a model, served by `puna serve` in a process of its own, with a slot for each of 16 streams and one more.
+Out: for each kind of request: how long 16 streams waited for a token while it was sent again and again:
+     median, p99 and longest; and how long it took to be answered. The first line is without any.
 """
 
 import argparse
@@ -14,36 +15,72 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from itertools import cycle
 
 import httpx2
 
 STREAMS = 16
+QUEUE = 64
 JSON = {"content-type": "application/json"}
-KINDS: dict[str, tuple[str, bytes] | None] = {
+COMPLETIONS, CHAT, TOKENIZE = "/v1/completions", "/v1/chat/completions", "/tokenize"
+
+
+def ids(number: int, length: int) -> list[int]:
+    """A prompt of `length` tokens that no other number begins with, so that none is in the prefix cache."""
+    return [5 + (number * 7919 + 31 * place) % 40_000 for place in range(length)]
+
+
+def many(number: int, length: int) -> list[list[int]]:
+    """As many prompts as the server takes at once."""
+    return [ids(QUEUE * number + index, length) for index in range(QUEUE)]
+
+
+def whole(**body: object) -> bytes:
+    """A request as JSON."""
+    return json.dumps({"max_tokens": 1, **body}).encode()
+
+
+# Path and body of the request of a number, for a model with this context.
+KINDS: dict[str, Callable[[int, int], tuple[str, bytes]] | None] = {
     "none": None,
-    "a text of 3.9 MB": ("/v1/completions", b'{"prompt": "' + b"the llama " * 390_000 + b'"}'),
-    "20,000 prompts": ("/v1/completions", b'{"prompt": [' + b"[70]," * 20_000 + b'[70]], "n": 16}'),
-    "800,000 prompts": ("/v1/completions", b'{"prompt": [' + b"[7]," * 800_000 + b"[7]]}"),
-    "900,000 numbers": ("/v1/completions", b'{"prompt": [' + b"-7," * 900_000 + b"7]}"),
-    "40,000 unknown fields": (
-        "/v1/completions",
-        b"{" + b",".join(b'"%d":1' % i for i in range(40_000)) + b"}",
+    "a prompt as long as the context": lambda i, n: (COMPLETIONS, whole(prompt=ids(i, n - 1))),
+    "its log-probabilities": lambda i, n: (
+        COMPLETIONS,
+        whole(prompt=ids(i, n - 1), echo=True, logprobs=20),
     ),
-    "a message of control tokens": (
-        "/v1/chat/completions",
-        b'{"messages": [{"role": "user", "content": "' + b"<|im_end|>" * 30_000 + b'"}]}',
+    "64 prompts as long": lambda i, n: (COMPLETIONS, whole(prompt=many(i, n - 1))),
+    "64 texts as long": lambda i, n: (
+        COMPLETIONS,
+        whole(prompt=[f"{i} {j} " + "the llama " * (n // 6) for j in range(QUEUE)]),
     ),
-    "100 kB to tokenize": ("/tokenize", json.dumps({"prompt": "the llama carries " * 6000}).encode()),
+    "64 short prompts": lambda i, n: (COMPLETIONS, whole(prompt=many(i, 40))),
+    "a conversation of 600 messages": lambda i, n: (
+        CHAT,
+        whole(messages=[{"role": "user", "content": f"{i} {j}"} for j in range(600)]),
+    ),
+    "a text of 3.9 MB": lambda i, n: (COMPLETIONS, whole(prompt="the llama " * 390_000)),
+    "20,000 prompts": lambda i, n: (COMPLETIONS, whole(prompt=[[70]] * 20_000, n=16)),
+    "800,000 prompts": lambda i, n: (COMPLETIONS, b'{"prompt": [' + b"[7]," * 800_000 + b"[7]]}"),
+    "900,000 numbers": lambda i, n: (COMPLETIONS, b'{"prompt": [' + b"-7," * 900_000 + b"7]}"),
+    "40,000 unknown fields": lambda i, n: (COMPLETIONS, whole(**{str(j): 1 for j in range(40_000)})),
+    "a message of control tokens": lambda i, n: (
+        CHAT,
+        whole(messages=[{"role": "user", "content": "<|im_end|>" * 30_000}]),
+    ),
+    "100 kB to tokenize": lambda i, n: (
+        TOKENIZE,
+        json.dumps({"prompt": "the llama carries " * 6000}).encode(),
+    ),
 }
 
 
-async def stream(client: httpx2.AsyncClient, waits: list[float], stop: asyncio.Event) -> None:
+async def stream(client: httpx2.AsyncClient, waits: list[float]) -> None:
     """Ask for long answers, and note how long each event takes to come."""
     body = {"prompt": "Once upon a time", "max_tokens": 400, "stream": True, "ignore_eos": True}
-    while not stop.is_set():
-        async with client.stream("POST", "/v1/completions", json=body) as answer:
+    while True:
+        async with client.stream("POST", COMPLETIONS, json=body) as answer:
             last = None
             async for line in answer.aiter_lines():
                 if line.startswith("data: {"):
@@ -51,17 +88,16 @@ async def stream(client: httpx2.AsyncClient, waits: list[float], stop: asyncio.E
                     if last is not None:
                         waits.append(now - last)
                     last = now
-                if stop.is_set():
-                    break
 
 
-async def attack(client: httpx2.AsyncClient, kind: str, times: list[float], stop: asyncio.Event) -> None:
-    """Send one hostile request after the other."""
-    request = KINDS[kind]
-    while request is not None and not stop.is_set():
+async def attack(
+    client: httpx2.AsyncClient, requests: Sequence[tuple[str, bytes]], times: list[float]
+) -> None:
+    """Send one request after the other."""
+    for path, body in cycle(requests):
         began = time.perf_counter()
         with suppress(httpx2.HTTPError):
-            await client.post(request[0], content=request[1], headers=JSON)
+            await client.post(path, content=body, headers=JSON)
         times.append(time.perf_counter() - began)
         await asyncio.sleep(0.2)
 
@@ -70,21 +106,26 @@ async def measure(url: str, kind: str, seconds: float) -> str:
     """One line of the table."""
     waits: list[float] = []
     times: list[float] = []
-    stop = asyncio.Event()
     async with httpx2.AsyncClient(base_url=url, timeout=120) as client:
-        work = [asyncio.create_task(stream(client, waits, stop)) for _ in range(STREAMS)]
+        context = (await client.get("/v1/models")).json()["data"][0]["context"]
+        make, first = KINDS[kind], time.time_ns() // 10**9
+        requests = [make(first + number, context) for number in range(3)] if make else []
+        work = [asyncio.create_task(stream(client, waits)) for _ in range(STREAMS)]
         await asyncio.sleep(seconds / 4)  # until all are answered
         waits.clear()
-        work.append(asyncio.create_task(attack(client, kind, times, stop)))
+        work.append(asyncio.create_task(attack(client, requests, times)))
         await asyncio.sleep(seconds)
-        stop.set()
-        await asyncio.gather(*work)
+        for task in work:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
     waits.sort()
+    if not waits:
+        return f"{kind:33}  no token within {seconds:g} s"
     p99 = waits[int(len(waits) * 0.99)]
     answered = f"answered in {statistics.median(times):.2f} s" if times else ""
     return (
-        f"{kind:28}  {len(waits):6,} tokens   median {waits[len(waits) // 2] * 1e3:6.0f} ms   "
-        f"p99 {p99 * 1e3:6.0f} ms   longest {waits[-1] * 1e3:6.0f} ms   {answered}"
+        f"{kind:33}  {len(waits):6,} tokens   median {waits[len(waits) // 2] * 1e3:4.0f} ms   "
+        f"p99 {p99 * 1e3:4.0f} ms   longest {waits[-1] * 1e3:5.0f} ms   {answered}"
     )
 
 
@@ -92,6 +133,7 @@ async def measure(url: str, kind: str, seconds: float) -> str:
 async def served(model: str) -> AsyncIterator[str]:
     """`puna serve` on a free port."""
     command = [sys.executable, "-m", "puna.cli", "serve", "--model", model, "--port", "0"]
+    command += ["--max-batch", str(STREAMS + 1), "--queue", str(QUEUE)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -112,5 +154,7 @@ if __name__ == "__main__":
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--only", action="append", choices=KINDS)
+    parser.add_argument("--quick", action="store_true")
     chosen = parser.parse_args()
-    asyncio.run(main(chosen.model, chosen.seconds, chosen.only or list(KINDS)))
+    seconds = 1 if chosen.quick else chosen.seconds
+    asyncio.run(main(chosen.model, seconds, chosen.only or list(KINDS)))

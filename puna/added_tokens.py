@@ -17,6 +17,7 @@ from typing import Any
 from puna.files import read_object
 
 HUB, CONFIG = "tokenizer.json", "tokenizer_config.json"
+GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"
 ADDED, SPECIAL_MAP = "added_tokens.json", "special_tokens_map.json"
 
 

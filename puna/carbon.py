@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.extras import require
-from puna.files import human_seconds, read_json
+from puna.files import human_number, human_seconds, read_json
 
 WATTS = 400.0
 """Power of one A100-80GB, in W."""
@@ -139,13 +139,14 @@ def listed(items: Iterable[str]) -> str:
 def human_energy(kwh: float) -> str:
     """`1.25 Wh`, `0.0125 kWh`, `36.3 MWh`: an energy in a sensible unit."""
     factor, unit = (1e3, "Wh") if kwh < 0.01 else (1, "kWh") if kwh < 1000 else (1e-3, "MWh")
-    return f"{kwh * factor:.3g} {unit}"
+    return f"{human_number(kwh * factor)} {unit}"
 
 
 def human_mass(tonnes: float) -> str:
     """`4.6 g`, `12 kg`, `14 t`: a mass in a sensible unit."""
-    factor, unit = (1e9, "mg") if tonnes < 1e-6 else (1e6, "g") if tonnes < 1e-3 else (1e3, "kg")
-    return f"{tonnes:,.3g} t" if tonnes >= 1 else f"{tonnes * factor:.3g} {unit}"
+    units = (1e9, "mg"), (1e6, "g"), (1e3, "kg"), (1, "t")
+    factor, unit = units[sum(tonnes >= least for least in (1e-6, 1e-3, 1))]
+    return f"{human_number(tonnes * factor)} {unit}"
 
 
 def grid_intensity(given: str) -> tuple[float, str]:

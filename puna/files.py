@@ -48,11 +48,22 @@ def fingerprint(value: object) -> str:
 T = TypeVar("T")
 
 
-def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal, read in blocks."""
+def read_table(path: Path) -> dict[str, tuple[str, ...]]:
+    """Key -> words, from lines `key: words` of a text file; `#` begins a comment, a key may come again."""
+    table: dict[str, tuple[str, ...]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        key, _, words = line.partition(": ")
+        if not line.startswith("#"):
+            table[key] = (*table.get(key, ()), *words.split())
+    return table
+
+
+def sha256_file(path: Path, start: int = 0, stop: int | None = None) -> str:
+    """The SHA-256 of a file's bytes, or of those from `start` to `stop`, in hexadecimal, read in blocks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
+        file.seek(start)
+        while block := file.read(_READ_BYTES if stop is None else min(_READ_BYTES, stop - file.tell())):
             digest.update(block)
     return digest.hexdigest()
 
@@ -321,6 +332,11 @@ def read_object(path: Path, optional: bool = False) -> dict[str, Any]:
 def read_json_lines(path: Path) -> list[Any]:
     """The records of a JSON-lines file. Split at \\n alone: texts may hold other line separators."""
     return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+
+
+def human_number(value: float) -> str:
+    """`0.0125`, `36.3`, `2,580`: three digits, or all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def human_bytes(count: float) -> str:

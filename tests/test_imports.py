@@ -35,6 +35,7 @@ ALLOWED = {
     "api": {"stages", "fetch", "corpus", "tokens", "formats", "train", "finetune", "generate", "evaluate",
             "report", "api_models"},
     "api_models": {"fetch", "tokens", "formats", "train", "generate", "evaluate", "report"},
+    "__main__": {"cli"},
     "cli": {"api", "api_models", "stages", "fetch", "corpus", "tokens", "model", "formats", "train",
             "finetune", "generate", "serve", "report", "demo", "evaluate"},
 }  # fmt: skip

@@ -7,10 +7,12 @@ Results go to stdout (`--json` for programs), progress and errors to stderr. Exi
 2 an invalid input, named in one line with its fix; 130 stopped by Ctrl-C, resumed by the same command.
 """
 
+import io
 import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -61,7 +63,8 @@ def _drop_output() -> None:
 
 def _flush_output() -> None:
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError as error:
         _drop_output()  # what is still buffered would fail again at the end of the process
         raise OSError(error.errno, error.strerror, "standard output") from error
@@ -70,6 +73,10 @@ def _flush_output() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code. PUNA_DEBUG=1 shows the traceback of an error."""
     try:
+        if sys.stdout is None:
+            raise ValueError("standard output is closed; redirect it to a file, or to /dev/null")
+        if sys.stdin is None:  # closed: as good as empty
+            sys.stdin = io.StringIO()
         cpu_limit()
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         _flush_output()
@@ -80,8 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         is_full = disk_full(error) is not None
         if os.environ.get("PUNA_DEBUG") or not (is_full or isinstance(error, INVALID)):
             raise
+        with suppress(OSError):  # what is still buffered would fail again at the end of the process
+            _flush_output()
         if isinstance(error, BrokenPipeError):  # the reader of our output has ended: `puna … | head`
-            _drop_output()
             return 0
         # cyclopts passes on pydantic's own words for a value out of range: type, input and a link.
         message = re.sub(

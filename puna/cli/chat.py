@@ -15,7 +15,7 @@ import threading
 import time
 import typing
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,14 +78,17 @@ def _history(is_terminal: bool) -> Iterator[None]:
     import readline
 
     file = cache_dir() / "chat-history"
-    if file.is_file():
+    with suppress(OSError):  # there is none yet, or it cannot be read
         readline.read_history_file(file)
     readline.set_history_length(1000)
     try:
         yield
     finally:
-        with atomic_file(file) as temporary:
-            readline.write_history_file(temporary)
+        try:
+            with atomic_file(file) as temporary:
+                readline.write_history_file(temporary)
+        except OSError as error:
+            print(f"the lines for the arrow keys were not saved: {error}", file=sys.stderr)
 
 
 class Chat:
@@ -143,14 +146,11 @@ class Chat:
         line = self._read("\n> ").removeprefix("\ufeff")
         while self._is_terminal and _is_pending():  # further lines of a paste are there at once
             line += "\n" + self._read("")
-        if line.startswith(_QUOTES):
-            line = line.removeprefix(_QUOTES)
-            while not line.rstrip().endswith(_QUOTES):
-                line += "\n" + self._read(". ")
-            return line.rstrip().removesuffix(_QUOTES)
-        while line.endswith("\\"):
-            line = line.removesuffix("\\") + "\n" + self._read(". ")
-        return line
+        is_quoted, line = line.startswith(_QUOTES), line.removeprefix(_QUOTES)
+        with suppress(EOFError):  # the end of the input ends the message too
+            while not line.rstrip().endswith(_QUOTES) if is_quoted else line.endswith("\\"):
+                line = (line if is_quoted else line.removesuffix("\\")) + "\n" + self._read(". ")
+        return line.rstrip().removesuffix(_QUOTES) if is_quoted else line
 
     # ---- commands
 
@@ -163,10 +163,13 @@ class Chat:
         elif name == "/undo":
             self._undo()
         elif name == "/retry":
-            before = list(self._turns)
+            before, is_answered = list(self._turns), False
+            message = self._undo()
             self._sampling = dataclasses.replace(self._sampling, seed=self._sampling.seed + 1)
-            if not self._turn(self._undo()):
-                self._turns = before
+            try:
+                is_answered = self._turn(message)
+            finally:
+                self._turns = self._turns if is_answered else before
         elif name == "/system":
             self._set_system(rest)
         elif name == "/set":

@@ -1,6 +1,7 @@
 """The verb serve: a model over HTTP."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -88,7 +89,14 @@ def serve(
     url = f"http://{address}:{listening.getsockname()[1]}"
     page = "chat" if engine.template else "write"
     ready = f"{url}   open it to {page}; the API is at {url}/v1; Ctrl-C stops the server"
-    run(app, listening, grace, lambda: print(ready, flush=True))
+
+    def announce() -> None:
+        try:
+            print(ready, flush=True)
+        except OSError as error:  # nothing else needs it
+            print(f"standard output: {error}; {ready}", file=sys.stderr)
+
+    run(app, listening, grace, announce)
     return 0
 
 

@@ -82,7 +82,8 @@ def clean_source(
     if hasattr(module, "pipeline"):
         manifest: Manifest = module.pipeline(inputs, out, options, executor)
         return manifest
-    return clean_in_one_step(source, plan_shards(inputs), out, options, executor)
+    shards = plan_shards(inputs, part_bytes=getattr(module, "PART_BYTES", 0))
+    return clean_in_one_step(source, shards, out, options, executor)
 
 
 def clean_in_one_step(
@@ -120,6 +121,7 @@ def clean_shard(
     """Read, clean and write one shard."""
     module = load_source(source)
     with ShardWriter(out, shard.name, source, keep_dropped) as writer:
-        for record in writer.read(shard.inputs, lambda path: module.read(path, options)):
+        span = [shard.span] if shard.span else []
+        for record in writer.read(shard.inputs, lambda path: module.read(path, options, *span)):
             writer.add(module.clean(record, options), record)
     return writer.result()

@@ -17,9 +17,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from puna.added_tokens import CONFIG
-from puna.formats.hub_vocabulary import TEMPLATE
-from puna.formats.special_ids import GENERATION, read_beside
+from puna.added_tokens import CONFIG, GENERATION, TEMPLATE
+from puna.formats.special_ids import read_beside
 from puna.tokens.chat_template import ChatTemplate
 from puna.tokens.tokenizer import MODEL, Tokenizer
 

@@ -24,10 +24,12 @@ from puna.extras import require
 from puna.files import atomic_directory, atomic_file, code_version, fingerprint, sha256_file
 from puna.formats import huggingface, meta, native
 from puna.formats.adapters import ADAPTER_CONFIG, open_adapted
+from puna.formats.hub_vocabulary import write_hub_vocabulary
 from puna.manifest import Input, Manifest, Output, write_manifest
-from puna.model.parts import VOCABULARY, Part, Source, parts
+from puna.model.parts import VOCABULARIES, Part, Source, parts
 from puna.progress import Bar
 from puna.rundir import WEIGHTS
+from puna.tokens.model_files import tokenizer_of
 
 Format = Literal["puna", "hf", "meta", "gguf"]
 Quantised = Literal["q8_0", "q4_0"]
@@ -115,6 +117,9 @@ def convert(
     if dst.exists() and (dst.is_file() or any(dst.iterdir())):
         raise ValueError(f"{dst} is there already; choose another name, or delete it")
     kind, source = open_source(src)
+    # Read here, so that nothing is written which generation would refuse.
+    has_vocabulary = not source.tokenizer.keys().isdisjoint(VOCABULARIES)
+    tokenizer = tokenizer_of(src, source.tokenizer) if has_vocabulary else None
     if context is not None:
         source.config = replace(source.config, context=context)
         source.config.validate()
@@ -146,19 +151,20 @@ def convert(
 
         if to == "gguf":
             with atomic_file(dst) as file:
-                _gguf_files().write_gguf(source, file, precision, advance, dst.stem)
+                _gguf_files().write_gguf(source, file, precision, advance, tokenizer, dst.stem)
             return manifest([dst])
         assert not isinstance(precision, str)
         with atomic_directory(dst) as folder:
             if to == "puna":
                 native.write_native(source, folder, precision, advance)
             elif to == "hf":
-                huggingface.write_huggingface(source, folder, precision, advance)
+                huggingface.write_huggingface(source, folder, precision, advance, tokenizer)
             else:
                 meta.write_meta(source, folder, precision, advance, n_parts)
-            _write_tokenizer(source, folder)
-            if to == "hf" and VOCABULARY in source.tokenizer:
-                _write_hub_vocabulary(folder / VOCABULARY)
+            for name, data in source.tokenizer.items():
+                (folder / name).write_bytes(data if isinstance(data, bytes) else data.read_bytes())
+            if to == "hf" and tokenizer:
+                write_hub_vocabulary(folder, tokenizer)
             if to != "puna":
                 return manifest(folder.iterdir())
             result = manifest(folder.iterdir(), fingerprint([sha256_file(folder / WEIGHTS), config]))
@@ -174,16 +180,3 @@ def _precision(dtype: Precision | None, to: Format) -> torch.dtype | Quantised |
     if to != "gguf":
         raise ValueError(f"--dtype {dtype} is a precision of GGUF files; for {to} give fp32, bf16 or fp16")
     return dtype  # type: ignore[return-value]
-
-
-def _write_hub_vocabulary(file: Path) -> None:
-    """The files that transformers reads; their module needs a package that other conversions do without."""
-    require("gguf")
-    from puna.formats.hub_vocabulary import write_hub_vocabulary
-
-    write_hub_vocabulary(file)
-
-
-def _write_tokenizer(source: Source, folder: Path) -> None:
-    for name, file in source.tokenizer.items():
-        (folder / name).write_bytes(file if isinstance(file, bytes) else file.read_bytes())

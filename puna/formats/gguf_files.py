@@ -32,6 +32,7 @@ from puna.formats.gguf_vocabulary import add_vocabulary
 from puna.gguf import TensorPlace, read_header, vocabulary_only
 from puna.model.layers import rope_frequencies
 from puna.model.parts import VOCABULARY, Part, Source, cast, check_shapes, parts, to_halves, to_pairs
+from puna.tokens.tokenizer import Tokenizer
 
 Quantised = Literal["q8_0", "q4_0"]
 NAMES = {
@@ -254,6 +255,7 @@ def write_gguf(
     path: Path,
     dtype: torch.dtype | Quantised | None,
     advance: Callable[[Part], None],
+    tokenizer: Tokenizer | None,
     name: str = "puna",
 ) -> None:
     """Write one GGUF file. `dtype` None keeps the source's precision.
@@ -271,7 +273,7 @@ def write_gguf(
             int(_FILE_TYPES[next(kind for part, kind in kinds.items() if part.role == "wq")])
         )
         writer.add_quantization_version(2)
-        add_vocabulary(writer, source.tokenizer, config.vocab_size)
+        add_vocabulary(writer, source.tokenizer, tokenizer, config.vocab_size)
         if config.rope_scaling is not None:
             shape = (config.head_dim // 2,)
             writer.add_tensor_info(ROPE_FREQS, shape, np.dtype(np.float32), shape[0] * 4, Kind.F32)

@@ -24,27 +24,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from puna.added_tokens import end_ids
+from puna.added_tokens import GENERATION, end_ids
 from puna.config import ModelConfig, RopeScaling
 from puna.files import read_object, write_json
 from puna.formats.fields import Fields, named
 from puna.formats.safetensors_stream import SafetensorsReader, SafetensorsWriter
-from puna.formats.special_ids import GENERATION, special_ids
+from puna.formats.special_ids import special_ids
 from puna.model.parts import Part, Source, cast, check_shapes, parts, tokenizer_beside
+from puna.tokens.tokenizer import Tokenizer
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 _ROWS = 4096  # compared at a time
-# Without it transformers takes a SentencePiece model for one without <s> and leading space.
-_TOKENIZER = {
-    "tokenizer_class": "LlamaTokenizer",
-    "add_bos_token": True,
-    "add_eos_token": False,
-    "bos_token": "<s>",
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-    "legacy": False,
-}
 _LAYER = "model.layers.{layer}."
 NAMES = {
     "embedding": "model.embed_tokens.weight",
@@ -208,13 +199,15 @@ def _shards(directory: Path) -> list[Path]:
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index} lacks the field weight_map; get the file again")
-    shards = []
+    shards, single = [], directory / SINGLE
     for name in sorted({str(shard) for shard in weight_map.values()}):
         if Path(name).name != name:
             raise ValueError(f"{index} names the shard {name!r}; a shard lies beside its index")
         if not (directory / name).is_file():
             raise ValueError(f"{directory} lacks the shard {name}, which {INDEX} names; get the file")
         shards.append(directory / name)
+    if single.is_file() and single not in shards:
+        raise ValueError(f"{directory} holds two models, {SINGLE} and that of {INDEX}; delete the wrong one")
     return shards
 
 
@@ -251,7 +244,11 @@ def config_values(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def write_huggingface(
-    source: Source, directory: Path, dtype: torch.dtype | None, advance: Callable[[Part], None]
+    source: Source,
+    directory: Path,
+    dtype: torch.dtype | None,
+    advance: Callable[[Part], None],
+    tokenizer: Tokenizer | None,
 ) -> None:
     """Write config.json and the weights, in shards of at most SHARD_BYTES."""
     shards: list[list[Part]] = []
@@ -278,7 +275,5 @@ def write_huggingface(
     if len(shards) > 1:
         write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     embedding = next(parts(source.config))
-    if "tokenizer.model" in source.tokenizer and "tokenizer_config.json" not in source.tokenizer:
-        write_json(directory / "tokenizer_config.json", _TOKENIZER)
     values = config_values(source.config, dtype or source.dtype(embedding))
-    write_json(directory / CONFIG, values | special_ids(source.tokenizer))
+    write_json(directory / CONFIG, values | special_ids(source.tokenizer, tokenizer))

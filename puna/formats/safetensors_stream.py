@@ -47,6 +47,8 @@ class SafetensorsReader:
                 raise ValueError(f"{path} cannot be read ({one_line(error)}); get the file again") from error
             header.pop("__metadata__", None)
             for name, entry in header.items():
+                if name in self.shapes:
+                    raise ValueError(f"{path} holds {name}, which {self.path(name)} holds too; delete one")
                 self.shapes[name] = tuple(entry["shape"])
                 self._places[name] = path, entry["dtype"], 8 + length + entry["data_offsets"][0]
 

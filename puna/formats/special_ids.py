@@ -2,65 +2,38 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from puna.added_tokens import CONFIG, AddedToken, added_tokens
-from puna.extras import require
+from puna.added_tokens import CONFIG, GENERATION, added_tokens
 from puna.files import read_object
-from puna.model.parts import VOCABULARY
-
-if TYPE_CHECKING:
-    from puna.gguf import Entry
-
-MODEL, GENERATION = "tokenizer.model", "generation_config.json"
-_KEY = "tokenizer.ggml."
+from puna.tokens.tokenizer import MODEL, Tokenizer
 
 
-def vocabulary_entries(file: Path | bytes) -> dict[str, "Entry"]:
-    """The tokenizer's keys of a vocabulary-only GGUF file."""
-    require("gguf")
-    from puna.gguf import read_header  # here, because formats other than GGUF do without its package
-
-    header = read_header(Path(VOCABULARY), file) if isinstance(file, bytes) else read_header(file)
-    return {key: entry for key, entry in header.entries.items() if key.startswith("tokenizer.")}
-
-
-def special_ids(tokenizer: dict[str, Path | bytes]) -> dict[str, Any]:
-    """`bos_token_id` and `eos_token_id` as the tokenizer's files say; SentencePiece's 1 and 2 otherwise."""
-    names = ("bos_token_id", "eos_token_id")
-    ids: dict[str, Any] = dict(zip(names, (1, 2), strict=True))
-    said: dict[str, Any] = {}
-    if VOCABULARY in tokenizer:
-        entries = vocabulary_entries(tokenizer[VOCABULARY])
-        said = {name: entries[_KEY + name].value for name in names if _KEY + name in entries}
-    else:
-        said = named_ids(tokenizer) | read_beside(tokenizer, GENERATION)
-    return ids | {name: said[name] for name in names if said.get(name) is not None}
+def special_ids(files: dict[str, Path | bytes], tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """`bos_token_id` and `eos_token_id` as the tokenizer's files say; SentencePiece's 1 and 2 without one."""
+    ids: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2}
+    if tokenizer:
+        ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    said = named_ids(files) | read_beside(files, GENERATION)
+    return ids | {name: said[name] for name in ids if said.get(name) is not None}
 
 
-def read_beside(tokenizer: dict[str, Path | bytes], name: str) -> dict[str, Any]:
+def read_beside(files: dict[str, Path | bytes], name: str) -> dict[str, Any]:
     """What one of a tokenizer's JSON files says; nothing where it is missing."""
-    file = tokenizer.get(name)
+    file = files.get(name)
     if file is None:
         return {}
     return json.loads(file) if isinstance(file, bytes) else read_object(file)
 
 
-def added_to_pieces(tokenizer: dict[str, Path | bytes]) -> dict[int, AddedToken]:
-    """The tokens that files beside tokenizer.model add to it, by id."""
-    file = tokenizer.get(MODEL)
-    return added_tokens(file.parent) if isinstance(file, Path) else {}
-
-
-def named_ids(tokenizer: dict[str, Path | bytes]) -> dict[str, int]:
-    """`bos_token_id` and `eos_token_id` by the names that tokenizer_config.json gives."""
-    file = tokenizer.get(MODEL)
-    if not isinstance(file, Path):
-        return {}
-    ids = {token.content: id for id, token in added_to_pieces(tokenizer).items()}
+def named_ids(files: dict[str, Path | bytes]) -> dict[str, int]:
+    """`bos_token_id` and `eos_token_id` by the names that tokenizer_config.json gives to added tokens."""
+    file = files.get(MODEL)
+    added = added_tokens(file.parent) if isinstance(file, Path) else {}
+    ids = {token.content: id for id, token in added.items()}
     found = {}
     for name in ("bos", "eos"):
-        value = read_beside(tokenizer, CONFIG).get(f"{name}_token")
+        value = read_beside(files, CONFIG).get(f"{name}_token") if ids else None
         text = value.get("content") if isinstance(value, dict) else value
         if text in ids:
             found[f"{name}_token_id"] = ids[text]

@@ -10,8 +10,7 @@
 A request's answer does not depend on the others: it has its own random generator (sampling.py); a prompt is
 computed in chunks that end at multiples of CHUNK positions, or anywhere if that changes no bit
 (`Runner.prefill_is_decode`); cached blocks are shared only if they are bitwise identical to what the request
-would compute itself (`_prompt_hashes`); and decoding is batched only as far as the runner is batch-invariant
-(`Runner.batch_invariant`).
+would compute itself (`_prompt_hashes`); and in a batch a runner gives each row the bits that it has alone.
 """
 
 from collections import deque
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from puna.generate.active_request import ActiveRequest
 from puna.generate.json_schema import Grammars
+from puna.generate.pace import Pace
 from puna.generate.prefix_cache import BlockPool, block_hashes
 from puna.generate.request import Chunk, Limits, Request, Token
 from puna.generate.runners.base import Runner
@@ -33,7 +33,6 @@ from puna.tokens.chat_template import ChatTemplate
 from puna.tokens.tokenizer import Tokenizer
 
 CHUNK = 256  # maximum number of prompt tokens that are computed in a step
-SHORT_CHUNK = 32  # the same while answers are decoded, where chunks may be of any size: they wait for it
 
 
 class Engine:
@@ -65,6 +64,7 @@ class Engine:
         self._running: dict[int, ActiveRequest] = {}  # in the order of admission
         self._next_id = 0
         counted = ("prompt_tokens", "prefix_tokens", "generated_tokens", "prefills", "decodes")
+        self._pace = Pace()
         self._counts = dict.fromkeys((*counted, "drafted_tokens", "accepted_tokens"), 0)
 
     # ---- requests in
@@ -107,16 +107,6 @@ class Engine:
         """Whether no request is waiting or running."""
         return not self._waiting and not self._running
 
-    @property
-    def running(self) -> int:
-        """Number of running requests."""
-        return len(self._running)
-
-    @property
-    def waiting(self) -> int:
-        """Number of requests that wait for a slot or for KV-cache blocks."""
-        return len(self._waiting)
-
     def stats(self) -> dict[str, int]:
         """Requests and KV-cache blocks now, and totals since the start.
 
@@ -124,8 +114,8 @@ class Engine:
         hold prefixes that may be reused.
         """
         return {
-            "running": self.running,
-            "waiting": self.waiting,
+            "running": len(self._running),
+            "waiting": len(self._waiting),
             "blocks": self._pool.n_blocks,
             "used_blocks": self._pool.used,
             "free_blocks": self._pool.available,
@@ -155,8 +145,8 @@ class Engine:
         """Admit requests, prefill one chunk, decode one token of each running answer; the new chunks."""
         self._admit()
         decoding = [sequence for sequence in self._running.values() if sequence.is_decoding]
-        size = SHORT_CHUNK if decoding and self.runner.prefill_is_decode else CHUNK
-        chunks = [*self._prefill(size), *self._decode(decoding)]
+        self._pace.begin(CHUNK, self.runner.prefill_is_decode, is_shared=bool(decoding))
+        chunks = [*self._prefill(), *self._decode(decoding)]
         for sequence, _ in chunks:
             if sequence.finish:
                 del self._running[sequence.id]
@@ -214,21 +204,22 @@ class Engine:
 
     # ---- prompts
 
-    def _prefill(self, size: int) -> Iterator[tuple[ActiveRequest, Chunk]]:
+    def _prefill(self) -> Iterator[tuple[ActiveRequest, Chunk]]:
         sequence = next((s for s in self._running.values() if not s.is_decoding), None)
         if sequence is None:
             return
         request, start = sequence.request, sequence.n_computed
-        end = min(len(request.prompt), start - start % size + size)
+        end = min(len(request.prompt), start + self._pace.room)
         all_logits = request.prompt_logprobs
-        logits = self.runner.prefill(request.prompt[start:end], start, sequence.table, all_logits)
-        logits = logits[..., : self._vocab_size]
+        with self._pace.chunk(end - start):
+            logits = self.runner.prefill(request.prompt[start:end], start, sequence.table, all_logits)
+            logits = logits[..., : self._vocab_size]
+            sequence.n_computed = end
+            self._register(sequence)
+            if all_logits:
+                sequence.prompt_tokens += self._prompt_tokens(request, start, end, logits)
+                logits = logits[-1]
         self._counts["prefills"] += 1
-        sequence.n_computed = end
-        self._register(sequence)
-        if all_logits:
-            sequence.prompt_tokens += self._prompt_tokens(request, start, end, logits)
-            logits = logits[-1]
         if not sequence.is_decoding:
             self._running[sequence.id] = self._running.pop(sequence.id)  # the others' prompts are next
         elif not request.max_tokens:
@@ -257,22 +248,23 @@ class Engine:
                 batch.append(sequence)
         if not batch:
             return
-        groups = [batch] if self.runner.batch_invariant else [[sequence] for sequence in batch]
-        for group in groups:
+        with self._pace.decoding():
             logits_NV = self.runner.decode(
-                [s.tokens[-1] for s in group], [s.n_computed for s in group], [s.table for s in group]
+                [s.tokens[-1] for s in batch], [s.n_computed for s in batch], [s.table for s in batch]
             )[:, : self._vocab_size]
             self._counts["decodes"] += 1
-            best = logits_NV.argmax(-1).tolist() if any(_is_greedy(s) for s in group) else [None] * len(group)
-            for sequence, logits_V, id in zip(group, logits_NV, best, strict=True):
+            best = logits_NV.argmax(-1).tolist() if any(_is_greedy(s) for s in batch) else [None] * len(batch)
+            for sequence, logits_V, id in zip(batch, logits_NV, best, strict=True):
                 sequence.n_computed += 1
                 self._register(sequence)
                 yield sequence, self._advance(sequence, [logits_V], id if _is_greedy(sequence) else None)
 
     def _draft(self, sequence: ActiveRequest) -> list[int]:
         # The last token is never computed, so no draft token can replace it.
-        most = sequence.end - len(sequence.tokens) - 1
-        return sequence.drafts.draft(min(sequence.request.lookup, most)) if sequence.drafts else []
+        most = min(sequence.request.lookup, self._pace.room, sequence.end - len(sequence.tokens) - 1)
+        draft = sequence.drafts.draft(most) if sequence.drafts and most > 0 else []
+        self._pace.room -= len(draft)
+        return draft
 
     def _verify(self, sequence: ActiveRequest, draft: list[int]) -> Chunk:
         """Compute draft tokens after the last token; accept them as far as the model agrees."""

@@ -59,6 +59,12 @@ class Request:
     lookup: int = 0
     """Maximum number of draft tokens of prompt-lookup decoding (lookup.py); 0 disables."""
 
+    @property
+    def n_logprobs(self) -> int:
+        """How many log-probabilities the answer may hold, alternatives included."""
+        tokens = len(self.prompt) * self.prompt_logprobs + self.max_tokens
+        return 0 if self.logprobs is None else tokens * (self.logprobs + 1)
+
     def cache_positions(self, end: int) -> int:
         """KV-cache positions that `end` tokens in total need: the last sampled token needs none."""
         return end - bool(self.max_tokens)

@@ -28,20 +28,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from puna.added_tokens import CONFIG, GENERATION, HUB, TEMPLATE
 from puna.config import ModelConfig
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 # Files beside weights that belong to the tokenizer. `VOCABULARY` is a GGUF file without tensors.
 VOCABULARY = "tokenizer.gguf"
+VOCABULARIES = ("tokenizer.model", HUB, VOCABULARY)
 TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
+    *VOCABULARIES,
+    CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    VOCABULARY,
+    TEMPLATE,
+    GENERATION,
 )
 
 

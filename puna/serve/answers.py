@@ -44,6 +44,14 @@ class Usage(Answer):
     total_tokens: int
 
 
+class Head(Answer):
+    """What answers and their events begin with."""
+
+    id: str
+    created: int
+    model: str
+
+
 # ---- POST /v1/completions
 
 
@@ -65,24 +73,18 @@ class CompletionChoice(Answer):
     finish_reason: Finish | None
 
 
-class Completion(Answer):
+class Completion(Head):
     """A finished completion."""
 
-    id: str
     object: Literal["text_completion"]
-    created: int
-    model: str
     choices: list[CompletionChoice]
     usage: Usage
 
 
-class CompletionChunk(Answer):
+class CompletionChunk(Head):
     """One event of a streamed completion."""
 
-    id: str
     object: Literal["text_completion"]
-    created: int
-    model: str
     choices: list[CompletionChoice]
     usage: Usage | None = None
 
@@ -126,13 +128,10 @@ class ChatChoice(Answer):
     finish_reason: Finish
 
 
-class ChatCompletion(Answer):
+class ChatCompletion(Head):
     """A finished message."""
 
-    id: str
     object: Literal["chat.completion"]
-    created: int
-    model: str
     choices: list[ChatChoice]
     usage: Usage
 
@@ -153,13 +152,10 @@ class ChatChunkChoice(Answer):
     finish_reason: Finish | None
 
 
-class ChatChunk(Answer):
+class ChatChunk(Head):
     """One event of a streamed message."""
 
-    id: str
     object: Literal["chat.completion.chunk"]
-    created: int
-    model: str
     choices: list[ChatChunkChoice]
     usage: Usage | None = None
 

@@ -28,12 +28,19 @@ from puna.generate.engine import Engine
 from puna.serve import answers
 from puna.serve.api.chat import complete_chat
 from puna.serve.api.completions import complete
-from puna.serve.api.models import model_card, model_list
 from puna.serve.api.tokenize import decode_ids, describe_tokenizer, encode_text
 from puna.serve.body import BoundedRoute
 from puna.serve.errors import ServeError, error_response, from_http, from_validation
 from puna.serve.metrics import CONTENT_TYPE_LATEST, Metrics
-from puna.serve.middleware import ApiKeys, Counted, HeadIsGet, KnownHost, LimitedBody, OneLength
+from puna.serve.middleware import (
+    Counted,
+    HeadIsGet,
+    LimitedBody,
+    Refusing,
+    api_key,
+    known_host,
+    one_length,
+)
 from puna.serve.schemas import RequestTypes, request_types
 from puna.serve.service import Service
 from puna.serve.worker import BROKEN, Worker
@@ -79,6 +86,7 @@ def build_app(
         lifespan=lifespan,
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # to the Host of the request: unknown paths are errors
     )
     app.state.worker = worker
     app.add_exception_handler(ServeError, error_response)
@@ -87,7 +95,7 @@ def build_app(
     app.add_exception_handler(Exception, _bug)
     with_key = APIRouter(
         route_class=BoundedRoute,
-        # For the description alone: ApiKeys checks the key before the body is read.
+        # For the description alone: a middleware checks the key before the body is read.
         dependencies=[Security(HTTPBearer(auto_error=False, scheme_name="key"))] if api_keys else [],
         responses=_responses(401) if api_keys else {},
     )
@@ -101,7 +109,7 @@ def build_app(
     # The middleware added last is the outermost.
     app.add_middleware(LimitedBody, limit=limits.body_bytes)
     if api_keys:
-        app.add_middleware(ApiKeys, keys=api_keys)
+        app.add_middleware(Refusing, check=api_key(api_keys))
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -109,11 +117,12 @@ def build_app(
             allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],  # OpenAI's JavaScript client sends x-stainless-… headers
             expose_headers=["retry-after"],
+            allow_private_network=True,  # browsers ask this for a server on the user's own machine
         )
     if loopback_only and not api_keys:
-        app.add_middleware(KnownHost)
+        app.add_middleware(Refusing, check=known_host)
     headers = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
-    app.add_middleware(OneLength)
+    app.add_middleware(Refusing, check=one_length)
     app.add_middleware(HeadIsGet)
     app.add_middleware(Counted, metrics=metrics, paths=paths, headers=headers)
     return app
@@ -186,14 +195,14 @@ def _add_api(app: APIRouter, service: Service, bodies: RequestTypes) -> None:
     @app.get("/v1/models")
     async def models() -> answers.ModelList:
         """List the served model."""
-        return model_list(service)
+        return answers.ModelList(object="list", data=[service.card()])
 
     # Model names may contain slashes.
     @app.get("/v1/models/{model:path}", responses=_responses(404, "default"))
     async def model(model: str) -> answers.ModelCard:
         """Describe one model, by its name."""
         service.require_model(model)
-        return model_card(service)
+        return service.card()
 
 
 def _add_metrics(app: APIRouter, metrics: Metrics) -> None:

@@ -4,7 +4,8 @@ In:  uvicorn's HTTP/1.1 protocol.
 Out: the same, with timeouts that close idle connections.
 
     request head incomplete after        HEAD_SECONDS       closed
-    request body incomplete after        BODY_SECONDS       408 (middleware.py); drained for LINGER_SECONDS
+    request body incomplete after        BODY_SECONDS       408 (middleware.py)
+    body still arriving after a response LINGER_SECONDS     closed; until then it is read and dropped
     between two requests                 uvicorn's timeout_keep_alive
     response not read by the client      WRITE_SECONDS      closed
     more connections than file descriptors                  the one that has been idle longest is closed
@@ -20,7 +21,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 10.0
 WRITE_SECONDS = 30.0
-LINGER_SECONDS = 5.0
+LINGER_SECONDS = 30.0  # closed too soon, a client that still sends does not see the response
+READ_BYTES = 1 << 14  # at a time: a body in chunks of a byte takes 20 µs for each
 MAX_CONNECTIONS = 1024
 # File descriptors for other uses: files, pipes, and connections accepted in one turn of the event loop.
 RESERVED = 112
@@ -43,9 +45,7 @@ class Connection(H11Protocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._head: asyncio.TimerHandle | None = None
-        self._write: asyncio.TimerHandle | None = None
-        self._linger: asyncio.TimerHandle | None = None
+        self._timers: dict[str, asyncio.TimerHandle] = {}
 
     @property
     def is_idle(self) -> bool:
@@ -57,17 +57,16 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the timeouts; with too many connections, close the one that has been idle longest."""
         super().connection_made(transport)  # type: ignore[arg-type]
+        transport.max_size = READ_BYTES  # type: ignore[attr-defined]
         self.since = self.loop.time()
         if len(self.connections) > self.limit:
             idle = [one for one in self.connections if isinstance(one, Connection) and one.is_idle]
             min(idle, key=lambda one: one.since, default=self).abort()
-        self._wait_for_head()
+        self._start("head", HEAD_SECONDS)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Cancel all timers."""
-        for timer in (self._head, self._write, self._linger):
-            if timer is not None:
-                timer.cancel()
+        self._stop(*self._timers)
         self._unset_keepalive_if_required()
         super().connection_lost(error)
 
@@ -76,21 +75,19 @@ class Connection(H11Protocol):
         super().handle_events()
         self.since = self.loop.time()
         is_between = self.conn.their_state is h11.IDLE
-        if self._head is not None and not is_between:
-            self._head.cancel()
-            self._head = None
-        if self._linger is not None and self.conn.their_state is not h11.SEND_BODY:
-            self._linger.cancel()
-            self._linger = None
+        if not is_between:
+            self._stop("head")
+        if self.conn.their_state is not h11.SEND_BODY:
+            self._stop("linger")
         # A head has begun: its first byte cancelled uvicorn's own keep-alive timer.
-        if is_between and self._head is None and self.conn.trailing_data[0]:
-            self._wait_for_head()
+        if is_between and self.conn.trailing_data[0]:
+            self._start("head", HEAD_SECONDS)
 
     def on_response_complete(self) -> None:
         """After a response sent before the whole body arrived, drain the body for some seconds."""
         super().on_response_complete()
-        if self.conn.their_state is h11.SEND_BODY and self._linger is None:
-            self._linger = self.loop.call_later(LINGER_SECONDS, self.abort)
+        if self.conn.their_state is h11.SEND_BODY:
+            self._start("linger", LINGER_SECONDS)
 
     def timeout_keep_alive_handler(self) -> None:
         """Close after too long between two requests."""
@@ -99,15 +96,12 @@ class Connection(H11Protocol):
     def pause_writing(self) -> None:
         """The client reads too slowly: start the write timeout."""
         super().pause_writing()
-        if self._write is None:
-            self._write = self.loop.call_later(WRITE_SECONDS, self.abort)
+        self._start("write", WRITE_SECONDS)
 
     def resume_writing(self) -> None:
         """The client reads again: cancel the write timeout."""
         super().resume_writing()
-        if self._write is not None:
-            self._write.cancel()
-            self._write = None
+        self._stop("write")
 
     # ---- ends
 
@@ -115,5 +109,12 @@ class Connection(H11Protocol):
         """Close at once."""
         self.transport.abort()
 
-    def _wait_for_head(self) -> None:
-        self._head = self.loop.call_later(HEAD_SECONDS, self.abort)
+    def _start(self, name: str, seconds: float) -> None:
+        """Close the connection after so long, unless the timer is stopped."""
+        if name not in self._timers:
+            self._timers[name] = self.loop.call_later(seconds, self.abort)
+
+    def _stop(self, *names: str) -> None:
+        for name in names:
+            if name in self._timers:
+                self._timers.pop(name).cancel()

@@ -66,12 +66,8 @@ class LogprobLists:
 
 def join(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
     """Concatenate the lists of several chunks."""
-    return CompletionLogprobs(
-        tokens=[value for part in parts for value in part.tokens],
-        token_logprobs=[value for part in parts for value in part.token_logprobs],
-        top_logprobs=[value for part in parts for value in part.top_logprobs],
-        text_offset=[value for part in parts for value in part.text_offset],
-    )
+    names = CompletionLogprobs.model_fields
+    return CompletionLogprobs(**{name: [x for part in parts for x in getattr(part, name)] for name in names})
 
 
 def chat_logprobs(tokens: Sequence[Token], piece: Callable[[int], bytes]) -> ChatLogprobs:

@@ -9,7 +9,7 @@ Out: the request, passed on, or an error in OpenAI's form. Responses get securit
 import asyncio
 import hmac
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -75,68 +75,61 @@ class Counted:
             self.metrics.requests.labels(path, str(status)).inc()
 
 
-class OneLength:
-    """Rejects a request with both Content-Length and Transfer-Encoding, and closes the connection.
+class Refusing:
+    """Answers a request with an error if a check finds one; otherwise passes it on."""
+
+    def __init__(self, app: ASGIApp, check: Callable[[Scope], ServeError | None]) -> None:
+        self.app, self.check = app, check
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
+        if scope["type"] == "http" and (error := self.check(scope)):
+            return await error.response()(scope, receive, send)
+        await self.app(scope, receive, send)
+
+
+def one_length(scope: Scope) -> ServeError | None:
+    """Refuses a request with both Content-Length and Transfer-Encoding, and closes the connection.
 
     A proxy may use one of them and the server the other; then the rest of a body is read as another request
     (request smuggling).
     """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
-        if scope["type"] == "http":
-            headers = Headers(scope=scope)
-            if "content-length" in headers and "transfer-encoding" in headers:
-                message = "both Content-Length and Transfer-Encoding are present; send only one of them"
-                refusal = ServeError(400, message, "two_lengths", headers={"Connection": "close"})
-                return await refusal.response()(scope, receive, send)
-        await self.app(scope, receive, send)
+    headers = Headers(scope=scope)
+    if not ("content-length" in headers and "transfer-encoding" in headers):
+        return None
+    message = "both Content-Length and Transfer-Encoding are present; send only one of them"
+    return ServeError(400, message, "two_lengths", headers={"Connection": "close"})
 
 
-class KnownHost:
-    """Rejects requests whose Host is not a loopback name, as a defence against DNS rebinding.
+def known_host(scope: Scope) -> ServeError | None:
+    """Refuses a request whose Host is not a loopback name, as a defence against DNS rebinding.
 
     A web page can make its own host name resolve to 127.0.0.1 and then read the responses of a server there;
     its requests still carry that name. Starlette's TrustedHostMiddleware compares with a list of names: it
     cannot allow all of 127.0.0.0/8 or ::1 in any notation, and its error is plain text.
     """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
-        if scope["type"] == "http":
-            host = Headers(scope=scope).get("host", "")
-            name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-            if not is_loopback(name.strip("[]")):
-                message = (
-                    "this server accepts only requests for localhost; behind a proxy, use --api-key-file"
-                )
-                return await ServeError(403, message, "unknown_host").response()(scope, receive, send)
-        await self.app(scope, receive, send)
+    host = Headers(scope=scope).get("host", "")
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    if is_loopback(name.strip("[]")):
+        return None
+    message = "this server accepts only requests for localhost; behind a proxy, use --api-key-file"
+    return ServeError(403, message, "unknown_host")
 
 
-class ApiKeys:
-    """Requires an API key, except for the page, /health and /openapi.json."""
+def api_key(keys: Sequence[str]) -> Callable[[Scope], ServeError | None]:
+    """A check for one of these API keys, except for the page, /health and /openapi.json."""
+    known = [key.encode() for key in keys]
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
-        self.app, self.keys = app, [key.encode() for key in keys]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and not self._has_key(scope):
-            message = "missing or unknown API key; send it as: Authorization: Bearer KEY"
-            refusal = ServeError(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-            return await refusal.response()(scope, receive, send)
-        await self.app(scope, receive, send)
-
-    def _has_key(self, scope: Scope) -> bool:
+    def check(scope: Scope) -> ServeError | None:
         kind, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
         data = given.strip().encode("latin-1")
         # All keys are compared, in constant time, so that the time taken reveals nothing.
-        found = [hmac.compare_digest(data, key) for key in self.keys]
-        return kind.lower() == "bearer" and any(found)
+        found = [hmac.compare_digest(data, key) for key in known]
+        if scope["path"] in OPEN_PATHS or (kind.lower() == "bearer" and any(found)):
+            return None
+        message = "missing or unknown API key; send it as: Authorization: Bearer KEY"
+        return ServeError(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+    return check
 
 
 class LimitedBody:

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, grace: float, ready: Callable[[], None]) -> None:
         config = uvicorn.Config(
             app,
-            log_level="warning",
+            log_level="error",  # a warning per malformed request would let clients fill the log
             access_log=False,
             server_header=False,
             ws="none",
@@ -88,4 +89,6 @@ class Server(uvicorn.Server):
 def run(app: FastAPI, listening: socket.socket, grace: float, ready: Callable[[], None]) -> None:
     """Serve until a signal; a second Ctrl-C stops at once."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # The engine's thread asks for the interpreter many times per step, and waits this long for a busy thread.
+    sys.setswitchinterval(0.0005)
     Server(app, grace, ready).run([listening])

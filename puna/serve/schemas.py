@@ -8,6 +8,7 @@ Beyond OpenAI's fields: top_k, min_p, repetition_penalty, ignore_eos, lookup.
 """
 
 import json
+import re
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import (
@@ -27,23 +28,17 @@ from puna.generate.json_schema import ANY_OBJECT
 
 MAX_ENTRIES = 2048  # of a list of prompts or messages, OpenAI's limit
 # Fields that are not supported, and what to do instead.
-NOT_SUPPORTED = {
-    "audio": "omit it",
+_ABSENT = ("audio", "moderation", "prompt_cache_options", "suffix", "web_search_options")
+NOT_SUPPORTED = dict.fromkeys(_ABSENT, "omit it") | {
     "metadata": "omit it; nothing is stored",
-    "moderation": "omit it",
     "prediction": "omit it; lookup speculates from the earlier text",
     "reasoning_effort": 'omit it, or send "none"',
     "service_tier": 'omit it, or send "auto"',
     "store": "omit it, or send false",
     "modalities": 'only ["text"] is supported',
     "verbosity": 'omit it, or send "medium"',
-    "web_search_options": "omit it",
-    "prompt_cache_options": "omit it",
-    "suffix": "omit it",
-    "tools": "omit it; describe what you want in a message",
-    "tool_choice": 'omit it, or send "none"',
-    "functions": "omit it; describe what you want in a message",
-    "function_call": 'omit it, or send "none"',
+    **dict.fromkeys(("tools", "functions"), "omit it; describe what you want in a message"),
+    **dict.fromkeys(("tool_choice", "function_call"), 'omit it, or send "none"'),
 }
 MAX_BIAS = 1024
 # The forms of fields that have several.
@@ -143,7 +138,7 @@ class Generation(RequestBody):
             if len(bias) > MAX_BIAS:
                 raise ValueError(f"it has {len(bias):,} entries; the maximum is {MAX_BIAS}")
             for id in bias:
-                if not (id.isascii() and id.isdecimal() and len(id) < 10):
+                if not re.fullmatch(r"0|[1-9][0-9]{0,8}", id):  # "05" would be another key of token 5
                     raise ValueError("keys must be token ids")
         return bias
 
@@ -297,7 +292,7 @@ class ChatRequest(Generation):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "ChatRequest":
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs requires logprobs; set logprobs to true")
         if None not in (self.max_tokens, self.max_completion_tokens):
             raise ValueError("max_tokens is the former name of max_completion_tokens; send only one of them")

@@ -1,21 +1,21 @@
-"""What the endpoints share: from a request body to the engine, and from the engine to the response.
+"""What the endpoints share: from a request body to the engine's requests.
 
-In:  a body and its prompts as token ids.
-Out: the response, as JSON or as server-sent events; the work is cancelled when the client disconnects.
+In:  a body, its texts or its conversation.
+Out: token ids, and the engine's requests, within the limits of the server.
 """
 
 import asyncio
+import os
 import secrets
+import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
-
-from starlette.requests import Request as HttpRequest
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from typing import TypeVar
 
 from puna.config import Sampling
 from puna.extras import MissingExtra
@@ -23,13 +23,14 @@ from puna.generate.engine import Engine
 from puna.generate.json_schema import Grammar
 from puna.generate.request import Request
 from puna.generate.runners.cache import BLOCK
-from puna.serve.answers import Answer, ChatCompletion, Completion, Usage
+from puna.serve.answers import ModelCard
 from puna.serve.errors import ServeError
 from puna.serve.schemas import Generation, ResponseFormat
-from puna.serve.worker import Work, Worker
+from puna.serve.worker import Worker
 from puna.tokens.chat_template import encode_special
 
 T = TypeVar("T")
+MAX_LOGPROBS = 2_000_000  # of one request: 400 MB until they are sent
 
 
 class Service:
@@ -41,11 +42,11 @@ class Service:
         self.context = min(engine.context, engine.runner.n_blocks * BLOCK + 1)
         self.max_tokens = min(max_tokens, self.context - 1)
         self.created = int(time.time())
-        # Encoding a long text would block the event loop, so one thread does it. Templates have a thread of
-        # their own: a template that does not terminate must not block encoding.
-        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
-        self._template = ThreadPoolExecutor(1, thread_name_prefix="template")
-        self._grammar = ThreadPoolExecutor(1, thread_name_prefix="grammar")  # likewise
+        # Encoding a long text would block the event loop, so one thread does it. Templates and schemas have
+        # threads of their own: one that does not terminate must not block encoding.
+        self._encoder, self._template, self._grammar = (
+            ThreadPoolExecutor(1, name, _give_way) for name in ("encoder", "template", "grammar")
+        )
         engine.tokenizer.stay_with_reference()  # starting the fast encoder would delay all requests
         with suppress(MissingExtra):  # likewise; a request for JSON names the extra
             _ = engine.grammars
@@ -55,6 +56,18 @@ class Service:
         if name is not None and name != self.name:
             message = f"there is no model {name[:80]!r}; this server has {self.name!r}"
             raise ServeError(404, message, "model_not_found", "model")
+
+    def card(self) -> ModelCard:
+        """The served model, its limits, and whether it has a chat template."""
+        return ModelCard(
+            id=self.name,
+            object="model",
+            created=self.created,
+            owned_by="puna",
+            context=self.context,
+            max_tokens=self.max_tokens,
+            chat=self.engine.template is not None,
+        )
 
     async def encode(self, text: str, bos: bool, parse_special: bool = False) -> list[int]:
         """Encode a text; with `parse_special`, control tokens written in it become those tokens."""
@@ -134,61 +147,71 @@ class Service:
             message = "response_format: the JSON schema is nested too deeply; simplify it"
             raise ServeError(400, message, "invalid_value", "response_format") from None
 
-    def requests(
+    def add_requests(
         self,
+        requests: list[Request],
         body: Generation,
-        prompts: Sequence[Sequence[int]],
+        ids: Sequence[int],
         max_tokens: int | None,
         logprobs: int | None,
         prompt_logprobs: bool = False,
         grammar: Grammar | None = None,
-    ) -> list[Request]:
-        """The engine's requests, validated: n per prompt.
+    ) -> None:
+        """Add the engine's requests for one prompt, n of them, validated.
 
         Without `max_tokens` an answer may fill the context.
 
         Raises:
             ServeError: 400, when a prompt and its answer do not fit the context, or an option is invalid.
         """
-        seed = secrets.randbits(62) if body.seed is None else body.seed
-        requests = []
-        for ids in prompts:
-            room = self.context - len(ids)
-            wanted = min(self.max_tokens, max(1, room)) if max_tokens is None else max_tokens
-            if wanted > room:
-                raise ServeError(
-                    400,
-                    f"the prompt has {len(ids)} tokens and max_tokens is {wanted}, but the context holds "
-                    f"{self.context}; shorten the prompt or reduce max_tokens",
-                    "context_length_exceeded",
-                    "messages" if hasattr(body, "messages") else "prompt",
-                )
-            prompt = tuple(ids)
-            for index in range(body.n or 1):
-                request = Request(
-                    prompt=prompt,
-                    sampling=_sampling(body, (seed + index) % 2**63),
-                    max_tokens=wanted,
-                    stop=body.stops,
-                    logprobs=logprobs,
-                    prompt_logprobs=prompt_logprobs,
-                    ignore_eos=bool(body.ignore_eos),
-                    presence_penalty=body.presence_penalty or 0.0,
-                    frequency_penalty=body.frequency_penalty or 0.0,
-                    logit_bias=body.biases,
-                    grammar=grammar,
-                    lookup=body.lookup or 0,
-                )
-                if index == 0:  # the others differ only by their seed
-                    try:
-                        self.engine.check(request)
-                    except ValueError as error:
-                        raise ServeError(400, str(error), "invalid_value") from error
-                requests.append(request)
-        return requests
+        room = self.context - len(ids)
+        wanted = min(self.max_tokens, max(1, room)) if max_tokens is None else max_tokens
+        if wanted > room:
+            raise ServeError(
+                400,
+                f"the prompt has {len(ids)} tokens and max_tokens is {wanted}, but the context holds "
+                f"{self.context}; shorten the prompt or reduce max_tokens",
+                "context_length_exceeded",
+                "messages" if hasattr(body, "messages") else "prompt",
+            )
+        first = Request(
+            prompt=tuple(ids),
+            sampling=_sampling(body),
+            max_tokens=wanted,
+            stop=body.stops,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            ignore_eos=bool(body.ignore_eos),
+            presence_penalty=body.presence_penalty or 0.0,
+            frequency_penalty=body.frequency_penalty or 0.0,
+            logit_bias=body.biases,
+            grammar=grammar,
+            lookup=body.lookup or 0,
+        )
+        try:
+            self.engine.check(first)
+        except ValueError as error:
+            raise ServeError(400, str(error), "invalid_value") from error
+        for index in range(body.n or 1):
+            seed = (first.sampling.seed + index) % 2**63
+            requests.append(replace(first, sampling=replace(first.sampling, seed=seed)))
+        if sum(request.n_logprobs for request in requests) > MAX_LOGPROBS:
+            raise ServeError(
+                400,
+                f"the answers may hold more than {MAX_LOGPROBS:,} log-probabilities, counting "
+                "alternatives; split the request, or reduce logprobs or max_tokens",
+                "too_many_logprobs",
+                "logprobs",
+            )
 
 
-def _sampling(body: Generation, seed: int) -> Sampling:
+def _give_way() -> None:
+    """Let the engine's threads have the cores: each of them waits for the slowest at every product."""
+    if sys.platform == "linux":  # elsewhere a process has one priority
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+
+
+def _sampling(body: Generation) -> Sampling:
     """The sampling options, with OpenAI's defaults: the unchanged distribution."""
     temperature = 1.0 if body.temperature is None else body.temperature
     return Sampling(
@@ -198,98 +221,5 @@ def _sampling(body: Generation, seed: int) -> Sampling:
         top_p=1.0 if body.top_p is None else max(body.top_p, 1e-9),  # 0: only the most likely token
         min_p=body.min_p or 0.0,
         repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
-        seed=seed,
+        seed=secrets.randbits(62) if body.seed is None else body.seed % 2**63,
     )
-
-
-def new_id(kind: str) -> str:
-    """A random id of an answer."""
-    return f"{kind}-{secrets.token_hex(12)}"
-
-
-def usage(work: Work, n: int, generated: int) -> Usage:
-    """Token counts of an answer; a prompt counts once for its n answers."""
-    prompt = sum(len(job.request.prompt) for job in work.jobs[::n])
-    return Usage(prompt_tokens=prompt, completion_tokens=generated, total_tokens=prompt + generated)
-
-
-# ---- whole answers ------------------------------------------------------------------------------
-
-
-async def collect(http: HttpRequest, work: Work, collecting: Coroutine[Any, Any, None]) -> bool:
-    """Wait until an answer is collected. False when the client disconnected first; its work is cancelled."""
-    return await _unless_disconnected(http.receive, work, collecting)
-
-
-async def _unless_disconnected(receive: Receive, work: Work, doing: Coroutine[Any, Any, None]) -> bool:
-    """Run until done or the client disconnects; in both cases the engine is left without this work."""
-    done, disconnect = asyncio.create_task(doing), asyncio.create_task(_until_disconnected(receive))
-    try:
-        await asyncio.wait({done, disconnect}, return_when=asyncio.FIRST_COMPLETED)
-        if done.done():
-            done.result()
-            return True
-        return False
-    finally:
-        work.cancel()
-        done.cancel()
-        disconnect.cancel()
-
-
-async def _until_disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def json_response(answer: Answer) -> Response:
-    """An answer as JSON."""
-    return Response(answer.to_json(), media_type="application/json")
-
-
-async def json_response_by_choice(answer: Completion | ChatCompletion) -> Response:
-    """An answer as JSON, written choice by choice in a thread, so that a long one does not block the loop."""
-
-    def text() -> str:
-        head = answer.model_dump_json(exclude={"choices"}).removesuffix("}")
-        return f'{head},"choices":[{",".join(choice.to_json() for choice in answer.choices)}]}}'
-
-    return Response(await asyncio.to_thread(text), media_type="application/json")
-
-
-# ---- streams ------------------------------------------------------------------------------------
-
-
-class EventStream(Response):
-    """Server-sent events: `data: {…}` each, then `data: [DONE]`; errors are events too.
-
-    The work is cancelled when the client disconnects or the stream ends for any reason.
-    """
-
-    media_type = "text/event-stream"
-
-    def __init__(self, work: Work, events: AsyncIterator[Answer]) -> None:
-        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        del self.headers["content-length"]
-        self._work, self._events = work, events
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events until the end, or until the client disconnects."""
-        await _unless_disconnected(receive, self._work, self._send(send))
-
-    async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-
-        async def write(text: str, more: bool = True) -> None:
-            await send(
-                {"type": "http.response.body", "body": f"data: {text}\n\n".encode(), "more_body": more}
-            )
-
-        try:
-            async for event in self._events:
-                await write(event.to_json())
-                await asyncio.sleep(
-                    0
-                )  # let the event loop notice a disconnected client before the next write
-        except ServeError as error:
-            await write(error.answer().to_json())
-        await write("[DONE]", more=False)

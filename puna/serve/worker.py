@@ -27,6 +27,7 @@ from puna.serve.errors import ServeError
 from puna.serve.metrics import Metrics
 
 log = logging.getLogger("puna.serve")
+COMMAND_SECONDS = 0.01  # a request of long prompts takes a millisecond each
 BROKEN = "the engine has failed; see the server's log, and restart it"
 
 
@@ -193,8 +194,9 @@ class Worker:
             self._loop.call_soon_threadsafe(self._break)
 
     def _run_commands(self) -> bool:
-        """Run the queued commands, and block while the engine is idle. False: stop."""
-        while True:
+        """Run queued commands, not many between two steps; block while the engine is idle. False: stop."""
+        until = time.monotonic() + COMMAND_SECONDS
+        while self._engine.idle or time.monotonic() < until:
             self.stats = self._engine.stats()
             try:
                 command = self._commands.get(block=self._engine.idle)
@@ -203,6 +205,7 @@ class Worker:
             if command is None:
                 return False
             command()
+        return True
 
     def _post(self, events: list[tuple[Job, Chunk | ServeError | None]]) -> None:
         if events and self._loop is not None:

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,10 +42,14 @@ _POLL_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Shard:
-    """The unit of work: input files, and the prefix of the names of its output files."""
+    """The unit of work: input files, and the prefix of the names of its output files.
+
+    `span` is the part of its only input that it consists of: its first byte, and the first after it.
+    """
 
     name: str
     inputs: tuple[Path, ...]
+    span: tuple[int, int] | None = None
 
     @property
     def number(self) -> int:
@@ -53,7 +58,9 @@ class Shard:
 
     @property
     def bytes(self) -> int:
-        """Size of the input files."""
+        """Size of the input files, or of its part of one."""
+        if self.span:
+            return self.span[1] - self.span[0]
         return sum(path.stat().st_size for path in self.inputs)
 
 
@@ -70,19 +77,35 @@ class Unfinished(Exception):
     """This job of the array is done and others are not; the command is to be run again when they are."""
 
 
-def plan_shards(inputs: Iterable[Path], shard_bytes: int = SHARD_BYTES) -> list[Shard]:
-    """Group files, in the order given, into shards of at least `shard_bytes` each."""
+def plan_shards(
+    inputs: Iterable[Path], shard_bytes: int = SHARD_BYTES, *, part_bytes: int = 0
+) -> list[Shard]:
+    """Group files, in the order given, into shards of at least `shard_bytes` each.
+
+    With `part_bytes`, a file of twice that size or more is divided into shards of that size.
+    """
     shards: list[Shard] = []
     group: list[Path] = []
     size = 0
+
+    def add(paths: Sequence[Path], span: tuple[int, int] | None = None) -> None:
+        if paths:
+            shards.append(Shard(f"{len(shards):05d}", tuple(paths), span))
+
     for path in inputs:
-        group.append(path)
-        size += path.stat().st_size
-        if size >= shard_bytes:
-            shards.append(Shard(f"{len(shards):05d}", tuple(group)))
+        n_bytes = path.stat().st_size
+        is_divided = 0 < 2 * part_bytes <= n_bytes
+        if not is_divided:
+            group.append(path)
+            size += n_bytes
+        if is_divided or size >= shard_bytes:
+            add(group)
             group, size = [], 0
-    if group:
-        shards.append(Shard(f"{len(shards):05d}", tuple(group)))
+        if is_divided:
+            edges = [*range(0, n_bytes - part_bytes + 1, part_bytes), n_bytes]
+            for span in pairwise(edges):
+                add([path], span)
+    add(group)
     return shards
 
 
@@ -152,7 +175,11 @@ class Executor:
                 "config": config,
                 "code_version": code_version(_wing(work)),
                 "inputs": [
-                    [shard.name, [[path.name, path.stat().st_size] for path in shard.inputs]]
+                    [
+                        shard.name,
+                        [[path.name, path.stat().st_size] for path in shard.inputs],
+                        *([shard.span] if shard.span else ()),
+                    ]
                     for shard in shards
                 ],
                 **({"keep_dropped": True} if self.keep_dropped else {}),
@@ -160,14 +187,15 @@ class Executor:
         )
         out.mkdir(parents=True, exist_ok=True)
         _claim(out, plan)
+        part, parts = self.share()
+        mine = [shard for place, shard in enumerate(shards) if place % parts == part]
+        for prefix in [""] if parts == 1 else [f"{shard.name}." for shard in mine]:
+            remove_partials(out, prefix)
+            remove_partials(out / "dropped", prefix)
         if (out / MANIFEST).is_file():
             return load_manifest(out / MANIFEST)
 
-        part, parts = self.share()
-        mine = [shard for place, shard in enumerate(shards) if place % parts == part]
         pending = [shard for shard in mine if not _is_done(out, shard)]
-        for shard in pending:
-            remove_partials(out, shard.name)
         # Shards of a reduce stage have no input files: their progress is counted in shards.
         by_bytes = any(shard.inputs for shard in shards)
         sizes = {shard.name: shard.bytes if by_bytes else 1 for shard in mine}
@@ -263,7 +291,7 @@ def _is_done(out: Path, shard: Shard) -> bool:
     written = record.stat().st_mtime
     for path, recorded in zip(shard.inputs, read_json(record)["inputs"], strict=True):
         # Sizes were compared with the plan; contents are read again only if newer than the record.
-        if path.stat().st_mtime > written and sha256_file(path) != recorded["sha256"]:
+        if path.stat().st_mtime > written and sha256_file(path, *(shard.span or ())) != recorded["sha256"]:
             raise ValueError(
                 f"{path} has changed since its shard was made; choose another --out, "
                 f"or delete {out} to start over"
@@ -280,7 +308,11 @@ def run_shard(work: Work, out: Path, shard: Shard) -> Shard:
             for path in result.pop("outputs")
         ]
         inputs = [
-            {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+            {
+                "path": str(path),
+                "bytes": shard.bytes if shard.span else path.stat().st_size,
+                "sha256": sha256_file(path, *(shard.span or ())),
+            }
             for path in shard.inputs
         ]
     use = meter.use()
@@ -313,7 +345,13 @@ def _summary(
             f"{damaged} of {seen} records are damaged, more than --max-bad {max_bad:g}; "
             f"they are listed in *.bad.jsonl in {out}"
         )
-    inputs = [Input(**item) for record in records for item in record["inputs"]]
+    inputs: list[Input] = []
+    for item in (item for record in records for item in record["inputs"]):
+        if inputs and inputs[-1].path == item["path"]:  # another part of the same file
+            before = inputs.pop()
+            digest = fingerprint([before.sha256, item["sha256"]])
+            item = {**item, "bytes": before.bytes + item["bytes"], "sha256": digest}
+        inputs.append(Input(**item))
     outputs = [Output(**item) for record in records for item in record["outputs"]]
     digests = [item.sha256 for item in inputs] + [item.sha256 for item in outputs]
     finished = finish(records)

@@ -1,5 +1,6 @@
 """The tokenizer of a model in any format, from the files that belong to it."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,8 +16,8 @@ def tokenizer_of(model: Path, files: Mapping[str, Path | bytes]) -> Tokenizer:
     """
     if not files:
         raise ValueError(f"{model} holds no tokenizer; put the model's own tokenizer beside its weights")
-    if model.is_file():  # GGUF
-        return Tokenizer(model)
+    if model.is_file():  # GGUF; of a split model, the first file holds the vocabulary
+        return Tokenizer(model.with_name(re.sub(r"-\d{5}(-of-\d{5}\.gguf)$", r"-00001\1", model.name)))
     folders = {file.parent if isinstance(file, Path) else None for file in files.values()}
     if len(folders) == 1 and (folder := folders.pop()):
         return Tokenizer(folder)

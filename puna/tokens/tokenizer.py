@@ -17,11 +17,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from puna.extras import require
 from puna.files import write_file
 from puna.tokens.fast import FastEncoder, load_fast
 from puna.tokens.training import MODEL
@@ -73,6 +74,8 @@ class Tokenizer:
         self._control_texts = {id: text for text, id in self.controls.items()}
         self.strips: frozenset[str] = self._model.strips
         """The control tokens that take the white space behind them along."""
+        self.adds_space: bool = self._model.adds_space
+        """Whether encoding puts a space before the first word, which is not a part of the text."""
         self._bytes = self._model.table
         self._fast: FastEncoder | None = None
         self._waits = -1 if fast is False else FAST_FROM
@@ -107,6 +110,10 @@ class Tokenizer:
     def adds_bos(self) -> bool:
         """Whether BOS precedes the text of a prompt."""
         return self.settings.adds_bos
+
+    def definition(self) -> dict[str, Any]:
+        """The vocabulary as a tokenizer.json in which control tokens are not looked for."""
+        return self._model.definition()
 
     def control_text(self, id: int) -> str:
         """How files write a control token, as "<s>"; of other tokens what they add to a text."""
@@ -239,7 +246,7 @@ class Tokenizer:
         Raises:
             ValueError: an id of the prompt outside the vocabulary.
         """
-        stream = StreamDecoder(self._bytes, self._model.adds_space)
+        stream = StreamDecoder(self._bytes, self.adds_space)
         if after and not 0 <= min(after) <= max(after) < len(self._bytes):
             raise ValueError(f"token id {max(after)} is not in a vocabulary of {len(self._bytes)} pieces")
         # A character has at most four bytes, so only the last few tokens can have begun one.
@@ -307,6 +314,7 @@ def _read(file: Path) -> "tuple[PieceModel | HubModel, Settings | None]":
         begins = stream.read(4)
     # Imported here, for most vocabularies need neither.
     if begins == b"GGUF":
+        require("gguf")
         from puna.tokens.vocabularies.gguf import read_gguf
 
         return read_gguf(file)

@@ -48,7 +48,7 @@ def keep_freed_memory() -> None:
 
     Only a process that is the command itself is restarted, never one that imported puna.
     """
-    is_command = Path(sys.argv[0]).name == "puna"
+    is_command = Path(sys.argv[0]).parts[-2:] == ("puna", "__main__.py") or Path(sys.argv[0]).name == "puna"
     if is_command and not is_kept() and platform.libc_ver()[0] == "glibc":
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **settings()})
 

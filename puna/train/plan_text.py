@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from puna.files import human_bytes, human_seconds
+from puna.carbon import human_energy, human_mass
+from puna.files import human_bytes, human_number, human_seconds
 from puna.model.sizes import parameters, train_flops_per_token
 from puna.train.plan import USABLE, Plan
 
@@ -16,10 +17,12 @@ def plan_lines(best: Plan, name: str, price: float | None = None) -> list[str]:
     verdict = "fits" if best.fits else f"does NOT fit: {human_bytes(best.total_memory - room)} too much"
     days = human_seconds(best.days * 86_400)
     one = "GPU" if gpu.watts else "process"
+    sequences = "sequence" if best.micro_batch == 1 else "sequences"
+    flops = human_number(train_flops_per_token(job.model) / 1e9)
     lines = [
-        f"{name}: {parameters(job.model):,} parameters, {job.tokens:.3g} tokens, batch {job.batch_tokens:,}, "
-        f"{train_flops_per_token(job.model):.3g} FLOPs per token",
-        f"{best.mesh.ranks:,} × {gpu.name}: {best.mesh}, micro-batch {best.micro_batch} sequences, "
+        f"{name}: {parameters(job.model):,} parameters, {human_number(job.tokens / 1e9)} billion tokens, "
+        f"{job.batch_tokens:,} of them a step, {flops} GFLOPs per token",
+        f"{best.mesh.ranks:,} × {gpu.name}: {best.mesh}, {best.micro_batch} {sequences} at a time, "
         f"activations {job.activations}",
         "",
         f"memory per {one}",
@@ -39,28 +42,29 @@ def plan_lines(best: Plan, name: str, price: float | None = None) -> list[str]:
     ]
     if gpu.watts:
         lines.append(
-            f"{footprint.gpu_hours:,.0f} GPU-hours, {footprint.mwh:,.3g} MWh, {footprint.tco2eq:,.3g} tCO2eq "
+            f"{footprint.gpu_hours:,.0f} GPU-hours, {human_energy(1000 * footprint.mwh)}, "
+            f"{human_mass(footprint.tco2eq)} CO2eq "
             f"({gpu.watts:g} W per GPU, PUE {footprint.pue:g}, {footprint.intensity:g} tCO2eq per MWh)"
         )
     if price is not None:
-        lines.append(f"{price * footprint.gpu_hours:,.0f} at {price:g} per GPU-hour")
+        lines.append(f"cost: {price * footprint.gpu_hours:,.0f}, at {price:g} per GPU-hour")
     return lines
 
 
 def search_lines(fitting: Sequence[Plan], others: Sequence[Plan]) -> list[str]:
     """The fastest meshes of a search, and the nearest of those that do not fit."""
-    lines = [f"{len(fitting)} meshes fit; the fastest:"]
+    lines = [f"{len(fitting)} of {len(fitting) + len(others)} meshes fit; the fastest:"]
     for item in fitting[:_SHOWN]:
         lines.append(
             f"  {item.mesh!s:<44} micro-batch {item.micro_batch:<4} {human_bytes(item.total_memory):>9}  "
             f"{item.tokens_per_second_per_gpu:,.0f} tokens/s/GPU, bound by {item.bound}"
         )
     if others:
-        lines.append(f"{len(others)} do not fit, even with micro-batch 1; the nearest:")
+        lines.append(f"{len(others)} do not fit, even with one sequence at a time; the nearest:")
     for item in others[:_SHOWN]:
         largest = max(item.memory, key=item.memory.__getitem__)
         lines.append(
-            f"  {item.mesh!s:<44} {human_bytes(item.total_memory):>9}, most of it {largest} "
-            f"({human_bytes(item.memory[largest])})"
+            f"  {item.mesh!s:<44} {human_bytes(item.total_memory):>9}, of which {largest} "
+            f"{human_bytes(item.memory[largest])}"
         )
     return lines

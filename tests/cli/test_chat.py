@@ -107,6 +107,17 @@ def test_retry_answers_the_same_line_with_the_next_seed(engine):
         assert says(engine, "The llama", replace(warm, seed=seed), 8) in written
 
 
+def test_retry_that_fails_leaves_the_conversation(engine, tmp_path):
+    def check(request):
+        if request.sampling.seed > 1:
+            raise ValueError("no")
+
+    engine.check = check
+    file = tmp_path / "talk.json"
+    assert "no\n" in talk(engine, "The llama", "/retry", f"/save {file}")
+    assert len(json.loads(file.read_text())["messages"]) == 2
+
+
 def test_set_changes_how_tokens_are_drawn(engine):
     written = talk(engine, "/set temperature 0", "/set max-tokens 3", "The llama", sampling=Sampling())
     assert f"> {says(engine, 'The llama', GREEDY, 3)}\n" in written
@@ -149,6 +160,7 @@ def test_a_text_of_several_lines_is_one_turn(engine):
     expected = says(engine, "The llama\nsees\nit", GREEDY, 8)
     assert expected in talk(engine, '"""The llama', "sees", 'it"""')
     assert expected in talk(engine, "The llama\\", "sees\\", "it")
+    assert expected in talk(engine, '"""The llama', "sees", "it")  # the end of the input ends it too
 
 
 def test_old_turns_are_forgotten_when_the_context_is_full(small):

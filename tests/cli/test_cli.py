@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from puna import __version__
 from puna.cli import app, main
 from tests.conftest import write_corpus
 
@@ -141,9 +142,12 @@ def test_a_prompt_longer_than_the_context_is_an_error(tmp_path, capsys, shards):
     assert "model.context 64" in line
 
 
-def test_the_app_knows_its_version(capsys):
-    from puna import __version__
+def test_python_runs_the_package_as_the_command():
+    done = subprocess.run([sys.executable, "-m", "puna", "--version"], capture_output=True, text=True)
+    assert done.stdout == f"{__version__}\n"
 
+
+def test_the_app_knows_its_version(capsys):
     assert main(["--version"]) == 0
     assert __version__ in capsys.readouterr().out
     assert app.name[0] == "puna"

@@ -122,3 +122,12 @@ def test_a_full_disk_is_one_line_and_the_same_command_resumes(places, disk, tmp_
         full = ["No space left on device", "exceeds this process's limit"][: 1 if kind == "disk" else 2]
         assert any(words in line for words in full) and str(folder) in line and "free some space" in line
     assert main(command) == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("redirect", ["> /dev/full", ">&-"])
+def test_a_full_or_closed_standard_output_is_one_line(redirect):
+    command = f"{sys.executable} -m puna.cli --help {redirect}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith("error: ")

@@ -143,6 +143,25 @@ def test_what_a_killed_run_left_never_counts(books, tmp_path):
     assert contents(out) == contents(tmp_path / "fresh")
 
 
+def test_what_a_killed_run_left_is_removed_when_the_next_one_begins(books, tmp_path):
+    left = [
+        tmp_path / "out" / name
+        for name in (
+            ".00000.parquet.7.partial",
+            ".manifest.json.7.partial",
+            "dropped/.00000.parquet.7.partial",
+        )
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    clean_books(books, tmp_path / "out")
+    assert not any(path.exists() for path in left)
+    left[1].write_bytes(b"half")
+    clean_books(books, tmp_path / "out")
+    assert not left[1].exists()
+
+
 def test_a_finished_stage_is_not_run_again(books, tmp_path):
     first = clean_books(books, tmp_path / "out")
     before = (tmp_path / "out" / "00000.parquet").stat().st_mtime_ns

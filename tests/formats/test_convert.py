@@ -407,7 +407,7 @@ def test_a_padded_vocabulary_is_filled_and_a_short_one_refused(tmp_path):
     assert tokens[-1] == "[PAD329]"
     small = write_native_model(tmp_path / "small", replace(PLAIN, vocab_size=300))
     (small / "tokenizer.model").write_bytes((source / "tokenizer.model").read_bytes())
-    with pytest.raises(ValueError, match="320 pieces, and the model's vocabulary 300"):
+    with pytest.raises(ValueError, match="320 tokens, and the model's vocabulary 300"):
         convert(small, tmp_path / "small.gguf", "gguf")
     (small / "tokenizer.model").unlink()
     with pytest.raises(ValueError, match="no tokenizer"):
@@ -567,6 +567,9 @@ def test_a_split_gguf_is_one_model_and_a_missing_part_is_named(tmp_path):
         assert all(
             torch.equal(tensor, weights_of(tmp_path / f"puna-{place}")[name])
             for name, tensor in weights_of(source).items()
+        )
+        assert load_engine(file, cache_tokens=64).encode("a") == load_engine(source, cache_tokens=64).encode(
+            "a"
         )
     files[1].rename(tmp_path / "renamed.gguf")
     with pytest.raises(ValueError, match=r"model-00002-of-00003\.gguf is missing"):

@@ -18,6 +18,7 @@ from puna.cli import main
 from puna.formats import safetensors_stream
 from puna.formats.convert import convert
 from puna.gguf import MAGIC, read_header
+from puna.tokens.tokenizer import Tokenizer
 from tests.formats.models import PLAIN, write_native_model
 
 
@@ -123,6 +124,19 @@ def test_an_index_that_leads_astray(copy, capsys, weight_map, said):
     source = copy("hf")
     (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     assert said in refusal(source, capsys)
+
+
+def test_two_files_with_the_same_tensor_are_named(copy, capsys):
+    source = copy("hf")
+    shutil.copy(source / "model.safetensors", source / "other.safetensors")
+    index = source / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "other.safetensors"}}')
+    assert "holds two models, model.safetensors and that of" in refusal(source, capsys)
+    index.write_text('{"weight_map": {"a": "other.safetensors", "b": "model.safetensors"}}')
+    line = refusal(source, capsys)
+    assert "other.safetensors holds lm_head.weight, which" in line and "/model.safetensors holds too" in line
+    index.write_text('{"weight_map": {"a": "model.safetensors"}}')
+    assert len(convert(source, source.parent / "out", "puna").outputs) > 1
 
 
 def test_pickled_weights_of_hugging_face_are_not_opened(copy, capsys):
@@ -330,9 +344,9 @@ def rewritten(models: Path, path: Path, values: dict, drop: str = "", extra: boo
     architecture = values.pop("general.architecture", "llama")
     writer = gguf.GGUFWriter(path, architecture)
     for name, field in reader.fields.items():
-        if name.startswith("llama.") and name not in values:
-            kind = field.types[0]
-            writer.add_key_value(name, field.contents(), kind)
+        if name.startswith(("llama.", "tokenizer.")) and name not in values:
+            kind, *of = field.types
+            writer.add_key_value(name, field.contents(), kind, of[0] if of else None)
     for name, (value, kind) in values.items():
         if value is not None:
             writer.add_key_value(name, value, kind)
@@ -382,8 +396,29 @@ def test_any_flipped_bytes_of_a_gguf_header_are_refused_or_harmless(models, tmp_
     path.write_bytes(data)
     try:
         read_header(path)
+        Tokenizer(path)
     except ValueError as error:
         assert str(path) in str(error)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            {"tokenizer.ggml.eos_token_id": (2**32 - 1, U32)},
+            "tokens, but tokenizer.ggml.eos_token_id 42949",
+        ),
+        ({"tokenizer.ggml.bos_token_id": ("<s>", TEXT)}, "tokenizer.ggml.bos_token_id '<s>'"),
+        ({"tokenizer.ggml.unknown_token_id": (320, U32)}, "tokenizer.ggml.unknown_token_id 320"),
+        ({"tokenizer.ggml.scores": (1.0, F32)}, "not as many values of tokenizer.ggml.scores"),
+        ({"tokenizer.ggml.eos_token_id": (None, U32)}, "has no tokenizer.ggml.eos_token_id"),
+    ],
+)
+def test_a_gguf_vocabulary_that_contradicts_itself(models, tmp_path, capsys, values, said):
+    path = tmp_path / "other.gguf"
+    rewritten(models, path, dict(values))
+    line = refusal(path, capsys)
+    assert str(path) in line and said in line
 
 
 # ---- no format at all ------------------------------------------------------------------------------

@@ -20,6 +20,16 @@ from puna.model.llama import Llama
 from tests.formats.models import CONFIGS, PLAIN, load, write_native_model
 from tests.generate.conftest import generated
 
+ENCODE = """
+import json, sys
+from llama_cpp import Llama
+
+model = Llama(sys.argv[1], vocab_only=True, verbose=False)
+print(json.dumps([
+    [model.tokenize(text.encode(), bos, special) for bos in (False, True) for special in (False, True)]
+    for text in json.load(sys.stdin)
+]))
+"""
 CONTINUE = """
 import json, sys
 import numpy as np
@@ -42,17 +52,31 @@ print(json.dumps(answer | {"text": model.detokenize(ids).decode(errors="replace"
 
 
 @pytest.fixture(scope="session")
-def llama_cpp():
-    """A function that lets llama.cpp continue a text or ids greedily."""
+def peer() -> str:
+    """The interpreter that has llama.cpp's Python package."""
     beside = Path(__file__).parents[2] / ".venv-peers/llama-cpp/bin/python"
     python = os.environ.get("PUNA_LLAMACPP_PYTHON", str(beside))
     try:
         subprocess.run([python, "-c", "import llama_cpp"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("llama_cpp is not importable: name its interpreter in PUNA_LLAMACPP_PYTHON")
+    return python
+
+
+def ids_of_peer(peer: str, file: Path, texts: list[str]) -> list[list[list[int]]]:
+    """llama.cpp's ids of texts: as they are, with control tokens found in them; then both with BOS."""
+    command = [peer, "-c", ENCODE, str(file)]
+    done = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def llama_cpp(peer):
+    """A function that lets llama.cpp continue a text or ids greedily."""
 
     def answer(path: Path, text: str = "", ids: list[int] | None = None, count: int = 0) -> dict:
-        command = [python, "-c", CONTINUE, str(path), text, json.dumps(ids or []), str(count)]
+        command = [peer, "-c", CONTINUE, str(path), text, json.dumps(ids or []), str(count)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
         return json.loads(done.stdout.splitlines()[-1])

@@ -2,6 +2,8 @@
 
 import base64
 import json
+import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import pytest
 import sentencepiece
 import tokenizers
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
 
@@ -18,13 +22,14 @@ from puna.formats.convert import convert
 from puna.generate.engine import Engine
 from puna.generate.load import load_engine
 from puna.generate.request import Request
+from puna.tokens.chat_template import ChatTemplate, encode_special
 from puna.tokens.tokenizer import Tokenizer
 from puna.tokens.vocabularies.tokenizer_json import characters_of_bytes
 from tests.conftest import byte_level
 from tests.formats.models import PLAIN, write_native_model
-from tests.formats.test_peers import llama_cpp
+from tests.formats.test_peers import ids_of_peer, peer
 
-__all__ = ["llama_cpp"]
+__all__ = ["peer"]
 
 STRANGE = [
     "the llama carries 12 stones",
@@ -104,14 +109,27 @@ def test_a_tokenizer_json_that_gguf_cannot_hold_is_refused_by_name(tmp_path):
     assert not (tmp_path / "model.gguf").exists()
 
 
+def hard_texts() -> list[str]:
+    """Some hundred texts that encoders get wrong, control tokens and white space among them."""
+    draw = random.Random(7)
+    letters = (
+        " \n\t\r'sStTmMdDlLrRvVeE0123456789abcé雪🦙ß١½.,!?-_<|>/\u00a0\u3000\u0301\u200d\u2028\u0085İſ\ufeff"
+    )
+    texts = ["".join(draw.choices(letters, k=draw.randrange(1, 40))) for _ in range(400)]
+    return [*texts, *STRANGE[:3], "<|begin|>a<|end|> b", " <|im_end|>\n<tool> c", "<s>a</s> b<s>"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("pre", CUTS)
-def test_llama_cpp_encodes_with_a_byte_level_vocabulary(tmp_path, llama_cpp, pre):
-    hf, file = with_byte_level(tmp_path, pre), tmp_path / "model.gguf"
-    convert(hf, file, "gguf")
-    ours = load_engine(file, weights="fp32", cache_tokens=64)
-    for text in STRANGE[:3]:
-        assert llama_cpp(file, text)["encoded"] == ours.encode(text)
+@pytest.mark.parametrize("pre", [*CUTS, "pieces"])
+def test_llama_cpp_gives_the_same_ids(tmp_path, peer, pre):
+    source = (
+        write_native_model(tmp_path / "pieces", PLAIN) if pre == "pieces" else with_byte_level(tmp_path, pre)
+    )
+    convert(source, tmp_path / "model.gguf", "gguf")
+    ours, texts = Tokenizer(tmp_path / "model.gguf"), hard_texts()
+    for text, theirs in zip(texts, ids_of_peer(peer, tmp_path / "model.gguf", texts), strict=True):
+        plain, special = ours.encode(text), encode_special(ours, text)
+        assert theirs == [plain, special, [ours.bos_id, *plain], [ours.bos_id, *special]], text
 
 
 # ---- Llama 3 in Meta's layout
@@ -217,3 +235,53 @@ def test_a_byte_level_gguf_becomes_a_directory_that_transformers_reads(tmp_path,
         assert theirs(name, add_special_tokens=False)["input_ids"] == [id]
     assert json.loads((tmp_path / "back/generation_config.json").read_text())["eos_token_id"] == [1, 2]
     assert Tokenizer(tmp_path / "back").encode(STRANGE[0]) == ours.encode(STRANGE[0])
+
+
+# ---- SentencePiece into Hugging Face's format
+
+
+@pytest.fixture(scope="module", params=["gguf", "tokenizer.model"])
+def exported(request, tmp_path_factory):
+    """A chat model's vocabulary as transformers reads it from what `--to hf` wrote, and as we read it."""
+    folder = tmp_path_factory.mktemp("exported")
+    source = write_native_model(folder / "source", replace(PLAIN, vocab_size=324))
+    (source / "chat_template.jinja").write_text(TALK)
+    if request.param == "gguf":  # whose control tokens beyond the pieces have files of their own here
+        (source / "added_tokens.json").write_text('{"<|im_start|>": 320, "<|im_end|>": 321}')
+        names = {"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]}
+        (source / "tokenizer_config.json").write_text(json.dumps(names))
+        convert(source, folder / "model.gguf", "gguf")
+        source = folder / "model.gguf"
+    convert(source, folder / "hf", "hf")
+    pieces = sentencepiece.SentencePieceProcessor(str(folder / "source/tokenizer.model"))
+    return transformers.AutoTokenizer.from_pretrained(folder / "hf"), Tokenizer(folder / "hf"), pieces
+
+
+TALK = (
+    "{{ bos_token }}{% for m in messages %}{{ m.role + ': ' + m.content + eos_token + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+
+
+@given(
+    text=st.text(st.characters(exclude_characters="\u2581", exclude_categories=["Cs"])) | st.text(" a\n<s>0é")
+)
+def test_transformers_gives_sentencepieces_ids(exported, text):
+    theirs, ours, pieces = exported
+    text = re.sub("|".join(map(re.escape, filter(None, ours.controls))), "", text)
+    expected = pieces.encode(text)
+    assert theirs.encode(text, add_special_tokens=False) == expected
+    assert theirs.encode(text) == [1, *expected]
+    assert theirs.decode(expected) == text
+
+
+def test_transformers_lays_out_conversations_as_we_do(exported):
+    theirs, ours, _ = exported
+    template = ChatTemplate.of(ours)
+    for said in ("the llama", " two  spaces\nand lines ", "12 é 🦙", ""):
+        messages = [{"role": "user", "content": said}, {"role": "assistant", "content": "salt"}]
+        expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert template.encode(messages) == expected
+    for text, id in ours.controls.items():
+        assert theirs.encode(text, add_special_tokens=False) == [id]
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.chat_template) == (1, 2, TALK)

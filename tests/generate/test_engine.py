@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from puna.config import Sampling
-from puna.generate.engine import CHUNK, SHORT_CHUNK, Engine
+from puna.generate.engine import CHUNK, Engine
 from puna.generate.load import load_engine
+from puna.generate.pace import STEP_SECONDS
 from puna.generate.request import Chunk, Request
 from puna.generate.runners.cache import BLOCK
 from puna.generate.runners.pytorch import PlainRunner
@@ -95,18 +96,51 @@ def test_the_model_runs_once_a_token(engine, model):
     assert len(calls) == 7
 
 
-@pytest.mark.parametrize("is_decode", [True, False])
-def test_a_prompt_is_computed_in_chunks_between_steps_of_the_others(model, tokenizer, is_decode):
+def test_a_prompt_is_computed_in_chunks_between_steps_of_the_others(model, tokenizer):
     runner = PlainRunner(model, 20)
-    runner.prefill_is_decode = is_decode
+    runner.prefill_is_decode = False  # then chunks end at multiples of their size
     engine = Engine(runner, tokenizer)
     first = engine.submit(ask(1, 5, max_tokens=50))
     engine.step()
-    size = SHORT_CHUNK if is_decode else CHUNK
-    long = engine.submit(ask(2, 2 * size + 10))
+    long = engine.submit(ask(2, 2 * CHUNK + 10))
     turns = [[id for id, _ in engine.step()] for _ in range(3)]
     assert turns == [[first], [first], [long, first]]
     assert engine.stats()["prefills"] == 4
+
+
+class SlowRunner(PlainRunner):
+    """In a clock of its own 2 ms per prompt token, 6 ms at position 600; 20 ms per row that is decoded."""
+
+    prefill_is_decode = True
+    now = 0.0
+
+    def prefill(self, tokens, start, table, all_logits=False):
+        self.now += 0.002 * len(tokens) * (1 + start / 300)
+        return super().prefill(tokens, start, table, all_logits)
+
+    def decode(self, tokens, positions, tables):
+        self.now += 0.02 * len(tokens)
+        return super().decode(tokens, positions, tables)
+
+
+@pytest.mark.parametrize(("rows", "at_most"), [(1, 25), (4, 40), (12, 100)])
+def test_answers_wait_for_a_chunk_no_longer_than_they_must(model, tokenizer, monkeypatch, rows, at_most):
+    runner = SlowRunner(model, 80)
+    monkeypatch.setattr("puna.generate.pace.time.perf_counter", lambda: runner.now)
+    engine = Engine(runner, tokenizer)
+    for row in range(rows):
+        engine.submit(ask(row, 5, max_tokens=200))
+    for _ in range(rows + 2):
+        engine.step()
+    long = engine.submit(ask(99, 600, max_tokens=1))
+    times, seen = [], []
+    while long not in seen:
+        began = runner.now
+        seen += [id for id, _ in engine.step()]
+        times.append(runner.now - began)
+    floor = 0.02 * rows + 8 * 0.006  # eight tokens at the end of the prompt
+    assert max(times[1:]) < max(1.2 * STEP_SECONDS, floor + 1e-6)  # the next tokens cost more
+    assert len(times) < at_most  # the time is used
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one(engine):
@@ -207,7 +241,8 @@ def test_requests_wait_for_memory_in_order(model, tokenizer):
     second = engine.submit(ask(2, 120, max_tokens=9))
     third = engine.submit(ask(3, 3, max_tokens=9))
     engine.step()
-    assert (engine.running, engine.waiting) == (1, 2)  # the third would fit, but nobody overtakes
+    stats = engine.stats()
+    assert (stats["running"], stats["waiting"]) == (1, 2)  # the third would fit, but nobody overtakes
     finished = [id for id, chunks in drain(engine).items() if chunks[-1].finish]
     assert finished == [first, second, third]
 
@@ -219,7 +254,7 @@ def test_no_more_run_at_once_than_max_batch(model, tokenizer):
     seen = []
     while not engine.idle:
         engine.step()
-        seen.append(engine.running)
+        seen.append(engine.stats()["running"])
     assert max(seen) == 2
 
 

@@ -27,8 +27,8 @@ NEUTRAL = {
     "prompt_cache_key": ["k"], "prompt_cache_retention": ["in_memory"], "reasoning_effort": ["none"],
     "response_format": [{"type": "text"}], "safety_identifier": ["s"], "seed": [-1, 0, 2**63 - 1],
     "service_tier": ["auto", "default"], "stop": ["x", ["x"] * 4], "store": [False], "suffix": [""],
-    "temperature": [0, 2], "tool_choice": ["auto", "none"], "tools": [[]], "top_p": [0, 1], "user": ["u"],
-    "verbosity": ["medium"],
+    "temperature": [0, 2], "tool_choice": ["auto", "none"], "tools": [[]], "top_logprobs": [0],
+    "top_p": [0, 1], "user": ["u"], "verbosity": ["medium"],
 }  # fmt: skip
 OTHERWISE = {
     "audio": {"voice": "ash", "format": "wav"}, "best_of": 2, "metadata": {"a": "b"},
@@ -87,7 +87,12 @@ def test_a_bias_forces_and_bans(served):
     ids = [id for id in range(320) if served.engine.tokenizer.piece(id).decode(errors="ignore") == first]
     banned = served.complete(**body, logit_bias=dict.fromkeys(map(str, ids), -100))
     assert first not in banned["choices"][0]["logprobs"]["tokens"]
-    for bias, said in (({"320": 1}, "320"), ({"a": 1}, "logit_bias"), ({"5": 101}, "logit_bias")):
+    for bias, said in (
+        ({"320": 1}, "320"),
+        ({"a": 1}, "logit_bias"),
+        ({"5": 101}, "logit_bias"),
+        ({"05": 1}, "logit_bias"),
+    ):
         assert said in refusal(served.post("/v1/completions", {"prompt": "a", "logit_bias": bias}), 400)
 
 
@@ -169,6 +174,7 @@ def test_the_preflight_of_the_javascript_client_passes(vocabulary):
     headers = {
         "origin": "https://page.example",
         "access-control-request-method": "POST",
+        "access-control-request-private-network": "true",
         "access-control-request-headers": ",".join(
             ["authorization", "content-type", *(f"x-stainless-{name}" for name in stainless)]
         ),
@@ -178,6 +184,13 @@ def test_the_preflight_of_the_javascript_client_passes(vocabulary):
         assert answer.status_code == 200, answer.text
         other = httpx2.options(f"{shared.url}/v1/models", headers={**headers, "origin": "https://x.example"})
         assert other.status_code == 400
+
+
+def test_an_empty_answer_has_log_probabilities_where_they_are_asked_for(served):
+    end = {str(served.engine.tokenizer.eos_id): 100}
+    body = TALK | {"logprobs": True, "logit_bias": end, "temperature": 0}
+    choice = served.post("/v1/chat/completions", body).json()["choices"][0]
+    assert (choice["message"]["content"], choice["logprobs"]) == ("", {"content": []})
 
 
 def test_openais_client_sends_a_bias(served):

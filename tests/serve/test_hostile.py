@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
+from puna.serve.app import Limits
 from puna.serve.body import MAX_CONTAINERS, MAX_NUMBERS, MAX_STRINGS
 from puna.tokens.chat_template import ChatTemplate
 from tests.serve.conftest import live, tiny_engine
@@ -154,6 +155,25 @@ def test_an_answer_that_nobody_reads_is_dropped(vocabulary, monkeypatch):
         while one.server.server_state.connections and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not one.server.server_state.connections
+
+
+def test_a_client_that_sends_on_reads_the_refusal(vocabulary):
+    with live(tiny_engine(vocabulary), limits=Limits(body_bytes=1000)) as one, connect(one.url) as raw:
+        raw.sendall(POST + b"Content-Length: 4000000\r\n\r\n")
+        for _ in range(40):  # closed meanwhile, the connection would be reset, and the answer lost
+            raw.sendall(b" " * 100_000)
+            time.sleep(0.01)
+        assert raw.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_more_log_probabilities_than_fit_are_refused(served, monkeypatch):
+    monkeypatch.setattr("puna.serve.service.MAX_LOGPROBS", 3 * (400 + 1) * 6)
+    body = {"prompt": [[5] * 400] * 3, "max_tokens": 1, "echo": True, "logprobs": 5}
+    assert served.post("/v1/completions", body).status_code == 200
+    message = refusal(served.post("/v1/completions", body | {"n": 2}), 400)
+    assert "the answers may hold more than 7,218 log-probabilities" in message
+    talk = {"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 20}
+    assert "log-probabilities" in refusal(served.post("/v1/chat/completions", talk), 400)
 
 
 def test_a_client_that_disconnects_within_its_body_is_no_error(vocabulary, caplog):

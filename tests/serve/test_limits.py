@@ -74,6 +74,7 @@ def test_a_body_of_another_type_is_refused(served):
 
 def test_paths_and_methods_that_are_not_there(served):
     assert "unknown path" in refusal(httpx2.get(f"{served.url}/v2"), 404)
+    assert "unknown path" in refusal(served.post("/v1/completions/", {"prompt": "a"}), 404)
     answer = httpx2.get(f"{served.url}/v1/completions")
     assert "use POST" in refusal(answer, 405)
     assert answer.headers["allow"] == "POST"

@@ -24,7 +24,10 @@ _VERBATIM = (
     "lstlisting* minted pyverbatim pycode Sinput Soutput Schunk"
 )
 _IGNORED = ("comment", "filecontents", "filecontents*")
-_OWN_COMMENT = re.compile(r"\\(exclude|include|special)comment\s*\{\s*([A-Za-z]+\*?)\s*\}")
+_OWN_COMMENT = re.compile(
+    r"\\(exclude|include|special)comment\s*\{\s*([A-Za-z]+\*?)\s*\}|"
+    r"\\(?:re)?newenvironment\s*\{([A-Za-z]+\*?)\}\s*\{\s*\\comment\s*\}\s*\{\s*\\endcomment\s*\}"
+)
 _OWN_VERBATIM = re.compile(
     r"\\(?:(lstnewenvironment|(?:Custom|Define)VerbatimEnvironment)|newminted)\s*(?:\[[^\]\n]{0,200}\])?\s*\{([A-Za-z]+)\}"
 )
@@ -67,7 +70,7 @@ _NO_COMMENTS = OwnComments()
 def own_comments(texts: Iterable[str]) -> OwnComments:
     """The environments that a paper's files define by the comment package; the last definition counts."""
     hides = {
-        match[2]: match[1] == "exclude"
+        match[2] or match[3]: match[1] in (None, "exclude")
         for text in texts
         if "comment" in text
         for match in _OWN_COMMENT.finditer(text)

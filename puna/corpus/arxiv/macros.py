@@ -253,10 +253,11 @@ class Expander(Conditions):
     def _csname(self) -> None:
         """`\\csname half\\endcsname` is `\\half`."""
         name = (self.until("\\endcsname") or "").strip()
-        if isinstance(self._known.get(name), Macro):
-            self.push(f"\\{name}", name)
+        self._written += f"{name}\\endcsname"
+        if isinstance(meaning := self._known.get(name), Macro):
+            self._call(name, meaning)
         else:
-            self.emit(f"{self._written}{name}\\endcsname")
+            self.emit(self._written)
 
     def _let(self) -> None:
         name = self.name()

@@ -15,7 +15,9 @@ from puna.corpus.arxiv.latex import after_line, closing_brace, end_of_environmen
 _LINE_SPACE = re.compile(r"(?<![ \t])[ \t]+$", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n{3,}")
 _BEGIN_DOCUMENT = re.compile(r"\\begin\s*\{document\}")
-_SECTION = re.compile(r"\\(?:part|chapter|newsec|(?:sub){0,2}section)\s*\*?\s*(?:\[[^\]]{0,500}\]\s*)?\{")
+_SECTION = re.compile(
+    r"\\(?:(?:part|chapter|newsec|(?:sub){0,2}section)\s*\*?\s*(?:\[[^\]]{0,500}\]\s*)?\{|beginsection\s)"
+)
 _FRONT_END = re.compile(
     r"\\maketitle(?![A-Za-z@])|\\end\s*\{(?:abstract|titlepage|frontmatter|keywords?|IEEEkeywords)\}"
 )

@@ -266,6 +266,12 @@ def decode(data: bytes) -> str:
 # ---- cleaning -------------------------------------------------------------------------------------
 
 _NO_MACROS = ("", "if", "edef")  # names under which conditions and definitions are charged to the budget
+_NOTICE = re.compile(
+    r"\bth(?:is|e) (?:paper|article|\w*print|manuscript|submission|work) (?:has been|is|was) withdrawn|"
+    r"\bwithdrawn by the author",
+    re.IGNORECASE,
+)
+_MAX_NOTICE = 1500  # characters of a paper that says that it is withdrawn, and why
 _MAX_LEFT = 4  # macros without end; with more of them, no macro of the paper is expanded
 
 
@@ -277,10 +283,10 @@ def clean(paper: Paper, options: Options = Options()) -> Document | Drop:
             reasons.get(paper.kind, "no TeX source"), detail=f"{paper.id}: {paper.kind or 'no TeX file'}"
         )
     main = paper.main or main_file(paper.files)
+    if all(map(is_withdrawn, [paper.files[main]] if main else paper.files.values())):
+        return Drop("withdrawn", detail=paper.id)
     if main is None or not is_document(paper.files[main]):
         return Drop("no main file", detail=paper.id)
-    if is_withdrawn(paper.files[main]):
-        return Drop("withdrawn", detail=paper.id)
     kept: list[str] = []
     comments = latex.own_comments(paper.files.values())
     files = _Files(paper.files, main, kept, comments)
@@ -299,6 +305,8 @@ def clean(paper: Paper, options: Options = Options()) -> Document | Drop:
     body = latex.restore(body, kept)
     if len(body) < MIN_CHARACTERS:
         return Drop("too short" if body else "empty", detail=paper.id)
+    if len(body) < _MAX_NOTICE and _NOTICE.search(body):
+        return Drop("withdrawn", detail=paper.id)
     meta = {"title": latex.restore(title, kept), "main": main}
     if n_left:
         meta["macros_left"] = str(n_left)
@@ -318,9 +326,8 @@ def _expanded(text: str, main: str, find: FindFile, limits: MacroLimits) -> tupl
         try:
             return Expander(find, limits, frozenset(unexpanded)).expand(text, main), len(unexpanded)
         except MacroLoop as loop:
-            if loop.name in _NO_MACROS:
-                raise
-            unexpanded.add(loop.origin if "@" in loop.name and loop.origin not in unexpanded else loop.name)
+            hidden = loop.name in _NO_MACROS or "@" in loop.name
+            unexpanded.add(loop.origin if hidden and loop.origin not in unexpanded else loop.name)
     return Expander(find, limits, None).expand(text, main), len(unexpanded)
 
 

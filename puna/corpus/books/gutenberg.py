@@ -62,10 +62,10 @@ _FOOTER = re.compile(
     r"fin (?:del?|de est[ea]) (?:proyecto|project|e-?text|e-?book|libro electr)|"
     r"fi(?:ne|m) (?:del?|do|di|dello|deste|di questo) (?:proge?t+o|project|projec?to|e-?text|e-?book)|"
     r"(?:einde|eind) van (?:dit |het |de |deze )?(?:project|e-?text|e-?book)|"
-    r"slut (?:på|av) (?:projekt|project|e-?text|e-?bok)|koniec |"
+    r"slut(?:et)? (?:på|av|af) (?:projekt|project|e-?text|e-?bok)|koniec |"
     r"project gutenberg(?:'s|’s)? (?:e-?text|e-?book)?.{0,80}\bends? here|"
     r"project gutenberg(?:in|s)? .{0,60}\bloppu|project gutenberg (?:of )?australia|"
-    r"ce document fut pr[ée]sent[ée] en lecture|"
+    r"this site is full of free ebooks|ce document fut pr[ée]sent[ée] en lecture|"
     r"more information about this book is at the top of this file|"
     r"we are now trying to release all our|"
     r"start ?\*{0,2} ?the small print|this is a copyrighted project gutenberg|"
@@ -81,11 +81,16 @@ _FOOTER = re.compile(
 _MAKES = (
     r"(?:produced|prepared|created|transcribed|typed|scanned|converted|made|digiti[sz]ed|proofread|entered)"
 )
+_MADE_BY = (
+    r"(?:(?:produ(?:it|cido|zido|ziert|ceret|cerad|sert)|prodotto|geproduceerd|erstellt|hergestellt|réalisé|"
+    r"préparé|transcrito|trascritto) (?:par|por|door|von|durch|da|av|af)|tuottanut)\b"
+)
 _FILE = r"(?:project gutenberg )?(?:e-?text|e-?book|file|html version|electronic (?:text|version)|edition)"
 _NOTE = re.compile(
-    rf"\s*(?:\W{{0,3}}\s*(?:{_MAKES} (?:by|from)\b|{_FILE} (?:{_MAKES} )by|scanned and proof\w* by|"
-    rf"(?:html|pdf|text) version by|updated editions? |ocr(?:ed)? (?:by|and)|"
-    r"this (?:text|edition) (?:was|is|has been) (?:transcribed|scanned|typed|digiti[sz]ed)|credits?: |"
+    rf"\s*(?:\W{{0,3}}\s*(?:{_MAKES} (?:by|from)\b|{_MADE_BY}|{_FILE} (?:{_MAKES} )by|scanned and proof\w* "
+    r"by|(?:html|pdf|text) version (?:created )?(?:by|at)|dieser text wurde |updated editions? |"
+    r"ocr(?:ed)? (?:by|and)|this (?:text|edition) (?:was|is|has been) (?:transcribed|scanned|typed|"
+    r"digiti[sz]ed)|credits?: |"
     rf"th(?:is|e) {_FILE}\b.{{0,60}}?(?:(?:was|were|is|comes) (?:\w+ )?{_MAKES}|is (?:in|also) )|"
     r"(?:note: )?project gutenberg also has|images of the original pages are available|"
     r"note: (?:images|the|this) .{0,80}(?:archive|gutenberg|html|file)|"
@@ -94,14 +99,14 @@ _NOTE = re.compile(
     r"(?:dieses? |ce |cet |este |dit |questo )"
     r"(?:e-?text|e-?book|fichier|livre électronique|e-?boek|e-?libro|document)|"
     r"transcri(?:ber|bers|ption|ptor)['’]?s?['’]? notes?\b|"
-    r"(?:anmerkung(?:en)? zur|notes? (?:sur la|du|de)|notas? (?:del?|sobre la)) trans[ck]ri))",
+    r"(?:(?:anmerkung(?:en)?|hinweise?) zur|notes? (?:sur la|du|de)|notas? (?:del?|sobre la)) trans[ck]ri))",
     re.IGNORECASE | re.DOTALL,
 )
 _NOTE_HEADING = re.compile(
-    r"\W*(?:transcri(?:ber|ptor|ption)['’]?s?['’]? (?:end)?notes?(?: and errata)?|"
+    r"\W*(?:(?:original )?transcri(?:ber|ptor|ption)['’]?s?['’]? (?:end)?notes?(?: and errata)?|"
     r"notes? (?:by|of|from) the transcribers?|"
     r"(?:producer|preparer|editor of this etext)['’]?s?['’]? notes?|"
-    r"anmerkung(?:en)? (?:zur|der|des) transkri\w+|"
+    r"(?:anmerkung(?:en)?|hinweise?) (?:zur|der|des) transkri\w+|"
     r"notes? (?:sur la|du|de) transcri\w+|notas? (?:del?|sobre la) transcri\w+|"
     r"not[ae] (?:del trascrittore|di trascrizione)|"
     r"opmerkingen van de bewerker|(?:list of )?corrections made by the transcriber)\W*",
@@ -116,6 +121,7 @@ _RULE = re.compile(r"[ \t]*(?:[+*=~#_.-][ \t]*){5,}$")
 _BOX = re.compile(r"^[ \t]*[|+*#][ \t]?|[ \t]*[|+*#]$", re.MULTILINE)
 _ITEM = re.compile(r"\s*(?:\d+[.)]|[-*•]|p(?:age|\.)\s*\d)", re.IGNORECASE)
 _NOTE_LINES = 12  # a longer paragraph is part of the book, whatever it begins with
+_NOTE_NEAR = 2000  # characters, or a fiftieth of the book, in which a note's heading may follow its title
 _NOTE_REACH = 60  # maximum lines of a note with a heading or a box, before the book
 _END_NOTE_LINES = 600  # and after it
 _BOOK_AFTER_NOTE = 1500  # more characters than this after a wide gap are the book, not a note
@@ -126,7 +132,8 @@ _ILLUSTRATION = re.compile(
 _TELLS = re.compile(r"gutenberg|\be-?text|\be-?book|donation|small print", re.IGNORECASE)
 _WINDOW = 800
 _OF_THE_FILE = re.compile(
-    r"proje[ck]t gutenberg|\bth(?:is|e) e-?(?:text|book)\b|plain vanilla", re.IGNORECASE
+    r"proje[ck]t gutenberg|distributed proofread|\bpgdp\.net|\bth(?:is|e) e-?(?:text|book)\b|plain vanilla",
+    re.IGNORECASE,
 )
 
 
@@ -220,10 +227,10 @@ def without_notes(book: str) -> str:
     """The book without notes before and after it about the making of the file."""
     while True:
         book = book.lstrip("\n")
-        end = _leading_note(book)
+        start, end = _headed_note(book) or (0, _leading_note(book))
         if not end:
             break
-        book = book[end:]
+        book = book[:start] + book[end:]
     return _without_end_note(book)
 
 
@@ -252,8 +259,6 @@ def _leading_note(book: str) -> int:
             return paragraph.end()
         return _reach(book, lambda line: line.rstrip().endswith("]"))
     body = _BOX.sub("", paragraph[0]).strip()
-    if _NOTE_HEADING.fullmatch(body):
-        return _end_of_headed(book, paragraph.end())
     if (_NOTE.match(body) or _OF_THE_FILE.search(body)) and (
         len(lines) <= _NOTE_LINES or body != paragraph[0].strip()
     ):
@@ -271,12 +276,23 @@ def _reach(book: str, closes: Callable[[str], bool]) -> int:
     return 0
 
 
+def _headed_note(book: str) -> tuple[int, int] | None:
+    """The start and end of a note under a heading, perhaps after a title and contents.
+
+    It ends at the next wide gap, or with the last paragraph about the file.
+    """
+    near = min(max(_NOTE_NEAR, len(book) // 50), len(book) // 2)
+    for heading in _PARAGRAPH.finditer(book, 0, near):
+        if _NOTE_HEADING.fullmatch(_BOX.sub("", heading[0]).strip()):
+            return heading.start(), _end_of_headed(book, heading.end())
+    return None
+
+
 def _end_of_headed(book: str, end: int) -> int:
-    """The end of a note under a heading: the next wide gap, or the last paragraph about the file."""
-    first = True
+    first, begin = True, end
     for paragraph in _PARAGRAPH.finditer(book, end):
         gap = book.count("\n", end, paragraph.start())
-        lines = book.count("\n", 0, paragraph.end())
+        lines = book.count("\n", begin, paragraph.end())
         speaks = _ITEM.match(paragraph[0]) or _ABOUT_THE_FILE.search(paragraph[0])
         if lines > _NOTE_REACH or not (first or (gap <= 2 and speaks)):
             break
@@ -306,5 +322,5 @@ def _without_end_note(book: str) -> str:
             continue
         if gap and len(book) - gap.end() > _BOOK_AFTER_NOTE and not _ABOUT_THE_FILE.search(book, gap.end()):
             return book[: paragraph.start()].rstrip("\n") + "\n\n\n\n" + book[gap.end() :]
-        return book[: paragraph.start()]
+        return book[: paragraph.start()].rstrip(" *\n")
     return book

@@ -52,7 +52,8 @@ LONGEST_WORD = 1_000
 _ENDS = (".", "?", "!", '"')
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 # A full stop after these does not end a sentence. C4 used punkt, which recognises titles and initials.
-_TITLED = "Dr Mr Mrs Ms Prof St Jr Sr Rev Hon Gov Sen Rep Gen Col Capt Lt Sgt Maj Messrs Mt No vs Fig cf"
+_TITLED = """Dr Mr Mrs Ms Prof St Jr Sr Rev Hon Gov Sen Rep Gen Col Capt Lt Sgt Maj Adm Messrs Mt Ft No vs Fig
+    cf Vol pp Jan Feb Mar Apr Aug Sept Oct Nov Dec Inc Corp Ltd Co Bros"""
 _ABBREVIATIONS = "".join(rf"(?<!\b{title}\.)" for title in [*_TITLED.split(), "e.g", "i.e", "[A-HJ-Z]"])
 _SENTENCE_END = re.compile(rf"(?<=[.?!]){_ABBREVIATIONS}\s+(?![a-z])|(?<=[.?!][\"')\]])\s+")
 _POLICIES = (

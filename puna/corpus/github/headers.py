@@ -13,50 +13,14 @@ Out: the same text without leading comments about copyright or licence; all othe
 import re
 from dataclasses import dataclass
 from itertools import dropwhile
+from pathlib import Path
 
 from puna.corpus.github.licence import plain_words, words_of_no_licence
+from puna.files import read_table
 
+_FILE = Path(__file__).with_name("languages.txt")
 # Extension -> language.
-LANGUAGES = {
-    **dict.fromkeys((".py", ".pyi", ".pyx", ".pxd"), "Python"),
-    **dict.fromkeys((".c", ".h"), "C"),
-    **dict.fromkeys((".cc", ".cpp", ".cxx", ".hh", ".hpp", ".hxx", ".cu", ".cuh"), "C++"),
-    **dict.fromkeys((".js", ".mjs", ".cjs", ".jsx"), "JavaScript"),
-    **dict.fromkeys((".ts", ".tsx"), "TypeScript"),
-    **dict.fromkeys((".sh", ".bash", ".zsh"), "Shell"),
-    **dict.fromkeys((".pl", ".pm"), "Perl"),
-    **dict.fromkeys((".hs", ".lhs"), "Haskell"),
-    **dict.fromkeys((".ml", ".mli"), "OCaml"),
-    **dict.fromkeys((".ex", ".exs"), "Elixir"),
-    **dict.fromkeys((".f", ".f90", ".f95", ".for"), "Fortran"),
-    **dict.fromkeys((".clj", ".cljs"), "Clojure"),
-    **dict.fromkeys((".lisp", ".el", ".scm"), "Lisp"),
-    **dict.fromkeys((".kt", ".kts"), "Kotlin"),
-    **dict.fromkeys((".md", ".markdown"), "Markdown"),
-    **dict.fromkeys((".html", ".htm"), "HTML"),
-    **dict.fromkeys((".css", ".scss", ".less"), "CSS"),
-    ".rst": "reStructuredText",
-    ".java": "Java",
-    ".go": "Go",
-    ".rs": "Rust",
-    ".rb": "Ruby",
-    ".cs": "C#",
-    ".php": "PHP",
-    ".swift": "Swift",
-    ".scala": "Scala",
-    ".dart": "Dart",
-    ".m": "Objective-C",
-    ".zig": "Zig",
-    ".r": "R",
-    ".jl": "Julia",
-    ".lua": "Lua",
-    ".sql": "SQL",
-    ".erl": "Erlang",
-    ".tex": "TeX",
-    ".ps1": "PowerShell",
-    ".cmake": "CMake",
-    ".proto": "Protocol Buffers",
-}
+LANGUAGES = {extension: language for language, names in read_table(_FILE).items() for extension in names}
 
 
 @dataclass(frozen=True)
@@ -70,6 +34,7 @@ class _Comments:
 _HASH = _Comments(("#",))
 _SLASH = _Comments(("//",), (("/*", "*/"),))
 _DASH = _Comments(("--",), (("/*", "*/"), ("{-", "-}"), ("--[[", "]]")))
+_DOTS = _Comments((".. ",))  # indented lines continue a comment
 _ANGLE = _Comments(block=(("<!--", "-->"),))
 # Not listed: C and its family, which write // and /* */.
 _STYLES = {
@@ -83,17 +48,20 @@ _STYLES = {
     "OCaml": _Comments(block=(("(*", "*)"),)),
     # Fixed form has its mark in the first column; code begins in the seventh.
     "Fortran": _Comments(("!", "C ", "c ", "C\n", "c\n", "*")),
-    "reStructuredText": _Comments(),
+    "reStructuredText": _DOTS,
 }
 
 _SPEAKS = re.compile(
-    r"copyright|\(c\) *\d{4}|©|SPDX-|all rights reserved|@licen[sc]e|\blicen[sc]ed? (?:under|to you|by)\b|"
+    r"(?:^|\n)[^\w\n]*(?:portions |parts )?copyright\b|copyright[:, ]*(?:\(c\)|©|\d{4}|by\b|notice\b)|"
+    r"\(c\) *\d{4}|© *\d|SPDX-|all rights reserved|@licen[sc]e|\blicen[sc]ed? (?:under|to you)\b|"
     r"\blicen[sc]ed? +(?:\w+ +){0,4}under\b|(?:^|\n)[^\w\n]*licen[sc]e\s*:|"
-    r"\b(?:mit|bsd|apache|gnu|gpl|lgpl|isc|mozilla|public|open source|following)"
-    r" licen[sc]e|\b(?:software|style|this|same) licen[sc]e|"
-    r"\blicen[sc]e,? (?:version|v\d|file|agreement|terms|text|information)|"
-    r"\bsee (?:the )?(?:file )?(?:\S+/)?licen[sc]e\b|"
-    r"permission is hereby granted|redistribution and use in source",
+    r"\b(?:mit|bsd|apache|gnu|gpl|lgpl|isc|mozilla|public|open source|following|software|style|same)"
+    r" licen[sc]e|\b(?:under|to|of|with) (?:the terms of )?this licen[sc]e|"
+    r"\b(?:see|in|under|for|of|read) (?:\S+ ){0,4}licen[sc]e,? (?:version|v\d|file|agreement|terms|text|"
+    r"information)|\bsee (?:the )?(?:file )?(?:\S+/)?(?:licen[sc]e|copyright|copying)(?:\.\w+)?"
+    r"(?=\W*(?:\n|$)|,? (?:file|text|for|in|at)\b)|"
+    r"permission is hereby granted|redistribution and use in source|\bprovided\W{1,9}as[- ]is\b|"
+    r"(?:dedicated to|placed in(?:to)?) the public domain",
     re.IGNORECASE,
 )
 _OPENS = re.compile(r"[^\w@©(]*(?:@licen[sc]e|@?copyright|licen[sc]ed\b|\(c\)|©|SPDX-)", re.IGNORECASE)
@@ -108,20 +76,20 @@ _DOC = re.compile(r"\s*(?:/\*[*!](?![*/])|//[/!](?!/)|#'|--\s*\||\{-\s*\|)")
 _COMMENT_LINE = re.compile(r"\s*(?:#|//|/?\*|--|;|%|<!--|\.\.)")
 # Phrases that mark this file as generated, as opposed to phrases about what the file itself generates.
 _THIS = r"(?:this|the following) (?:file|code|source|class|module|header|document)"
-_BY_ITSELF = r"(?:auto-?|automatically[ -]|machine[ -])"
+_BY_ITSELF = r"(?:auto[- ]?|automatically[ -]|machine[ -])"
 _GENERATED = re.compile(
-    r"^[^\w@]*(?:@generated\b|"
+    r"^[^\w@]*(?:(?:warning|attention|caution|note|notice|important)\W+)?(?:@generated\b|"
     rf"(?:{_THIS}(?: (?:was|is|has been))? )?(?:{_BY_ITSELF}|code )generated\b|"
     rf"(?:{_THIS}|file|code|parser|lexer|bindings) (?:was |is |has been )?(?:\w+ )?generated "
     r"(?:by|from|with|using|automatically|on)\b|"
     rf"(?:this is )?(?:an? )?{_BY_ITSELF}?generated "
     r"(?:by|from|file|code|source|automatically|with|using|on)\b|"
-    r"(?:\W*(?:warning|attention|caution|note|notice|important)\W+)?(?:please )?"
+    r"(?:please )?"
     r"do not (?:edit|modify|change|alter)(?: (?:or \w+ ))?"
     r"(?: ?this file\b| ?the contents of this file\b| ?it\b| ?by hand\b| ?manually\b| ?directly\b|\W*$)"
     r")|@generated\b|^[^\"`“]*\bgenerated by [\w./ -]{1,60}\W{1,4}do not (?:edit|modify)|"
     r"\bdo not (?:edit|modify) this (?:generated )?file\b|\bparser, made by gnu bison\b|"
-    r"\ball changes made in this file will be lost\b|"
+    r"\bscanner generated by flex\b|\ball changes made in this file will be lost\b|"
     rf"\bthis file (?:was|is|has been) {_BY_ITSELF}generated\b",
     re.IGNORECASE,
 )
@@ -198,7 +166,6 @@ _LICENCE_TEXT = re.compile(
     r"this (?:program|software|library|file) is free software|SPDX-License-Identifier",
     re.IGNORECASE,
 )
-_NEAR = 300  # characters of a docstring in which a licence is recognised
 
 
 def _opens_docstring(lines: list[str]) -> bool:
@@ -217,8 +184,7 @@ def _docstring_end(lines: list[str]) -> int:
 
 def _is_licence_docstring(text: str) -> bool:
     text = text.lstrip("rRuUbB").strip("\"' \n")
-    opens = _OPENS.match(text) is not None or _LICENCE_TEXT.search(text[:_NEAR]) is not None
-    return opens and _LICENCE_TEXT.search(text) is not None
+    return bool(_LICENCE_TEXT.search(text)) and (bool(_OPENS.match(text)) or _continues([text]))
 
 
 def _is_licence(block: list[str]) -> bool:
@@ -250,6 +216,9 @@ def _comment_end(lines: list[str], style: _Comments) -> int:
                     return 0 if line.partition(close)[2].strip() else end + 1
             return 0
     end = 0
-    while style.line and end < len(lines) and lines[end].lstrip().startswith(style.line):
+    while end < len(lines) and (
+        lines[end].lstrip().startswith(style.line)
+        or (end and style is _DOTS and lines[end].startswith(" ") and lines[end].strip())
+    ):
         end += 1
     return end

@@ -1,18 +1,23 @@
 """Which licence a project is under, and whether it is one the paper keeps (section 2.1: GitHub).
 
-In:  packaging metadata (METADATA, PKG-INFO), or else the text of LICENSE and COPYING files.
+In:  packaging metadata (METADATA, PKG-INFO), or else settings of tools and the text of licence files.
 Out: an SPDX expression such as `MIT OR Apache-2.0`, and `is_permitted(expression)`.
 
 If a project states several licences, all must be permitted. An unknown licence is not permitted.
 """
 
+import json
 import re
 import tomllib
 from collections.abc import Iterable
+from configparser import ParsingError, RawConfigParser
 from email.parser import HeaderParser
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 from puna.corpus.github.licence_texts import TEXTS
+from puna.files import read_table
 
 # BSD is as in metadata older than SPDX, without the number of clauses.
 _SPDX = (
@@ -68,6 +73,9 @@ def _one(tokens: list[str]) -> tuple[bool, list[str]]:
 
 # ---- packaging metadata ---------------------------------------------------------------------------
 
+# Files in which a project's tools state its licence.
+SETTINGS = ("pyproject.toml", "setup.cfg", "package.json", "Cargo.toml")
+
 # Names in use before SPDX expressions, without their case, punctuation and filler words.
 _FILLER = re.compile(
     r"\b(the|software|open source|licen[sc]es?|licen[sc]ed|version|v|under|terms|of)\b|[^a-z0-9.]+"
@@ -81,7 +89,7 @@ _NAMES = {
     ),
     **dict.fromkeys(("apache", "apache 2", "apache 2.0", "apache2", "apache2.0", "asl 2.0"), "Apache-2.0"),
 }
-_UNSTATED = frozenset({"", "unknown", "none", "see licence", "see license"})
+_UNSTATED = re.compile(r"unknown|none|see licen[sc]e.*|", re.IGNORECASE)
 
 
 def licence_of_metadata(metadata: str) -> str | None:
@@ -89,35 +97,52 @@ def licence_of_metadata(metadata: str) -> str | None:
     headers = HeaderParser().parsestr(metadata)
     if expression := headers.get("License-Expression"):
         return str(expression).strip()
+    return _expression([headers.get("License", "")], headers.get_all("Classifier", []))
+
+
+def licence_of_settings(name: str, text: str) -> str | None:
+    """The SPDX expression that one of the files SETTINGS states, or None when it states nothing."""
+    try:
+        if name == "setup.cfg":
+            parser = RawConfigParser(strict=False)
+            parser.read_string(text)
+            found: Any = dict(parser["metadata"]) if "metadata" in parser else {}
+            found["classifiers"] = found.get("classifiers", "").split("\n")
+        elif name == "package.json":
+            found = json.loads(text)
+        else:
+            settings = tomllib.loads(text)
+            found = settings.get("project", settings.get("package", {}))
+            found = found if "license" in found else {**settings.get("tool", {}).get("poetry", {}), **found}
+    except (ValueError, ParsingError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    fields = found.get("licenses") or [found.get("license", "")]
+    return _expression(fields if isinstance(fields, list) else [], found.get("classifiers", []))
+
+
+def _expression(fields: Iterable[Any], classifiers: Iterable[str]) -> str | None:
+    """The expression of all that the fields `license` and the classifiers state."""
     stated = [
         name.rpartition("::")[2]
-        for name in headers.get_all("Classifier", [])
-        if name.startswith("License ::") and name.strip() != "License :: OSI Approved"
+        for name in map(str.strip, classifiers)
+        if name.startswith("License ::") and name != "License :: OSI Approved"
     ]
-    field = str(headers.get("License", "")).strip()
-    if field.lower() not in _UNSTATED:
-        # Some projects put the whole text here, which is more specific than the classifier.
-        stated.append(field if "\n" not in field else licence_of_text(field) or "unrecognised")
-    return all_stated(_name(words) for words in stated)
-
-
-def licence_of_pyproject(text: str) -> str | None:
-    """The SPDX expression that a pyproject.toml states, or None when it states nothing."""
-    try:
-        settings = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
-        return None
-    poetry = settings.get("tool", {}).get("poetry", {})
-    stated = settings.get("project", {}).get("license", poetry.get("license"))
-    if isinstance(stated, dict):
-        stated = stated.get("text")
-    if not isinstance(stated, str) or stated.strip().lower() in _UNSTATED:
-        return None
-    return _name(stated) if "\n" not in stated.strip() else licence_of_text(stated) or "unrecognised"
+    for field in fields:
+        if isinstance(field, dict):
+            field = field.get("type", field.get("text", ""))
+        field = str(field).strip()
+        if not _UNSTATED.fullmatch(field):
+            # Some projects put the whole text here, which is more specific than the classifier.
+            stated.append(field if "\n" not in field else licence_of_text(field) or "unrecognised")
+    return all_stated(map(_name, stated))
 
 
 def _name(words: str) -> str:
     words = " ".join(words.split())
+    if "://" not in words:
+        words = words.replace("/", " OR ")  # as in Cargo.toml before SPDX
     plain = " ".join(_FILLER.sub(" ", words.lower()).split())
     return words if is_permitted(words) else _NAMES.get(plain, words)
 
@@ -190,22 +215,11 @@ _FILLED = (
         r"(?:note )?this (?:\w+ ){1,15}?distributed under the terms of the "
         rf"{_NAMES_OF} licen[sc]e above"), ""),
 )  # fmt: skip
-# Words that occur in restrictions and other licences, but not in names.
-_TELLING_WORDS = """
-    not no never must shall only except unless may without prohibited forbidden restrict restricted
-    restriction commercial noncommercial sell sold selling fee royalty good evil proprietary confidential
-    academic educational evaluation gpl gplv2 gplv3 lgpl agpl gnu mpl mozilla epl eclipse cddl isc zlib boost
-    unlicense creative commons cc0 sspl busl eupl ncsa cnri permission permitted granted grant consent
-    terms conditions obligation redistribute redistribution restrictions military weapons nuclear ethical harm
-    network remotely hosted competing credit attribution imagemagick
-"""
-_TELLING = frozenset(_TELLING_WORDS.split())
-# Those that tell of a restriction or another licence even in a line about copyright.
-_NAMING_WORDS = """
-    no must may without academic educational evaluation commercial good evil gnu mozilla epl eclipse boost
-    isc creative commons terms conditions network hosted credit grant restriction fee royalty
-"""
-_TELLING_ANYWHERE = _TELLING - frozenset(_NAMING_WORDS.split())
+# Words that occur in restrictions and other licences, but not in names; and those of them that tell of one
+# even in a line about copyright.
+_WORDS = read_table(Path(__file__).with_name("licence_words.txt"))
+_TELLING = frozenset(_WORDS["telling"])
+_TELLING_ANYWHERE = _TELLING - frozenset(_WORDS["naming"])
 # A file that names the files with the licences.
 _POINTER = re.compile(
     r"(?:(?:this|the) (?:\w+ )?is (?:made )?available |licensed )?under the terms of (?:either|both|any) of "

@@ -19,10 +19,11 @@ from puna.corpus.document import DamagedRecord, Drop
 from puna.corpus.github.archives import DAMAGE, members
 from puna.corpus.github.headers import LANGUAGES
 from puna.corpus.github.licence import (
+    SETTINGS,
     all_stated,
     is_permitted,
     licence_of_metadata,
-    licence_of_pyproject,
+    licence_of_settings,
     licence_of_text,
     licence_of_texts,
 )
@@ -34,7 +35,6 @@ SUFFIX = re.compile(r"\.(?:whl|zip|tar\.gz|tgz|tar\.bz2|tar\.xz|tar)$")
 EXPORT = re.compile(r".*\.jsonl?(?:\.gz)?")
 LICENCE_FILE = re.compile(r"(?:un)?licen[sc]e|copying", re.IGNORECASE)
 _METADATA = re.compile(r"PKG-INFO|[^/]+\.dist-info/METADATA")
-_SETTINGS = "pyproject.toml"
 _KNOWN_LICENCE = r"(?:mit|expat|bsd|apache|[al]?gpl|mpl|epl|isc|x11|zlib|boost|cddl|ms-?pl)[-_.v]*[\d.]*"
 _PROJECT_LICENCE = re.compile(
     rf"(?:[^/]+\.dist-info/(?:licenses/)?)?"
@@ -43,6 +43,9 @@ _PROJECT_LICENCE = re.compile(
     rf"copying(?:[._-][^/]*)?|{_KNOWN_LICENCE}\.(?:txt|md|rst)|[al]?gpl[-_.v]*[\d.]*)",
     re.IGNORECASE,
 )
+_REUSE = re.compile(
+    r"(?:[^/]+/)?LICENSES/[^/]+\.txt"
+)  # all licences of a project, by the REUSE specification
 _PAGES = frozenset({".md", ".markdown", ".rst", ".html", ".htm", ".tex"})
 _CODE = frozenset(LANGUAGES) - _PAGES
 # Folders of third-party code: those of GitHub's linguist, and those usual in Python.
@@ -105,9 +108,9 @@ def _survey(path: Path, raw: BinaryIO) -> tuple[str, dict[str, str]]:
         if size > MAX_FILE_BYTES:
             return False
         below_top = name if path.suffix == ".whl" else name.partition("/")[2] or name
-        return bool(
-            _METADATA.fullmatch(name) or _METADATA.fullmatch(below_top) or below_top == _SETTINGS
-        ) or (_is_licence_file(name))
+        return bool(_METADATA.fullmatch(name) or _METADATA.fullmatch(below_top) or below_top in SETTINGS) or (
+            _is_licence_file(name)
+        )
 
     try:
         for member in members(path.name, raw, is_wanted, MAX_FILE_BYTES):
@@ -123,13 +126,17 @@ def _survey(path: Path, raw: BinaryIO) -> tuple[str, dict[str, str]]:
 def _licences(texts: Mapping[str, str]) -> dict[str, str]:
     """Folder -> its own licence, from the texts of metadata and licence files by path."""
     licences: dict[str, str] = {}
-    ours = {name: text for name, text in sorted(texts.items()) if _PROJECT_LICENCE.fullmatch(name)}
+    ours = {
+        name: text
+        for name, text in sorted(texts.items())
+        if _PROJECT_LICENCE.fullmatch(name) or _REUSE.fullmatch(name)
+    }
     stated = (licence_of_metadata(text) for name, text in sorted(texts.items()) if _METADATA.fullmatch(name))
     licence = next(filter(None, stated), None)
     if licence is None:
-        # If both state a licence, both must be permitted.
-        said = (licence_of_pyproject(texts.get(_SETTINGS, "")), licence_of_texts(ours.values()))
-        licence = all_stated(filter(None, said))
+        # If several state a licence, all must be permitted.
+        said = [licence_of_settings(name, texts[name]) for name in SETTINGS if name in texts]
+        licence = all_stated(filter(None, [*said, licence_of_texts(ours.values())]))
     if licence:
         licences[""] = licence
     for name, text in sorted(texts.items()):
@@ -139,7 +146,7 @@ def _licences(texts: Mapping[str, str]) -> dict[str, str]:
         if not (
             name in ours
             or is_page
-            or name.endswith(_SETTINGS)
+            or name.endswith(SETTINGS)
             or _METADATA.fullmatch(name)
             or ".dist-info" in folder
         ):
@@ -159,7 +166,8 @@ def _licence_at(name: str, licences: Mapping[str, str]) -> str | None:
 
 def _is_licence_file(name: str) -> bool:
     last = PurePosixPath(name)
-    return bool(_PROJECT_LICENCE.fullmatch(last.name)) and last.suffix.lower() not in _CODE
+    is_named = _PROJECT_LICENCE.fullmatch(last.name) or _REUSE.fullmatch(name)
+    return bool(is_named) and last.suffix.lower() not in _CODE
 
 
 # ---- BigQuery exports
@@ -245,10 +253,11 @@ def read_loose(path: Path) -> SourceFile:
 def own_licence(folder: Path) -> tuple[str | None, bool]:
     """(the licence that the folder itself states, whether the folder is marked as a project)."""
     texts = {}
-    for path in sorted(folder.iterdir(), key=str):
-        if (_is_licence_file(path.name) or path.name in ("PKG-INFO", _SETTINGS)) and path.is_file():
+    for path in sorted([*folder.iterdir(), *folder.glob("LICENSES/*.txt")], key=str):
+        name = path.relative_to(folder).as_posix()
+        if (_is_licence_file(name) or name in ("PKG-INFO", *SETTINGS)) and path.is_file():
             with path.open("rb") as file:
-                texts[path.name] = file.read(MAX_FILE_BYTES).decode("utf-8", "replace")
+                texts[name] = file.read(MAX_FILE_BYTES).decode("utf-8", "replace")
     return _licences(texts).get(""), bool(texts) or (folder / ".git").exists()
 
 

@@ -16,7 +16,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,12 @@ from puna.corpus.stackexchange.html import text_of
 from puna.corpus.stackexchange.posts import ANSWER, QUESTION, Post, read_posts
 from puna.files import atomic_file
 from puna.manifest import Manifest
-from puna.stages.stage import Executor, Shard
+from puna.stages.stage import Executor, Shard, plan_shards
 from puna.validation import Count, Positive, strict
 
 PATTERNS: tuple[str, ...] = ("Posts.xml", "*.7z")
 
+PART_BYTES = 256 << 20  # a Posts.xml of twice this size or more is divided into tasks
 IDS_PER_RANGE = 50_000  # about 75 MB of posts
 SPILL_CHARACTERS = 16 << 20  # buffered by a task of the first step before it writes
 MAX_TAGS = 20_000  # maximum nesting in a post's HTML: parsing time grows with its square
@@ -138,7 +139,9 @@ def pipeline(inputs: Sequence[Path], out: Path, options: Options, executor: Exec
         )
     steps = Pipeline("stackexchange", dumps, out, executor)
     held = {"source": "stackexchange", "ids_per_range": IDS_PER_RANGE}
-    shards = [Shard(f"{place:05d}", (path,)) for place, path in enumerate(dumps)]
+    sizes = [(path, 0 if path.suffix == ".7z" else PART_BYTES) for path in dumps]
+    planned = [shard for path, size in sizes for shard in plan_shards([path], part_bytes=size)]
+    shards = [replace(shard, name=f"{place:05d}") for place, shard in enumerate(planned)]
     spilled = steps.map("posts", "read stackexchange", spill_posts, held, shards=shards, finish=_sites)
     spills = out / "steps" / "posts"
     sites: dict[str, dict[str, Any]] = spilled.details["sites"]
@@ -203,7 +206,7 @@ def spill_posts(shard: Shard, out: Path) -> dict[str, Any]:
                     index.append(number)
                 held.clear()
 
-            for post in damaged.take(read_posts(path)):
+            for post in damaged.take(read_posts(path, shard.span)):
                 counts["posts"] += 1
                 if post.kind not in (QUESTION, ANSWER):
                     counts["dropped: not a question or an answer"] += 1

@@ -28,6 +28,8 @@ PATTERNS = (
 _JSON = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\s;,\"']+)", re.IGNORECASE)
 _TABS = re.compile(r"\t+")
+_GZIP = b"\x1f\x8b"
+_MARKUP = re.compile(rb"\s*<[!?a-zA-Z]")
 _HTML = ("text/html", "application/xhtml+xml")
 
 
@@ -124,7 +126,8 @@ def _responded(name: str, record: WarcRecord) -> Page | None:
     found = _CHARSET.search(kind)
     charset = found[1] if found else ""
     date, digest = record.headers.get("warc-date", ""), record.headers.get("warc-block-digest", "")
-    return Page(name, url, date, response.payload, media, charset, response.status, digest)
+    payload = _gunzipped(response.payload) if media in _HTML else response.payload  # without a header
+    return Page(name, url, date, payload, media, charset, response.status, digest)
 
 
 # ---- JSON lines ----------------------------------------------------------------------------------
@@ -213,7 +216,7 @@ def _decompressed(payload: bytes, encoding: str) -> bytes:
     """
     for coding in reversed(encoding.split(",")):
         coding = coding.strip().strip("\"'").removeprefix("x-")
-        if not payload or _NO_CODING.fullmatch(coding) or payload.lstrip()[:2].lower() in (b"<!", b"<h"):
+        if not payload or _NO_CODING.fullmatch(coding) or _MARKUP.match(payload):
             continue
         if coding not in _CODINGS:
             raise ValueError(f"the content coding {coding!r} is not known")
@@ -225,7 +228,7 @@ def _decompressed(payload: bytes, encoding: str) -> bytes:
 
 
 def _gunzipped(payload: bytes) -> bytes:
-    return _inflated(payload, 31) if payload.startswith(b"\x1f\x8b") else payload
+    return _inflated(payload, 31) if payload.startswith(_GZIP) else payload
 
 
 def _deflated(payload: bytes) -> bytes:
@@ -250,8 +253,13 @@ _CODINGS = {"gzip": _gunzipped, "deflate": _deflated, "br": _unbrotlied, "zstd":
 
 
 def _inflated(payload: bytes, window: int) -> bytes:
-    parts = zlib.decompressobj(window)
-    text = parts.decompress(payload, LARGEST_RECORD)
-    if not parts.eof:
-        raise ValueError("its end is missing")
-    return text
+    text = b""
+    while len(text) < LARGEST_RECORD:
+        parts = zlib.decompressobj(window)
+        text += parts.decompress(payload, LARGEST_RECORD - len(text))
+        if not parts.eof:
+            break
+        payload = parts.unused_data
+        if window != 31 or not payload.startswith(_GZIP):  # gzip data may have several members
+            return text
+    raise ValueError("its end is missing, or it is too large")

@@ -25,8 +25,8 @@ _LONGEST_HEADER = 64 << 10
 PIECE_BYTES = 1 << 20
 BLOCK_BYTES = 16 << 10  # small: the rest of a block after a member's end is copied
 _GZIP = b"\x1f\x8b\x08"
-_RECORD = b"WARC/1."
-_PLAIN = re.compile(rb"WARC/1\.\d\r?\n[\w-]+:")  # the start of a file that is not compressed
+_RECORD = b"WARC/"
+_PLAIN = re.compile(rb"WARC/\d\.\d+\r?\n[\w-]+:")  # the start of a file that is not compressed
 
 
 class WarcRecord(NamedTuple):
@@ -325,5 +325,6 @@ def parse_headers(block: bytes) -> dict[str, str]:
             continue
         name, _, value = line.partition(":")
         name = name.lower()
-        headers[name] = value.strip()
+        earlier = f"{headers[name]}, " if name == "content-encoding" and name in headers else ""
+        headers[name] = earlier + value.strip()
     return headers

@@ -7,12 +7,14 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from puna.files import read_table
+
 REMOVED = "\ue002"  # marks where markup without text, or text that is not kept, was removed
 
 # Words between double underscores that change the layout of a page and show nothing. Any other, such as
 # __FILE__ or __init__, is text.
-_SWITCHES = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8")
-SWITCHES = frozenset(f"__{word}__" for word in _SWITCHES.split())
+_TABLE = read_table(Path(__file__).with_suffix(".txt"))
+SWITCHES = frozenset(f"__{word}__" for word in _TABLE["switch"])
 # __index__ is Python's, where __INDEX__ is MediaWiki's.
 _ANY_CASE = frozenset(f"__{word}__" for word in ("NOTOC", "FORCETOC", "TOC", "NOEDITSECTION", "NOGALLERY"))
 _SWITCH = re.compile(r"__[^\W\d_]+(?:_[^\W\d_]+)*__")
@@ -30,6 +32,7 @@ def without_switches(text: str, mark: str) -> str:
 # Templates with the same meaning in every wiki: a character that wikitext would read as markup, or a dash.
 CHARACTERS = {
     **{"!": "|", "=": "=", "(": "{", ")": "}", "((": "{{", "))": "}}", "'": "'", '"': '"', "pipe": "|"},
+    **{"'s": "'s", "pi": "π", "times": "×", "minus": "−", "1er": "1er", "'\"": "'\"", "\"'": "\"'"},
     **dict.fromkeys(("ndash", "en dash", "endash", "–"), "–"),
     **dict.fromkeys(("mdash", "em dash", "emdash", "—"), "—"),
     **dict.fromkeys(("snd", "spnd", "sndash", "spndash", "spaced ndash", "spaced en dash"), " – "),
@@ -37,29 +40,16 @@ CHARACTERS = {
     **dict.fromkeys(("·", "•", "dot", "middot", "bull", "bullet"), " · "),
 }
 
-_NAMES = {
-    "formatnum": """formatnum formatnombre formatonumero formatonúmero formatteernum numformatteren
-        formátujčíslo zahlenformat formatarnum formatarnúmero formatszám форматчисла форматброја""",
-    "lc": "lc kl klein malá minus minús нрег лц",
-    "uc": "uc hl gross mayus mayús majus velká врег уц",
-    "lcfirst": "lcfirst initial_klein initminus kleerste primerominus primerominús prvnímalé первнрег лцпрви",
-    "ucfirst": "ucfirst initial_gross initmajus gleerste hleerste primeromayus primeromayús prvnívelké "
-    "первпрег уцпрви",
-    "padleft": "padleft füllenlinks bourragegauche bourregauche linksopvullen zarovnatvlevo",
-    "padright": "padright füllenrechts bourragedroite bourredroite rechtsopvullen zarovnatvpravo",
-    "plural": "plural pluriel meervoud plurál множина",
-    "grammar": "grammar grammatik grammaire gramática gramatika grammatica skloňuj граматика падеж",
-    "tag": "#tag #balise #etiqueta #marcador #erweiterung #label #značka #ознака #тег",
-    "if": "#if #si #als #když #wenn",
-    "ifeq": "#ifeq #si= #alsgelijk #siigual",
-    "switch": "#switch #selon #según #schakelen #wechsle",
-    "expr": "#expr #výraz #expressie",
-    "iferror": "#iferror",
-    "title": """pagename fullpagename basepagename rootpagename seitenname nompage nombredepagina
-        nombredepágina nomepagina paginanaam názevstrany nazwastrony nomedapagina nomedapágina sidnamn
-        lapneve имястраницы назвасторінки назва_сторінки иместранице име_странице страница""",
-}
-_FUNCTIONS = {name: function for function, names in _NAMES.items() for name in names.split()}
+
+def _kinds(prefix: str) -> dict[str, str]:
+    """Name -> kind, from the lines of the table whose key is a prefix and a kind."""
+    found = {key.removeprefix(prefix): names for key, names in _TABLE.items() if key.startswith(prefix)}
+    return {name: kind for kind, names in found.items() for name in names}
+
+
+_FUNCTIONS = _kinds("function ")
+# Templates whose argument is the text of the page.
+_TEMPLATES = {name.replace("_", " "): kind for name, kind in _kinds("template ").items()}
 _CALL = re.compile(r"\s*(?:(?:safe)?subst:\s*)?([^:|{}\[\]]{1,40}?)\s*(?:(:)|\Z)", re.IGNORECASE)
 # The rest of a call that the tokenizer does not recognise because it contains a link.
 STRAY_CALL = re.compile(
@@ -68,8 +58,13 @@ STRAY_CALL = re.compile(
 
 
 def function_of(start: str) -> tuple[str, str] | None:
-    """(the function, the text after its colon) from the text after `{{`; None for a template."""
-    if not (match := _CALL.match(start)) or not (function := _FUNCTIONS.get(match[1].lower())):
+    """(the function, the text after its colon) from the text after `{{`; None for most templates."""
+    if not (match := _CALL.match(start)):
+        return None
+    name = match[1].lower()
+    if not match[2] and (name := name.replace("_", " ")) in _TEMPLATES:
+        return name, ""
+    if not (function := _FUNCTIONS.get(name)):
         return None
     if function == "title":
         return (function, "") if match.end() == len(start) else None
@@ -86,6 +81,8 @@ def value_of(function: str, arguments: Sequence[str], title: str) -> str | None:
         return None
     if function == "title":
         return title
+    if kind := _TEMPLATES.get(function):
+        return _argument(kind, arguments[1:])
     first = arguments[0].strip()
     rest = [argument.strip() for argument in arguments[1:]]
     if found := _TEXT.get(function):
@@ -107,6 +104,30 @@ def value_of(function: str, arguments: Sequence[str], title: str) -> str | None:
     if function == "switch":
         return _chosen(first, rest)
     return None
+
+
+_TEXT_ARGUMENT = re.compile(r"\s*(?:1|2|text|quote)\s*=")
+_BETWEEN = ("to", "and", "or", "by", "x", "×", "-", "–", "+/-")
+_POWERS = {"e3": "thousand ", "e6": "million ", "e9": "billion "}
+
+
+def _argument(kind: str, arguments: Sequence[str]) -> str:
+    """The text that a template shows: `convert|10|km|mi` is 10 km, `convert|5|to|7|kg` is 5 to 7 kg."""
+    named = [argument[found.end() :] for argument in arguments if (found := _TEXT_ARGUMENT.match(argument))]
+    unnamed = [argument.strip() for argument in arguments if "=" not in argument]
+    if kind == "measure":
+        end = 1
+        while end + 1 < len(unnamed) and (
+            unnamed[end] in _BETWEEN or (end + 2 < len(unnamed) and unnamed[end + 1].isdecimal())
+        ):
+            end += 2  # to 7 kg, or 11 in
+        return re.sub(r"\be[369](?=[a-z])", lambda power: _POWERS[power[0]], " ".join(unnamed[: end + 1]))
+    if kind == "joined":
+        return "".join(unnamed)
+    if kind == "fraction":
+        return " ".join([*unnamed[:-2], "/".join(unnamed[-2:])])
+    shown = (named or unnamed[kind == "second" :] or [""])[0].strip()
+    return {"block": f"\n{shown}\n", "circa": f"c. {shown}"}.get(kind, shown) if shown else ""
 
 
 _DECIDED = frozenset({"if", "ifeq", "switch", "plural", "expr"})

@@ -17,6 +17,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,6 +32,7 @@ from puna.validation import Count, strict
 # Not the indexes of multistream dumps, which are *.txt.bz2.
 PATTERNS: tuple[str, ...] = ("*.xml", "*.xml.bz2", "*.xml-*.bz2")
 
+PART_BYTES = 32 << 20  # a dump of twice this size or more is divided into tasks
 MAX_PAGE_BYTES = 64 << 20  # an article's text is at most 2 MB; only full histories are larger
 MAX_WIKITEXT = 4 << 20  # MediaWiki itself refuses a text of more than 2 MB
 _READ_BYTES = 1 << 18
@@ -83,19 +85,32 @@ class Page:
 # ---- reading --------------------------------------------------------------------------------------
 
 
-def read(path: Path, options: Options = Options()) -> Iterator[Page | DamagedRecord]:
-    """Stream the pages of a dump.
+def read(
+    path: Path, options: Options = Options(), span: tuple[int, int] | None = None
+) -> Iterator[Page | DamagedRecord]:
+    """Stream the pages of a dump, or those that begin in a span of its bytes.
 
-    The offset of a DamagedRecord counts bytes of XML, after decompression; that of a damaged bz2 stream is
-    where the stream begins in the file.
+    In a bz2 file these are the pages that begin in the streams that begin in the span. The offset of a
+    DamagedRecord counts bytes of XML, after decompression (of a span, from its first stream on); that of a
+    damaged bz2 stream is where the stream begins in the file.
     """
-    site: Site | None = None
+    start, stop = span or (0, path.stat().st_size)
+    site = _parse_site(path, _head(path)) if start else None
     buffer = b""
-    offset = 0  # offset of the buffer's first byte
-    cut = False  # the end of the file is lost, or a stream before it
-    resumed = False  # a stream is lost just before the buffer
-    for block in _blocks(path):
+    offset = 0 if _is_packed(path) else start  # offset of the buffer's first byte
+    cut = resumed = (
+        start > 0
+    )  # the end of the file is lost, or a stream; what is just before the buffer is lost
+    last: int | None = None  # the offset where the next span begins
+    for block in _blocks(path, start, stop):
+        if block is None:
+            last = offset + len(buffer)
+            if b"<page>" not in buffer and b"<" not in buffer[-5:]:
+                return
+            continue
         if isinstance(block, DamagedRecord):
+            if last is not None:  # reported with the next span
+                return
             yield block
             offset, buffer, cut, resumed = offset + len(buffer), b"", True, True
             continue
@@ -106,18 +121,23 @@ def read(path: Path, options: Options = Options()) -> Iterator[Page | DamagedRec
         done = 0
         while (end := buffer.find(b"</page>", max(search_from, done))) >= 0:
             end += len(b"</page>")
-            start = buffer.rfind(b"<page>", done, end)
+            begin = buffer.rfind(b"<page>", done, end)
             first = buffer.find(b"<page>", done, end)
+            owned = len(buffer) if last is None else last - offset
+            if last is not None and not 0 <= first < owned:
+                return
             if site is None:
                 site = _parse_site(path, buffer[: max(first, 0)])
-            if first != start or (start < 0 and not resumed):
+            if first != begin or (begin < 0 and not resumed):
                 yield DamagedRecord(
                     str(path), offset + max(first, done), "a page without its beginning or its end"
                 )
-            if start >= 0:
-                yield _parse_page(path, site, buffer[start:end], offset + start)
+            if 0 <= begin < owned:
+                yield _parse_page(path, site, buffer[begin:end], offset + begin)
             done, resumed = end, False
         buffer, offset = buffer[done:], offset + done
+        if last is not None and buffer.find(b"<page>", 0, max(0, last - offset + 5)) < 0:
+            return
         if len(buffer) > MAX_PAGE_BYTES:
             site = site or _parse_site(path, buffer[: max(buffer.find(b"<page>"), 0)])
             yield DamagedRecord(str(path), offset, f"{len(buffer)} bytes without the end of a page; skipped")
@@ -127,16 +147,34 @@ def read(path: Path, options: Options = Options()) -> Iterator[Page | DamagedRec
         yield DamagedRecord(str(path), offset, trouble if site else "not a MediaWiki dump")
 
 
-def _blocks(path: Path) -> Iterator[bytes | DamagedRecord]:
-    """The bytes of a dump, unpacked; a DamagedRecord where some are lost."""
+def _is_packed(path: Path) -> bool:
     with path.open("rb") as raw:
-        packed = raw.read(3) == b"BZh"
-        raw.seek(0)
+        return raw.read(3) == b"BZh"
+
+
+def _head(path: Path) -> bytes:
+    """The beginning of a dump, up to its first page."""
+    head = b""
+    for block in _blocks(path, 0, path.stat().st_size):
+        head += block if isinstance(block, bytes) else b""
+        if b"<page>" in head or len(head) > MAX_PAGE_BYTES:
+            break
+    return head.partition(b"<page>")[0]
+
+
+def _blocks(path: Path, start: int, stop: int) -> Iterator[bytes | DamagedRecord | None]:
+    """The bytes of a dump from `start` on, unpacked; None at `stop`, a DamagedRecord where some are lost."""
+    packed = _is_packed(path)
+    with path.open("rb") as raw:
         if packed:
-            yield from _unpacked(path, raw)
+            yield from _unpacked(path, raw, start, stop)
             return
-        while block := raw.read(_READ_BYTES):
+        raw.seek(start)
+        while block := raw.read(min(_READ_BYTES, stop - raw.tell())):
             yield block
+        if stop < path.stat().st_size:
+            yield None
+            yield from iter(partial(raw.read, _READ_BYTES), b"")
 
 
 # The start of every bz2 stream: its block size, and the mark of its first block (pi) or of its end.
@@ -144,12 +182,16 @@ _STREAM = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
 _STREAM_BYTES = 10
 
 
-def _unpacked(path: Path, raw: BinaryIO) -> Iterator[bytes | DamagedRecord]:
+def _unpacked(path: Path, raw: BinaryIO, start: int, stop: int) -> Iterator[bytes | DamagedRecord | None]:
     """Decompress bz2 streams one after the other. A damaged one is reported, and the next one is read."""
-    data = raw.read(_READ_BYTES)
-    start = 0  # offsets in the file of the stream and of the data in the buffer
-    position = 0
+    # Offsets in the file of the stream, and of the data in the buffer.
+    position = start = _seek_stream(raw, start, stop) if start else 0
+    data = raw.read(_READ_BYTES) if start < stop else b""
+    marked = False
     while data:
+        if start >= stop and not marked:
+            marked = True
+            yield None
         unpacker = bz2.BZ2Decompressor()
         held = b""  # the latest block, whose checksum follows it
         trouble = ""
@@ -184,15 +226,14 @@ def _unpacked(path: Path, raw: BinaryIO) -> Iterator[bytes | DamagedRecord]:
         data = raw.read(_READ_BYTES)
 
 
-def _seek_stream(raw: BinaryIO, start: int) -> int:
-    """Seek to the first stream that begins at or after `start`, or to the end of the file."""
+def _seek_stream(raw: BinaryIO, start: int, stop: int | None = None) -> int:
+    """Seek to the first stream that begins at or after `start`, or to `stop` or the end of the file."""
     raw.seek(start)
     tail = b""
-    while block := raw.read(_READ_BYTES):
+    while (stop is None or start < stop) and (block := raw.read(_READ_BYTES)):
         window = tail + block
         if found := _STREAM.search(window):
-            start = raw.seek(start - len(tail) + found.start())
-            return start
+            return raw.seek(start - len(tail) + found.start())
         start += len(block)
         tail = window[1 - _STREAM_BYTES :]
     return start

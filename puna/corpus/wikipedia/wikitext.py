@@ -216,7 +216,7 @@ class _Walk:
                     return
 
     def template(self) -> str:
-        """The text of a parser function, which MediaWiki itself computes; nothing for other templates."""
+        """The text of a parser function or of a template around text; nothing for other templates."""
         token = next(self.tokens)
         kind = type(token)
         start = token["text"] if kind is t.Text else ""
@@ -237,7 +237,8 @@ class _Walk:
         if function == "tag":
             name, body = arguments[0].strip().lower(), arguments[1] if len(arguments) > 1 else ""
             return shown(name, " ".join(arguments[2:]), body, self.kept) if name in LIFTED else body
-        return value_of(function, arguments, self.title) or REMOVED
+        value = value_of(function, arguments, self.title) or REMOVED
+        return _around(function, value) if function in ("sup", "sub") else value
 
     def link(self) -> str:
         title, end = self.text()

@@ -33,7 +33,7 @@ LIFTED = (
 # `List<String>`, `<html>`.
 INLINE = names(
     "abbr b bdi bdo big cite data del dfn em font i ins mark noinclude onlyinclude q rb rbc rt rtc ruby s "
-    "small span strike strong sub sup time translate tvar u phonos langconvert"
+    "small span strike strong sub sup time tab tabs translate tvar u phonos langconvert"
 )
 CODE_WORDS = names("code kbd samp tt var")
 BLOCK = names("blockquote center dd div dl dt h1 h2 h3 h4 h5 h6 hr li ol p poem ul")

@@ -63,14 +63,17 @@ _STRAY_MARKS = re.compile(
 
 # Pairs that are removed if nothing is left between them.
 _PAIRS = frozenset(("«»", "“”", "„“", "„”", "[]", "<>"))
+_ROUND = {"(": ")", "（": "）"}
 _GONE = re.compile(f"[{REMOVED}{LOST_LINK}]+")
-_JOINTS = " \t,;:/–—-"  # what may be left of a list in brackets whose items were removed
+_JOINTS = " \t,;:/–—-，、；："  # what may be left of a list in brackets whose items were removed
 _FIRST_JOINT = re.compile(r"[,;:.][ \t]+")
 _TAIL = 200  # how far before a mark the clean-up looks
 
 _MARKS = re.compile(f"[{REMOVED}{LOST_LINK}{ITEM}]")
 # A list item that began with a removed link, perhaps in italics: the rest is meaningless without it.
 _LINK_LINE = re.compile(rf"{ITEM}+[ \t'\"«„“*–-]*{REMOVED}*[ \t'\"«„“]*{LOST_LINK}")
+# One that began with a removed template, or introduces removed ones.
+_LOST_ITEM = re.compile(rf"{ITEM}+[ \t]*(?:{REMOVED}[ \t]*[-–—:(,]|[^{REMOVED}\n]*:[ \t]*$)")
 _SPACE = re.compile(r"[^\S\n]{2,}|[^\S \n]")
 # Lines that begin with a space are preformatted; if their indentation differs, they are code.
 _AS_THEY_STAND = re.compile(r"(?:^ [^\n]*\S[^\n]*(?:\n|\Z)){2,}", re.MULTILINE)
@@ -103,11 +106,17 @@ def tidy(text: str) -> str:
     if "\n  " in text:
         text = _AS_THEY_STAND.sub(_indented, text)
     lines = []
-    in_links = False
+    links_level = ""  # the level of the heading of the external links that a line is under
     for line in _SPACE.sub(" ", text).split("\n"):
         if line.startswith(HEADING):
-            in_links = _LINKS_SECTION.fullmatch(line[2:].removesuffix(HEADING_END).strip()) is not None
-        elif LOST_LINK in line and line.startswith(ITEM) and (in_links or _LINK_LINE.match(line)):
+            if _LINKS_SECTION.fullmatch(line[2:].removesuffix(HEADING_END).strip()):
+                links_level = line[1]
+            elif line[1] <= links_level:
+                links_level = ""
+        elif line.startswith(ITEM) and (
+            (LOST_LINK in line and (links_level or _LINK_LINE.match(line)))
+            or (links_level and _LOST_ITEM.match(line))
+        ):
             continue
         if REMOVED in line or LOST_LINK in line:
             line = _cleaned(line)
@@ -162,22 +171,24 @@ def _joined(left: str, right: str) -> str:
     while True:
         before, after = left.rstrip(" \t"), right.lstrip(" \t")
         last, first = before[-1:], after[:1]
-        if last == "(" and (rest := after.lstrip(_JOINTS)).startswith(")"):
+        if last in _ROUND and (rest := after.lstrip(_JOINTS)).startswith(_ROUND[last]):
             left, right = before[:-1], rest[1:]
-        elif first == ")" and (rest := before.rstrip(_JOINTS)).endswith("("):
+        elif first in _ROUND.values() and (rest := before.rstrip(_JOINTS)).endswith(tuple(_ROUND)):
             left, right = rest[:-1], after[1:]
         elif last + first in _PAIRS:
             left, right = before[:-1], after[1:]
         else:
             break
-    if last == "(":
-        return before + after.lstrip(" \t,;:")
-    if first == ")":
-        return before.rstrip(" \t,;:") + after
+    if last in _ROUND:
+        return before + after.lstrip(" \t,;:，、；：")
+    if first in _ROUND.values():
+        return before.rstrip(" \t,;:，、；：") + after
     if not before.strip(ITEM):
         return before + (after[start.end() :] if (start := _FIRST_JOINT.match(after)) else after)
     # Neither `.NET` nor `...` ends the text before it.
     ends = first and first in ",.;:!?" and not (after[1:2].isalnum() or after[1:2] in ("_", "."))
+    if ends and first == last == ".":
+        return before + after[1:]  # `known." {{x}}.`
     if ends and first in ",.;" and last in (",", ";"):
         return before[:-1] + after  # `known, {{x}}, as`
     if ends and left != before and right == after:

@@ -51,10 +51,6 @@ class Runner(Protocol):
     """Cache blocks there are; block b holds BLOCK tokens of keys and values of all layers."""
 
     @property
-    def batch_invariant(self) -> bool:
-        """Whether a row's logits are bitwise independent of the other rows of a call."""
-
-    @property
     def prefill_is_decode(self) -> bool:
         """Whether logits, keys and values are the same bits however the tokens were cut into calls."""
 
@@ -69,7 +65,7 @@ class Runner(Protocol):
     def decode(
         self, tokens: Sequence[int], positions: Sequence[int], tables: Sequence[Sequence[int]]
     ) -> Tensor:
-        """One token of each of n sequences -> fp32 logits (n, V)."""
+        """One token of each of n sequences -> fp32 logits (n, V), each row the bits that it has alone."""
 
     def score(self, spans: Sequence[Span]) -> Likelihoods:
         """Run spans of several sequences together; spans of one sequence in the order of their positions."""

@@ -170,7 +170,6 @@ def library_for(config: ModelConfig) -> ctypes.CDLL | None:
 class PackedRunner:
     """See Runner. Not for two threads at once: the cache is one."""
 
-    batch_invariant = True
     prefill_is_decode = True
 
     def __init__(

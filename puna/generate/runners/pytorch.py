@@ -44,11 +44,6 @@ class PlainRunner:
         self.cache = BlockCache(model.config, n_blocks + static, dtype or model.compute, self.device)
         self.static_decode = StaticDecode(model, self.cache, n_blocks, compiled=True) if static else None
 
-    @property
-    def batch_invariant(self) -> bool:
-        """Always: by rows that come out alike, or one sequence at a time."""
-        return True
-
     @cached_property
     @torch.inference_mode()
     def prefill_is_decode(self) -> bool:

@@ -6,35 +6,27 @@ Out: choices in the order of the prompts, whole or as events.
 """
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from puna.generate.request import Chunk, Token
+from puna.generate.request import Chunk, Request, Token
 from puna.serve.answers import Completion, CompletionChoice, CompletionChunk
-from puna.serve.errors import CLIENT_GONE
 from puna.serve.logprobs import LogprobLists, join
+from puna.serve.respond import Form, respond
 from puna.serve.schemas import CompletionRequest
-from puna.serve.service import (
-    EventStream,
-    Service,
-    collect,
-    json_response_by_choice,
-    new_id,
-    usage,
-)
+from puna.serve.service import Service
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
+FORM = Form("cmpl", CompletionChunk, "text_completion", Completion, "text_completion")
 
 
 class _Choice:
     """One answer in progress: chunks of the engine in, chunks of the answer out."""
 
     def __init__(
-        self, service: Service, body: CompletionRequest, index: int, ids: list[int], text: str
+        self, service: Service, body: CompletionRequest, index: int, ids: Sequence[int], text: str
     ) -> None:
         self.index, self._text = index, text
         self._echo = bool(body.echo)
@@ -48,12 +40,10 @@ class _Choice:
             decoder = tokenizer.stream_decoder(before)
             self._logprobs = LogprobLists(decoder.push, tokenizer.piece)
         self._begun = False
-        self.generated = 0
 
     def push(self, chunk: Chunk) -> CompletionChoice | None:
         """The chunk as a part of the answer; None when it adds nothing yet."""
         text, tokens = chunk.text, chunk.tokens
-        self.generated += len(tokens)
         shown: tuple[Token, ...] = tokens
         if self._echo and not self._begun:
             text, shown = self._text + text, chunk.prompt[self._hidden :] + tokens
@@ -70,71 +60,32 @@ async def complete(service: Service, http: HttpRequest, body: CompletionRequest)
     """Answer one request."""
     service.require_model(body.model)
     service.worker.require_room(len(body.prompts) * (body.n or 1))
-    prompts, texts = [], []
-    for prompt in body.prompts:
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    prompt_logprobs = bool(body.echo) and (body.logprobs is not None or max_tokens == 0)
+    requests: list[Request] = []
+    texts = []
+    for prompt in body.prompts:  # one by one: others are answered meanwhile, and the first error ends it
+        await asyncio.sleep(0)
         if isinstance(prompt, str):
             service.require_short([prompt], "prompt")
             bos = service.engine.tokenizer.adds_bos
-            prompts.append(await service.encode(prompt, bos, bool(body.parse_special)))
-            texts.append(prompt)
+            ids, text = await service.encode(prompt, bos, bool(body.parse_special)), prompt
         else:
-            prompts.append(prompt)
-            texts.append("")
-    requests = service.requests(
-        body,
-        prompts,
-        DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
-        body.logprobs,
-        prompt_logprobs=bool(body.echo) and (body.logprobs is not None or body.max_tokens == 0),
-    )
-    if body.echo:
-        texts = [
-            text if isinstance(prompt, str) else await service.decode(prompt)
-            for prompt, text in zip(body.prompts, texts, strict=True)
-        ]
-    n = body.n or 1
+            ids, text = prompt, ""
+        service.add_requests(requests, body, ids, max_tokens, body.logprobs, prompt_logprobs)
+        if body.echo and not text:
+            text = await service.decode(ids)
+        texts.append(text)
     choices = [
-        _Choice(service, body, index, prompts[index // n], texts[index // n])
-        for index in range(len(requests))
+        _Choice(service, body, index, request.prompt, texts[index // (body.n or 1)])
+        for index, request in enumerate(requests)
     ]
+
+    def part(index: int, chunk: Chunk) -> CompletionChoice | None:
+        return choices[index].push(chunk)
+
     work = service.worker.submit(requests)
-    head: dict[str, Any] = {"id": new_id("cmpl"), "object": "text_completion"}
-    head |= {"created": int(time.time()), "model": service.name}
-    parts = _parts(choices, work.chunks())
-    if body.stream:
-        with_usage = bool(body.stream_options and body.stream_options.include_usage)
-        no_usage: dict[str, Any] = {"usage": None} if with_usage else {}
-
-        async def events() -> AsyncIterator[CompletionChunk]:
-            async for part in parts:
-                yield CompletionChunk(**head, choices=[part], **no_usage)
-            if with_usage:
-                counts = usage(work, n, sum(choice.generated for choice in choices))
-                yield CompletionChunk(**head, choices=[], usage=counts)
-
-        return EventStream(work, events())
-    by_choice: list[list[CompletionChoice]] = [[] for _ in choices]
-
-    async def sort_parts() -> None:
-        async for part in parts:
-            by_choice[part.index].append(part)
-
-    if not await collect(http, work, sort_parts()):
-        return Response(status_code=CLIENT_GONE)
-    # Joining long lists takes milliseconds each: a thread lets the event loop run in between.
-    joined = await asyncio.to_thread(lambda: [_join(parts_of_one) for parts_of_one in by_choice])
-    counts = usage(work, n, sum(choice.generated for choice in choices))
-    return await json_response_by_choice(Completion(**head, choices=joined, usage=counts))
-
-
-async def _parts(
-    choices: Sequence[_Choice], chunks: AsyncIterator[tuple[int, Chunk]]
-) -> AsyncIterator[CompletionChoice]:
-    async for index, chunk in chunks:
-        # The log-probabilities of a long prompt are computed in a thread, without blocking other requests.
-        push = choices[index].push
-        if part := await asyncio.to_thread(push, chunk) if len(chunk.prompt) > 256 else push(chunk):
-            yield part
+    return await respond(service, http, body, work, part, _join, FORM)
 
 
 def _join(parts: Sequence[CompletionChoice]) -> CompletionChoice:

@@ -91,12 +91,15 @@ def read_gguf(file: Path) -> tuple[PieceModel | HubModel, Settings]:
     kind = fields.get("model")
     if kind not in ("llama", "gpt2"):
         raise ValueError(f"holds a vocabulary of the kind {kind!r}; supported kinds are 'llama' and 'gpt2'")
+    if not isinstance(fields.get("tokens"), list):
+        fields.pop("tokens", None)
     missing = [key for key in ("tokens", "eos_token_id") if key not in fields]
     missing += [key for key in (["scores"] if kind == "llama" else ["merges"]) if key not in fields]
     if missing:
         raise ValueError(f"has no {_PREFIX}{missing[0]}; convert the model again with a newer converter")
     fields.setdefault("token_type", [Kind.NORMAL] * len(fields["tokens"]))
     fields.setdefault("bos_token_id", fields["eos_token_id"])
+    _require_sound(fields)
     # Places behind the last token fill the embedding up; they are never drawn.
     count, kinds = len(fields["tokens"]), fields["token_type"]
     bos, eos = fields["bos_token_id"], fields["eos_token_id"]
@@ -110,8 +113,21 @@ def read_gguf(file: Path) -> tuple[PieceModel | HubModel, Settings]:
     )
     if kind == "llama":
         return _pieces(fields), settings
-    words = fields["tokens"], fields["token_type"], fields["merges"], fields.get("pre", "")
+    words = fields["tokens"], fields["token_type"], fields["merges"], str(fields.get("pre", ""))
     return byte_level_model(*words, bos, eos), settings
+
+
+def _require_sound(fields: Mapping[str, Any]) -> None:
+    """Raises ValueError where the keys contradict each other, after the file's name."""
+    count = len(fields["tokens"])
+    for key in ("token_type", "scores", "merges"):
+        values = fields.get(key, fields["tokens"])
+        if not isinstance(values, list) or (key != "merges" and len(values) != count):
+            raise ValueError(f"has {count} tokens, but not as many values of {_PREFIX}{key}; get it again")
+    for key in ("bos_token_id", "eos_token_id", "unknown_token_id", *_ENDS):
+        id = fields.get(key, 0)
+        if not isinstance(id, int) or not 0 <= id < count:
+            raise ValueError(f"has {count} tokens, but {_PREFIX}{key} {id!r}; convert the model again")
 
 
 def byte_level_fields(model: HubModel) -> tuple[list[str], list[int], list[str], str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from puna.added_tokens import end_ids, named_template
+from puna.added_tokens import GENERATION, TEMPLATE, end_ids, named_template
 from puna.files import read_object
 
 _SPECIAL = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
@@ -39,8 +39,8 @@ def settings_beside(file: Path, adds_bos: bool) -> Settings:
         ValueError: naming a neighbour that is damaged.
     """
     config = read_object(file.parent / "tokenizer_config.json", optional=True)
-    template = file.parent / "chat_template.jinja"
-    generation = file.parent / "generation_config.json"
+    template = file.parent / TEMPLATE
+    generation = file.parent / GENERATION
     return Settings(
         bool(config.get("add_bos_token", adds_bos)),
         template.read_text(encoding="utf-8") if template.is_file() else named_template(config),

@@ -129,6 +129,7 @@ def test_latin_1_and_marks_are_read():
     ("text", "reason"),
     [
         ("%auto-ignore\n\\section{a} " + WORDS, "withdrawn"),
+        ("This paper has been withdrawn by the author, because its main lemma is wrong. " * 2, "withdrawn"),
         ("\\newcommand{\\x}{a \\section{a}", "unbalanced braces"),
         ("\\section{a} \\bf b} " + WORDS, "unbalanced braces"),
         ("\\section{a} b", "too short"),
@@ -140,6 +141,35 @@ def test_what_cannot_be_a_document_is_set_aside_with_its_reason(text, reason):
     main = f"{mark}\\documentclass{{article}}\\begin{{document}}{text}\\end{{document}}"
     result = clean(Paper("x", {"m.tex": main}))
     assert isinstance(result, Drop) and result.reason == reason
+
+
+def test_files_that_are_all_marked_as_withdrawn_are_no_paper():
+    result = clean(Paper("x", {"a.tex": "%auto-ignore\nThis paper is withdrawn."}))
+    assert isinstance(result, Drop) and result.reason == "withdrawn"
+
+
+def test_a_redefinition_by_itself_is_left_unexpanded_and_counted():
+    text = "\\renewcommand{\\vec}[1]{\\vec{\\mathbf{#1}}}\\section{a} $\\vec{x}$ " + WORDS
+    result = clean(
+        Paper("x", {"m.tex": f"\\documentclass{{article}}\\begin{{document}}{text}\\end{{document}}"})
+    )
+    assert isinstance(result, Document) and "$\\vec{x}$" in result.text
+    assert result.meta["macros_left"] == "1"
+
+
+def test_an_environment_that_its_definition_hides_is_a_comment():
+    text = "\\newenvironment{answer}{\\comment}{\\endcomment}\\section{a} b " + WORDS
+    text += "\\begin{answer}\nHIDDEN\n\\end{answer}\nc"
+    result = clean(
+        Paper("x", {"m.tex": f"\\documentclass{{article}}\\begin{{document}}{text}\\end{{document}}"})
+    )
+    assert isinstance(result, Document) and "HIDDEN" not in result.text and result.text.endswith("c")
+
+
+def test_names_with_digits_and_sections_of_plain_tex_are_read():
+    text = "\\expandafter\\def\\csname a1\\endcsname{lama}\n\\centerline{Title}\n\\beginsection 1. Herds\n\n"
+    result = clean(Paper("x", {"m.tex": f"{text}A \\csname a1\\endcsname\\ {WORDS}\n\\bye\n"}))
+    assert isinstance(result, Document) and result.text.startswith("\\beginsection 1. Herds\n\nA lama")
 
 
 def test_a_group_that_is_open_at_the_end_costs_nothing():

@@ -91,6 +91,15 @@ AROUND = {
     "Australia": ("", "Project Gutenberg Australia\n"),
     "credits": (f"{START}\nCredits: Ana and the Online Distributed Proofreading Team\n\n\n", END),
     "French note": (f"{START}\nNote sur la transcription: Les erreurs ont été corrigées.\n\n\n", END),
+    "French credits": (f"{START}\n\nProduit par Ana et l'équipe des Distributed Proofreaders\n\n", END),
+    "Portuguese credits": (f"{START}\n\nProduzido por Ana e Rui\n\n\n", END),
+    "Dutch credits": (f"{START}\nGeproduceerd door het Gedistribueerd Proofreading Team\n\n", END),
+    "German notes": (
+        f"{START}\nDieser Text wurde von Ana erfasst.\n\n",
+        f"[ Hinweise zur Transkription:\n\n    Das Original ist in Fraktur.\n    ]\n\n{END}",
+    ),
+    "Swedish end": (START, f"Slutet på Project Gutenbergs Lamorna, av Ana\n\n{END}"),
+    "a rule before a note": (START, f"    *    *    *\n\nTRANSCRIBER'S NOTES:\n\nPage 1: teh.\n\n\n{END}"),
     "transcribed": (f"{START}\n[This text was transcribed from the 1910 edition by Ana]\n\n\n", END),
 }
 
@@ -120,6 +129,15 @@ def test_a_mark_in_the_wrong_place_does_not_take_the_book_and_is_named():
         assert isinstance(document, Document) and verses(50) in document.text
     document = clean(Book("pg1", f"{verses(50)}\n\n{START}"))
     assert isinstance(document, Document) and document.meta["boilerplate"].startswith("kept whole")
+
+
+def test_a_note_after_the_title_goes_and_the_title_stays():
+    note = "\n\n     The text is based on translations by Ana.\n\n\n"
+    title = "TALES\n\nBy Rui\n\n\n"
+    for before, heading in ((title, "PREPARER’S NOTE"), (title, "Original Transcriber's Notes:")):
+        document = clean(Book("pg1", f"{START}\n\n{before}{heading}{note}{verses(9)}\n{END}"))
+        assert isinstance(document, Document) and "based on" not in document.text
+        assert document.text == f"{before}{verses(9)}"
 
 
 def test_pictures_are_the_user_s_choice():

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
@@ -152,6 +153,25 @@ def test_rows_are_found_across_blocks_and_one_too_long_is_skipped(tmp_path, monk
         : len(short) - sum(isinstance(i, DamagedRecord) for i in short)
     ]
     assert any(isinstance(item, DamagedRecord) and "without a row" in item.reason for item in short)
+
+
+def test_a_dump_read_in_parts_gives_the_rows_of_the_whole(tmp_path):
+    path = write_site(tmp_path, [row(number, body="<p>é</p>" * number) for number in range(1, 30)])
+    whole, size = list(read_posts(path)), path.stat().st_size
+    for part in (97, 1000, size // 2):
+        starts = [*range(0, size - part, part), size]
+        assert [item for span in pairwise(starts) for item in read_posts(path, span)] == whole
+
+
+def test_a_large_dump_is_divided_and_gives_the_same_documents(tmp_path, monkeypatch):
+    write_site(tmp_path / "in", site(9))
+    made = []
+    for size in (1 << 30, 700):
+        monkeypatch.setattr(stackexchange, "PART_BYTES", size)
+        out = tmp_path / str(size)
+        clean_source("stackexchange", [tmp_path / "in"], out, executor=Executor(workers=1))
+        made.append({path.name: path.read_bytes() for path in out.glob("*.parquet")})
+    assert made[0] == made[1] and len(list((out / "steps" / "posts").glob("*.arrow"))) > 2
 
 
 @pytest.mark.parametrize("filters", [None, [{"id": py7zr.FILTER_BZIP2}]])

@@ -50,6 +50,8 @@ def chunked(data: bytes, size: int = 10) -> bytes:
         (zlib.compress, {"Content_Encoding": "deflate"}),
         (lambda data: zlib.compress(data)[2:-4], {"Content_Encoding": "deflate"}),
         (brotli.compress, {"Content_Encoding": "br"}),
+        (lambda data: gzip.compress(data[:20]) + gzip.compress(data[20:]), {"Content_Encoding": "gzip"}),
+        (gzip.compress, {}),
         (
             lambda data: chunked(gzip.compress(data)),
             {"Transfer_Encoding": "chunked", "Content_Encoding": "gzip"},
@@ -57,6 +59,7 @@ def chunked(data: bytes, size: int = 10) -> bytes:
         # Decoded by the crawler, which left the server's headers as they were.
         (lambda data: data, {"Transfer_Encoding": "chunked"}),
         (lambda data: data, {"Content_Encoding": "gzip"}),
+        (lambda data: b"\n  " + data, {"Content_Encoding": "br"}),
     ],
 )
 def test_a_body_is_read_in_every_coding_that_servers_use(tmp_path, coding, headers):

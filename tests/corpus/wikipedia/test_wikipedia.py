@@ -1,14 +1,17 @@
 """Wikipedia dumps become prose: what a reader of the page sees, and no more."""
 
 import bz2
+import re
 import tracemalloc
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from puna.corpus.clean import find_inputs
+from puna.corpus.clean import clean_source, find_inputs
 from puna.corpus.document import DamagedRecord, Document, Drop
 from puna.corpus.wikipedia.source import Options, Page, Site, clean, read
+from puna.stages.stage import Executor
 from tests.corpus.wikipedia.dumps import END, PROSE, head, page, write_dump
 
 
@@ -50,7 +53,9 @@ def pages_and_bad(path: Path) -> tuple[list[Page], list[DamagedRecord]]:
         ("at https://example.org/x today", "at today"),
         ("salt&nbsp;flat &amp; sky &mdash; wide", "salt flat & sky — wide"),
         ("__NOTOC__ the __init__ method", "the __init__ method"),
-        ("Llama ({{IPA|x}}; {{lang|es|llama}}) is", "Llama is"),
+        ("Llama ({{IPA|x}}; {{lang-es|llama}}) is", "Llama is"),
+        ("Llama ({{IPA|x}}; {{lang|es|llama}}) is", "Llama (llama) is"),
+        ("羊驼（{{IPA|x}}，{{lang-es|x}}）是", "羊驼是"),
         ("Llama ({{IPA|x}}; from Quechua) is", "Llama (from Quechua) is"),
         ("one<br />two", "one\ntwo"),
         ("* first\n* second\n:# third", "first\nsecond\nthird"),
@@ -66,6 +71,22 @@ def pages_and_bad(path: Path) -> tuple[list[Page], list[DamagedRecord]]:
     ],
 )
 def test_wikitext_keeps_what_is_read_and_drops_what_is_not(wikitext, text):
+    assert text_of(wikitext) == text
+
+
+@pytest.mark.parametrize(
+    ("wikitext", "text"),
+    [
+        ("{{convert|10|km|mi}} long, {{cvt|5|to|7|kg|0}}", "10 km long, 5 to 7 kg"),
+        ("{{convert|22|e6acre|km2|abbr=on}} and {{convert|5|ft|11|in|m}}", "22 million acre and 5 ft 11 in"),
+        ("{{nowrap|4 [[gram|g]]}} of {{lang|fr|2=sel}} {{unité|3|kg}}", "4 g of sel 3 kg"),
+        ("{{math|1=''E'' = ''mc''<sup>2</sup>}} in km{{sup|2}}", "E = mc^2 in km^2"),
+        ("said:\n{{quote|author=Ada|text=Salt.}}\nso", "said:\n\nSalt.\n\nso"),
+        ("John{{'s}} salt, {{circa|1450}} {{small|}}there", "John's salt, c. 1450 there"),
+        ("<tabs><tab name=a>salt</tab></tabs>", "salt"),
+    ],
+)
+def test_templates_around_text_show_it(wikitext, text):
     assert text_of(wikitext) == text
 
 
@@ -378,3 +399,38 @@ def test_a_dump_of_another_version_gives_its_last_revisions(realdata):
         ("Bar", "Revision 3 text"),
     ]
     assert clean(pages[1]) == Drop("not an article", detail="Bar")
+
+
+# ---- parts of a large dump
+
+
+@pytest.mark.parametrize("cuts", [None, "pages", "anywhere", "tags", "one stream"])
+def test_a_dump_read_in_parts_gives_the_pages_of_the_whole(tmp_path, cuts):
+    xml = (head() + "".join(page(number, PROSE * (number % 5)) for number in range(40)) + END).encode()
+    begins = [found.start() for found in re.finditer(b"<page>", xml)]
+    places = {
+        "pages": begins[::3],
+        "anywhere": range(101, len(xml), 1709),
+        "tags": [place + number % 7 for number, place in enumerate(begins[2::2])],
+    }.get(cuts, [])
+    edges = [0, *places, len(xml)]
+    path = tmp_path / "enwiki-pages.xml"
+    path.write_bytes(xml if cuts is None else b"".join(bz2.compress(xml[a:b]) for a, b in pairwise(edges)))
+    whole, size = list(read(path)), path.stat().st_size
+    assert len(whole) == 40
+    for part in (173, size // 3):
+        starts = [*range(0, size - part, part), size]
+        assert [item for span in pairwise(starts) for item in read(path, span=span)] == whole
+
+
+def test_a_large_dump_is_divided_and_any_number_of_workers_writes_the_same(tmp_path, monkeypatch):
+    dump = write_dump(tmp_path / "enwiki-pages.xml", [page(number) for number in range(60)])
+    monkeypatch.setattr("puna.corpus.wikipedia.source.PART_BYTES", 4000)
+    made = {}
+    for workers in (1, 2):
+        out = tmp_path / str(workers)
+        manifest = clean_source("wikipedia", [dump], out, executor=Executor(workers=workers))
+        made[workers] = {path.name: path.read_bytes() for path in out.glob("*.parquet")}
+    assert manifest.counts["kept"] == 60 and manifest.damaged == 0
+    assert made[1] == made[2] and len(made[1]) == dump.stat().st_size // 4000
+    assert [(item.path, item.bytes) for item in manifest.inputs] == [(str(dump), dump.stat().st_size)]
