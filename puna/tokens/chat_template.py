@@ -41,10 +41,8 @@ class ChatTemplate:
         self.fault: str | None = None
         """Why it cannot be used, if so."""
         self._controls = tokenizer.controls
-        # The longest first: "<|end|>" must not be found within "<|end|>x", if there are both.
-        pattern = _any_of(list(filter(None, self._controls)))
         self._control = _control_pattern(tokenizer)
-        self._begun = re.compile(f"(?=(?:{pattern}))")
+        self._begun = re.compile(f"(?={self._control.pattern})")
         self.end_ids: frozenset[int] = frozenset()
         try:
             RENDERER.check(source)
@@ -243,7 +241,7 @@ def _ids_of_all(
 
 
 def _any_of(texts: Sequence[str]) -> str:
-    """A regular expression of any of these texts, the longest first; common beginnings are read once.
+    """A regular expression of any of these texts, the longest first: "<|end|>" is not found in "<|end|>x".
 
     Hundreds of alternatives that all begin with "<|" would be tried one after the other at each "<".
     """
