@@ -285,10 +285,19 @@ def remove_partials(directory: Path, name: str = "") -> None:
             partial.unlink(missing_ok=True)
 
 
+def write_file(path: Path, data: str | bytes) -> None:
+    """Write a whole file atomically; text as UTF-8.
+
+    Raises:
+        OSError: naming `path`, for example when the disk is full.
+    """
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, atomically."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_file(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path, fix: str = "delete it and run its stage again") -> Any:

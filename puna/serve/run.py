@@ -5,6 +5,7 @@ Out: nothing. SIGTERM and Ctrl-C stop accepting; in-flight requests have some se
 """
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -91,4 +92,7 @@ def run(app: FastAPI, listening: socket.socket, grace: float, ready: Callable[[]
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # The engine's thread asks for the interpreter many times per step, and waits this long for a busy thread.
     sys.setswitchinterval(0.0005)
+    # A full collection would visit every object of the packages and the vocabulary while all else waits.
+    gc.collect()
+    gc.freeze()
     Server(app, grace, ready).run([listening])

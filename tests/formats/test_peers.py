@@ -34,7 +34,6 @@ CONTINUE = """
 import json, sys
 import numpy as np
 from llama_cpp import Llama
-from tests.generate.conftest import generated
 
 path, text, ids, count = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4])
 model = Llama(path, n_ctx=96, n_threads=1, logits_all=True, verbose=False, type_k=0, type_v=0)  # fp32 cache
