@@ -15,6 +15,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from lzma import LZMAError
 from pathlib import Path
 from typing import BinaryIO
@@ -144,10 +145,8 @@ def _usual_attributes(piece: bytes) -> dict[str, str] | None:
     *parts, end = text.split('"')
     if end.strip() != "/>" or len(parts) % 2 or "<" in text or not text.isprintable():
         return None
-    names = "".join(parts[::2])
-    if not _NAMES.fullmatch(names):
-        return None
-    row = dict(zip(names[:-1].split("= "), parts[1::2], strict=True))
+    names = _names_in("".join(parts[::2]))
+    row = dict(zip(names, parts[1::2], strict=False))
     for name, value in row.items():
         if "&" in value:
             for entity, character in _ENTITIES.items():
@@ -156,6 +155,11 @@ def _usual_attributes(piece: bytes) -> dict[str, str] | None:
                 return None
             row[name] = value.replace("&amp;", "&")
     return row if 2 * len(row) == len(parts) else None
+
+
+@lru_cache(maxsize=1024)  # a dump has few sequences of names
+def _names_in(text: str) -> list[str]:
+    return text[:-1].split("= ") if _NAMES.fullmatch(text) else []
 
 
 def _attributes(row: bytes) -> dict[str, str]:
