@@ -64,7 +64,8 @@ def _kinds(names: str) -> frozenset[type[t.Token]]:
 
 
 _OPENERS = _kinds(
-    "TemplateOpen ArgumentOpen WikilinkOpen ExternalLinkOpen HTMLEntityStart HeadingStart CommentStart TagOpenOpen"
+    "TemplateOpen ArgumentOpen WikilinkOpen ExternalLinkOpen HTMLEntityStart HeadingStart CommentStart "
+    "TagOpenOpen"
 )
 _CLOSERS = _kinds(
     "TemplateClose ArgumentClose WikilinkClose ExternalLinkClose HTMLEntityEnd HeadingEnd CommentEnd "
