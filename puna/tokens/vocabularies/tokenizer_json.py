@@ -138,9 +138,12 @@ def read_hub(file: Path) -> HubModel:
     if not isinstance(definition, dict) or "model" not in definition:
         raise ValueError("is no tokenizer.json; give one, or a tokenizer.model")
     is_ours = SEPARATORS in definition
-    if not is_ours:
-        definition[SEPARATORS] = _separators(definition, file.parent)
-    model = HubModel(definition)
+    try:
+        if not is_ours:
+            definition[SEPARATORS] = _separators(definition, file.parent)
+        model = HubModel(definition)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(f"is not a valid tokenizer.json ({one_line(error)}); fetch it again") from error
     model.is_ours = is_ours
     return model
 
