@@ -128,7 +128,13 @@ def test_an_index_that_leads_astray(copy, capsys, weight_map, said):
 
 @pytest.mark.parametrize(
     "change",
-    [{"added_tokens": [{"content": "a"}]}, {"model": None}, {"model": {"type": "BPE", "vocab": ["a"]}}],
+    [
+        {"added_tokens": [{"content": "a"}]},
+        {"added_tokens": [{"content": "a", "special": True, "id": 10**9}]},
+        {"model": None},
+        {"model": {"type": "BPE", "vocab": ["a"]}},
+        {"model": {"type": "BPE", "vocab": {"<s>": 1, "</s>": 2}, "dropout": 0.1}},
+    ],
     ids=repr,
 )
 def test_a_malformed_tokenizer_json(copy, capsys, change):

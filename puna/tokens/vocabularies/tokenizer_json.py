@@ -18,6 +18,7 @@ from typing import Any
 
 import tokenizers
 
+from puna.added_tokens import LARGEST_ID
 from puna.files import read_object
 from puna.retry import one_line
 from puna.tokens.vocabularies.sentencepiece import SPACE
@@ -54,6 +55,10 @@ class HubModel:
         added = {token["id"]: token for token in definition.get("added_tokens") or []}
         names: dict[int, str] = {id: piece for piece, id in model["vocab"].items()}
         self.vocab_size = max([*names, *added]) + 1
+        if self.vocab_size > LARGEST_ID:
+            raise ValueError(f"has a token with the id {self.vocab_size - 1}; ids are below {LARGEST_ID}")
+        if model.get("dropout"):
+            raise ValueError(f"drops merges at random (dropout {model['dropout']}); set it to null")
         is_byte_level = "ByteLevel" in _types(definition.get("pre_tokenizer"))
         self.marks_spaces = not is_byte_level
         spell = _byte_level if is_byte_level else _with_marks
