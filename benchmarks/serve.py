@@ -33,8 +33,8 @@ def ids(number: int, length: int) -> list[int]:
 
 
 def many(number: int, length: int) -> list[list[int]]:
-    """As many prompts as the server takes at once."""
-    return [ids(QUEUE * number + index, length) for index in range(QUEUE)]
+    """32 prompts of so many tokens."""
+    return [ids(32 * number + index, length) for index in range(32)]
 
 
 def whole(**body: object) -> bytes:
@@ -50,12 +50,12 @@ KINDS: dict[str, Callable[[int, int], tuple[str, bytes]] | None] = {
         COMPLETIONS,
         whole(prompt=ids(i, n - 1), echo=True, logprobs=20),
     ),
-    "64 prompts as long": lambda i, n: (COMPLETIONS, whole(prompt=many(i, n - 1))),
-    "64 texts as long": lambda i, n: (
+    "32 prompts as long": lambda i, n: (COMPLETIONS, whole(prompt=many(i, n - 1))),
+    "32 texts as long": lambda i, n: (
         COMPLETIONS,
-        whole(prompt=[f"{i} {j} " + "the llama " * (n // 6) for j in range(QUEUE)]),
+        whole(prompt=[f"{i} {j} " + "the llama " * (n // 6) for j in range(32)]),
     ),
-    "64 short prompts": lambda i, n: (COMPLETIONS, whole(prompt=many(i, 40))),
+    "32 short prompts": lambda i, n: (COMPLETIONS, whole(prompt=many(i, 40))),
     "a conversation of 600 messages": lambda i, n: (
         CHAT,
         whole(messages=[{"role": "user", "content": f"{i} {j}"} for j in range(600)]),

@@ -109,7 +109,7 @@ def end_ids(values: Mapping[str, Any], file: Path) -> list[int]:
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(id, int) and not isinstance(id, bool) for id in ids):
         raise ValueError(f"{file}: eos_token_id is {value!r}; it must be a token id, or a list of them")
-    return ids
+    return [id for id in ids if id >= 0]  # below 0: none
 
 
 def named_template(config: Mapping[str, Any]) -> str | None:

@@ -48,7 +48,11 @@ class Fields:
 
     def number(self, name: str, default: float = _REQUIRED) -> float:
         """A number."""
-        return float(self._get(name, default, (int, float), "a number"))
+        value = self._get(name, default, (int, float), "a number")
+        try:
+            return float(value)
+        except OverflowError:
+            raise self.wrong(name, "it must be a number that fits into 64 bits") from None
 
     def flag(self, name: str, default: bool = False) -> bool:
         """True or false."""

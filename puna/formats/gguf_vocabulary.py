@@ -58,7 +58,7 @@ def add_vocabulary(
     if settings.chat_template:
         writer.add_chat_template(settings.chat_template)
     if vocabulary is None or GENERATION in files:
-        others = sorted(settings.end_ids - {eos})
+        others = sorted(id for id in settings.end_ids - {eos} if id < vocab_size)
         if len(others) > 2:
             raise ValueError(
                 f"{GENERATION} names {len(others) + 1} tokens that end an answer, and a GGUF file "

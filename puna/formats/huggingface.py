@@ -36,6 +36,8 @@ from puna.tokens.tokenizer import Tokenizer
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 _ROWS = 4096  # compared at a time
+_ROPE = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "low_freq_factor"}
+_ROPE |= {"high_freq_factor", "original_max_position_embeddings", "attention_factor"}  # the last: unused
 _LAYER = "model.layers.{layer}."
 NAMES = {
     "embedding": "model.embed_tokens.weight",
@@ -110,7 +112,10 @@ def _rope(fields: Fields) -> dict[str, Any]:
         rope.only(name, "default", "llama3")
     for section in (fields, rope):
         section.only("partial_rotary_factor", 1.0, 1)
+    for name in rope.values.keys() - _ROPE:  # one section per kind of layer, for example
+        rope.only(name)
     if rope.values.get("rope_type", rope.values.get("type", "default")) == "default":
+        rope.only("factor", 1.0, 1)
         return {"rope_base": base}
     scaling = RopeScaling(
         factor=rope.number("factor"),

@@ -29,6 +29,7 @@ from puna.tokens.model_files import tokenizer_of
 
 _log = logging.getLogger(__name__)
 
+MAX_CONTEXT = 1 << 24  # its rotations are in a table
 _CACHE_BYTES = 1 << 31  # maximum size of the KV cache, unless a number of tokens is given
 
 
@@ -60,6 +61,11 @@ def load_engine(
         raise ValueError(f"max-batch is {max_batch}; it must be positive")
     kind, source = open_source(path)
     tokenizer = tokenizer_of(path, source.tokenizer)
+    if source.config.context > MAX_CONTEXT:
+        raise ValueError(
+            f"{path} has a context of {source.config.context:,} tokens; the maximum is {MAX_CONTEXT:,}: "
+            "convert it with --context"
+        )
     chosen = weights or _default_weights(path, kind, source)
     dtype = DTYPES[cache_dtype or ("fp32" if chosen == "fp32" else "bf16")]
     n_blocks = _n_blocks(source.config, dtype, max_batch, cache_tokens)

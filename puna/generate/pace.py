@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-STEP_SECONDS = 0.15  # of a step that answers wait for
+STEP_SECONDS = 0.13  # of a step that answers wait for: 0.2 s at most, with all else that happens
 ALONE_SECONDS = 0.5  # of another: what is cancelled, or stopped by Ctrl-C, ends with the step
 LEAST = 8  # tokens of a chunk, however slow the machine is
 

@@ -126,6 +126,24 @@ def test_an_index_that_leads_astray(copy, capsys, weight_map, said):
     assert said in refusal(source, capsys)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"added_tokens": [{"content": "a"}]},
+        {"added_tokens": [{"content": "a", "special": True, "id": 10**9}]},
+        {"model": None},
+        {"model": {"type": "BPE", "vocab": ["a"]}},
+        {"model": {"type": "BPE", "vocab": {"<s>": 1, "</s>": 2}, "dropout": 0.1}},
+    ],
+    ids=repr,
+)
+def test_a_malformed_tokenizer_json(copy, capsys, change):
+    file = copy("hf") / "tokenizer.json"
+    (file.parent / "tokenizer.model").unlink()
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert str(file) in refusal(file.parent, capsys)
+
+
 def test_two_files_with_the_same_tensor_are_named(copy, capsys):
     source = copy("hf")
     shutil.copy(source / "model.safetensors", source / "other.safetensors")

@@ -123,7 +123,7 @@ class SlowRunner(PlainRunner):
         return super().decode(tokens, positions, tables)
 
 
-@pytest.mark.parametrize(("rows", "at_most"), [(1, 25), (4, 40), (12, 100)])
+@pytest.mark.parametrize(("rows", "at_most"), [(1, 30), (4, 60), (12, 100)])
 def test_answers_wait_for_a_chunk_no_longer_than_they_must(model, tokenizer, monkeypatch, rows, at_most):
     runner = SlowRunner(model, 80)
     monkeypatch.setattr("puna.generate.pace.time.perf_counter", lambda: runner.now)

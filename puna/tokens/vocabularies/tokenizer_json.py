@@ -18,6 +18,7 @@ from typing import Any
 
 import tokenizers
 
+from puna.added_tokens import LARGEST_ID
 from puna.files import read_object
 from puna.retry import one_line
 from puna.tokens.vocabularies.sentencepiece import SPACE
@@ -54,6 +55,10 @@ class HubModel:
         added = {token["id"]: token for token in definition.get("added_tokens") or []}
         names: dict[int, str] = {id: piece for piece, id in model["vocab"].items()}
         self.vocab_size = max([*names, *added]) + 1
+        if self.vocab_size > LARGEST_ID:
+            raise ValueError(f"has a token with the id {self.vocab_size - 1}; ids are below {LARGEST_ID}")
+        if model.get("dropout"):
+            raise ValueError(f"drops merges at random (dropout {model['dropout']}); set it to null")
         is_byte_level = "ByteLevel" in _types(definition.get("pre_tokenizer"))
         self.marks_spaces = not is_byte_level
         spell = _byte_level if is_byte_level else _with_marks
@@ -135,9 +140,12 @@ def read_hub(file: Path) -> HubModel:
     if "model" not in definition:
         raise ValueError("is not a tokenizer.json; give one, or a tokenizer.model")
     is_ours = SEPARATORS in definition
-    if not is_ours:
-        definition[SEPARATORS] = _separators(definition, file.parent)
-    model = HubModel(definition)
+    try:
+        if not is_ours:
+            definition[SEPARATORS] = _separators(definition, file.parent)
+        model = HubModel(definition)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(f"is not a valid tokenizer.json ({one_line(error)}); fetch it again") from error
     model.is_ours = is_ours
     return model
 
