@@ -116,7 +116,8 @@ def test_a_conversation_is_answered_through_the_chat_template(workplace, tmp_pat
 
 def test_a_model_without_a_tokenizer_is_not_converted(workplace, tmp_path):
     puna.convert(workplace / "runs/first", tmp_path / "hf", to="hf")
-    (tmp_path / "hf/tokenizer.model").unlink()
+    for name in ("tokenizer.model", "tokenizer.json"):
+        (tmp_path / "hf" / name).unlink()
     with pytest.raises(ValueError, match="no tokenizer"):
         puna.load(tmp_path / "hf")
     with pytest.raises(ValueError, match="put the model's own tokenizer beside its weights"):
