@@ -3,15 +3,19 @@
 `puna.api` has all of it; see there.
 """
 
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from puna.devices import DeviceName
+from puna.extras import require
 from puna.rundir import METRICS
+from puna.validation import from_dict
 
 if TYPE_CHECKING:
+    from puna.evaluate.model import Model
     from puna.formats.convert import Format, Precision
     from puna.generate.language_model import LanguageModel
     from puna.generate.runners.base import CacheDtype, Weights
@@ -32,6 +36,9 @@ def evaluate(
     toxicity: str | None = None,
     truth: str | None = None,
     unsafe_exec: bool = False,
+    contamination: AnyPath | None = None,
+    endpoint_model: str = "",
+    say: Callable[[str], None] = lambda text: None,
     **options: Any,
 ) -> dict[str, Any]:
     """Evaluate a model on benchmarks, or resume the evaluation in `out`.
@@ -41,7 +48,8 @@ def evaluate(
     ('capitals', 2)
 
     Args:
-        model: as for `load`.
+        model: as for `load`; or the address of an OpenAI-compatible endpoint (http://…/v1), which can only do
+            tasks that generate. The key of an endpoint: OPENAI_API_KEY.
         tasks: names of tasks or groups as in `puna eval`, or files with your own (.py, .yaml).
         data: directory of the benchmark files in their original formats.
         out: directory of the results: a file of records per task, results.json.
@@ -51,7 +59,10 @@ def evaluate(
         toxicity: judge of toxicity: directory of a Hugging Face classifier, or `perspective`.
         truth: judge of truthfulness: address of an OpenAI-compatible endpoint.
         unsafe_exec: run generated programs without isolation.
-        options: fields of `puna.evaluate.harness.Options`: limit, shots, samples, temperature, seed …
+        contamination: directory of token shards; items that share 13 tokens in a row with them are counted.
+        endpoint_model: model name to send to an endpoint; the first that it lists when empty.
+        say: called with a line on what will be computed, and with one for each task that is not scored.
+        options: fields of `puna.evaluate.options.Options`: limit, shots, samples, temperature, seed …
 
     Returns:
         The contents of results.json: scores with their errors, digests of model and data, seconds, energy.
@@ -59,19 +70,27 @@ def evaluate(
     Raises:
         ValueError: an unknown task or option, data that is missing, or `out` of another evaluation.
     """
-    from puna.devices import choose_device
     from puna.evaluate.data import Data
-    from puna.evaluate.harness import Options
-    from puna.evaluate.model import load_model
+    from puna.evaluate.options import Options
     from puna.evaluate.run import evaluate as work
     from puna.evaluate.run import judges_of
     from puna.evaluate.tasks import find
 
     chosen = find([tasks] if isinstance(tasks, str) else tasks)
-    judges = judges_of(toxicity, truth, unsafe_exec, any(task.judge == "sandbox" for task in chosen))
-    asked = load_model(find_model(str(model)), str(model), weights, max_batch, device=device)
-    files, used = Data(Path(data)), choose_device(device)
-    return work(asked, chosen, files, Path(out), Options(**options), judges, used, weights=weights)
+    judges = judges_of(toxicity, truth, unsafe_exec, chosen)
+    changes = from_dict(Options, options)
+    asked: Model
+    if str(model).startswith(("http://", "https://")):
+        require("httpx2")
+        from puna.evaluate.endpoint import Endpoint
+
+        asked = Endpoint(str(model), endpoint_model, os.environ.get("OPENAI_API_KEY", ""))
+    else:
+        from puna.evaluate.model import load_model
+
+        asked = load_model(find_model(str(model)), str(model), weights, max_batch, device=device)
+    shards = None if contamination is None else Path(contamination)
+    return work(asked, chosen, Data(Path(data)), Path(out), changes, judges, device, shards, say, weights)
 
 
 def plan(

@@ -20,6 +20,7 @@ from puna.config_model import ModelConfig, RopeScaling
 from puna.config_sections import (
     Activations,
     ComputeConfig,
+    DataFormat,
     EvalConfig,
     FinetuneConfig,
     LoraConfig,
@@ -49,6 +50,7 @@ from puna.validation import (
 __all__ = [
     "Activations",
     "ComputeConfig",
+    "DataFormat",
     "EvalConfig",
     "FinetuneConfig",
     "LoraConfig",
@@ -76,7 +78,7 @@ class RunConfig:
     """Everything that decides a training run."""
 
     recipe: str = "15m"
-    """Recipe that gives the default sizes and optimiser settings; see puna/recipes.py."""
+    """Recipe that gives default sizes and optimiser settings: tiny, 15m, 110m, 1b, 7b, 13b, 33b or 65b."""
     data: tuple[str, ...] = ()
     """Directories of token shards, as written by `puna shards`."""
     seed: int = 1

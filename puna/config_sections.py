@@ -21,6 +21,8 @@ from puna.validation import (
 )
 
 Activations = Literal["manual", "selective", "full", "none"]
+DataFormat = Literal["messages", "sharegpt", "alpaca", "tasks", "prompt", "flan", "text"]
+"""Formats of instruction data; puna/finetune/formats.py describes them."""
 
 
 @strict
@@ -224,9 +226,8 @@ class FinetuneConfig:
     """Model to start from: run directory, Hugging Face or Meta directory, .gguf file, or smollm2."""
     template: str | None = None
     """Chat template by name (chatml, alpaca, puna, plain). Default: the one that the model comes with."""
-    format: str | None = None
-    """Format of the data: messages, sharegpt, alpaca, tasks, prompt, flan or text. Default: by the fields of
-    each record."""
+    format: DataFormat | None = None
+    """Format of the data. Default: by the fields of each record."""
     context: Positive | None = None
     """Tokens per packed row, and of the longest example. Default: the model's context, at most 1024."""
     held_out: Annotated[Fraction, Lt(1)] = 0.01

@@ -48,13 +48,16 @@ def fingerprint(value: object) -> str:
 T = TypeVar("T")
 
 
-def read_table(path: Path) -> dict[str, tuple[str, ...]]:
-    """Key -> words, from lines `key: words` of a text file; `#` begins a comment, a key may come again."""
+def read_table(path: Path, by_line: bool = False) -> dict[str, tuple[str, ...]]:
+    """Key -> words, or whole lines, from lines `key: words` of a text file.
+
+    `#` begins a comment; the words of all lines with the same key are joined.
+    """
     table: dict[str, tuple[str, ...]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         key, _, words = line.partition(": ")
         if not line.startswith("#"):
-            table[key] = (*table.get(key, ()), *words.split())
+            table[key] = (*table.get(key, ()), *([words] if by_line else words.split()))
     return table
 
 
@@ -282,10 +285,19 @@ def remove_partials(directory: Path, name: str = "") -> None:
             partial.unlink(missing_ok=True)
 
 
+def write_file(path: Path, data: str | bytes) -> None:
+    """Write a whole file atomically; text as UTF-8.
+
+    Raises:
+        OSError: naming `path`, for example when the disk is full.
+    """
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, atomically."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_file(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path, fix: str = "delete it and run its stage again") -> Any:

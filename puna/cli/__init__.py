@@ -29,10 +29,10 @@ VERBS = {
     "corpus": "Clean raw dumps into documents (Parquet).",
     "tokenizer": "Train a tokenizer; encode and decode text with it.",
     "shards": "Encode documents into token shards; a share of the documents is held out for validation.",
-    "tokens": "Show the training batches that token shards give.",
+    "tokens": "Show the training batches made from token shards.",
     "plan": "Estimate a training run before it is paid for: memory, time, energy, cost.",
     "train": "Train a model on token shards; the same command resumes from the newest checkpoint.",
-    "finetune": "Finetune a model on instruction data, whole or with LoRA; the same command resumes.",
+    "finetune": "Finetune a model on instruction data (all weights or LoRA); the same command resumes.",
     "generate": "Generate continuations of one or many prompts.",
     "chat": "Chat with a model in the terminal.",
     "serve": "Serve a model over HTTP: OpenAI-compatible API and a chat page.",
@@ -42,18 +42,11 @@ VERBS = {
     "report": "Write the report of a training run as one HTML page.",
 }
 INVALID = (CycloptsError, ValueError, OSError, FloatingPointError, MissingExtra)  # an input, or its file
-_APPS = (
-    "fetch",
-    "corpus",
-    "tokenizer",
-    "tokens",
-    "train",
-    "eval",
-)  # with verbs or a configuration of their own
 
 app = App(
     name="puna",
-    help="LLaMA, end to end: raw dumps -> documents -> tokens -> weights -> text and scores.",
+    help="LLaMA, end to end: raw dumps -> documents -> tokens -> weights -> text and scores.\n\n"
+    "`puna demo` runs all of it on a small sample; `puna VERB --help` describes one stage.",
     version=__version__,
     default_parameter=Parameter(negative=(), show_env_var=False, show_default=typed),
     version_flags=["--version"],
@@ -61,12 +54,7 @@ app = App(
     help_format="plaintext",  # rendering docstrings as Markdown takes 0.1 s
 )
 for verb, text in VERBS.items():
-    app.command(f"puna.cli.{verb}:{'app' if verb in _APPS else verb}", name=verb, help=text)
-
-
-def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    app.command(f"puna.cli.{verb}:{verb}", name=verb, help=text)
 
 
 def _drop_output() -> None:
@@ -112,5 +100,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         if is_full:
             message += "; free some space and run the same command to resume"
-        return _fail(message)
-    return code if isinstance(code, int) else 0
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        return 2
+    return code or 0

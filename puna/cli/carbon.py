@@ -26,7 +26,7 @@ def carbon(
     pue: float = PUE,
     intensity: str = str(INTENSITY),
     json: Json = False,
-) -> int:
+) -> None:
     """Energy and emissions of runs or GPU-hours; by default those of the paper's Table 15.
 
     Parameters
@@ -62,4 +62,3 @@ def carbon(
     else:
         result, lines = table_15(one)
     print_result({**result, "pue": pue, "intensity": per_mwh, "basis": basis}, json, [*lines, grid])
-    return 0

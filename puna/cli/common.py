@@ -1,6 +1,7 @@
 """What the verbs share: common options, and how a result is printed."""
 
 import json as json_module
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -56,6 +57,11 @@ class ModelOptions:
 
 Model = Annotated[ModelOptions, Parameter(name="*")]
 Draws = Annotated[Sampling, Parameter(name="*", group="Sampling")]
+
+
+def say(text: str) -> None:
+    """Tell what is going on, beside the result."""
+    print(text, file=sys.stderr)
 
 
 def energy_lines(manifest: "Manifest") -> list[str]:

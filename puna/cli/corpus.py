@@ -4,13 +4,13 @@ from cyclopts import App
 
 from puna.corpus.registry import source_names
 
-app = App(name="corpus", help="Clean raw dumps into documents (Parquet files).")
+corpus = App(name="corpus", help="Clean raw dumps into documents (Parquet files).")
 for name, summary in source_names().items():
-    app.command(f"puna.cli.sources:{name}", name=name, help=summary)
-app.command("puna.cli.corpus_models:references", help="List the URLs cited by a Wikipedia dump.")
-app.command(
+    corpus.command(f"puna.cli.sources:{name}", name=name, help=summary)
+corpus.command("puna.cli.corpus_models:references", help="List the URLs cited by a Wikipedia dump.")
+corpus.command(
     "puna.cli.corpus_models:language_model", help="Train the n-gram language model for perplexity filtering."
 )
-app.command(
+corpus.command(
     "puna.cli.corpus_models:classifier", help="Train the classifier of pages that Wikipedia would cite."
 )

@@ -21,7 +21,7 @@ def language_model(
     discount_fallback: bool = False,
     memory: int = 1000,
     json: Json = False,
-) -> int:
+) -> None:
     """Train the n-gram language model for perplexity filtering (SentencePiece, modified Kneser-Ney).
 
     Parameters
@@ -60,10 +60,9 @@ def language_model(
     ]
     after = f"puna corpus commoncrawl INPUT… --language-model {out} --out documents/commoncrawl"
     print_stage(manifest, json, lines, out, after)
-    return 0
 
 
-def references(dumps: list[Path], /, *, out: Path, max_bad: float = 0.1, json: Json = False) -> int:
+def references(dumps: list[Path], /, *, out: Path, max_bad: float = 0.1, json: Json = False) -> None:
     """List the URLs that the references of Wikipedia dumps cite.
 
     Parameters
@@ -82,7 +81,6 @@ def references(dumps: list[Path], /, *, out: Path, max_bad: float = 0.1, json: J
     lines += [f"{manifest.damaged:>14,}  damaged (see {out}.json)"] if manifest.damaged else []
     lines += [f"next: puna corpus classifier --pages DOCS --references {out} --out classifier"]
     print_result(manifest.to_json(), json, lines)
-    return 0
 
 
 def classifier(
@@ -95,7 +93,7 @@ def classifier(
     max_each: int = 50_000,
     seed: int = 1,
     json: Json = False,
-) -> int:
+) -> None:
     """Train the classifier of pages that Wikipedia would cite.
 
     Parameters
@@ -123,4 +121,3 @@ def classifier(
     lines += [f"accuracy {held_out['accuracy']:.1%}, AUC {held_out['auc']:.3f} on the pages held out"]
     after = f"puna corpus commoncrawl INPUT… --classifier {out} --out documents/commoncrawl"
     print_stage(manifest, json, lines, out, after)
-    return 0

@@ -1,41 +1,27 @@
 """The verbs that evaluate a model and look at what came out."""
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from puna.cli.common import Json, Many, print_result
+from puna.cli.common import Json, Many, print_result, say
 from puna.devices import DeviceName
-from puna.extras import require
+from puna.evaluate.normalise import Normalisation
+from puna.evaluate.options import Options
 
-if TYPE_CHECKING:
-    from puna.evaluate.model import Model
-
-Normalisation = Literal["none", "char", "byte", "token", "answer-context"]
-
-app = App(name="eval", help="Evaluate a model on the paper's benchmarks; recount, view and compare results.")
+eval = App(name="eval", help="Evaluate a model on the paper's benchmarks; recount, view and compare results.")
+Changes = Parameter(name="*", consume_multiple=True, negative=None, negative_bool="no-", negative_iterable=())
 
 
-@app.default
+@eval.default
 def evaluate(
     *,
     model: str,
     tasks: Annotated[tuple[str, ...], Many] = ("llama",),
     data: Path = Path("data/eval"),
     out: Path = Path("runs/eval"),
-    limit: int | None = None,
-    shots: Annotated[tuple[int, ...], Many] = (),
-    samples: int | None = None,
-    temperature: float | None = None,
-    top_p: float | None = None,
-    max_tokens: int | None = None,
-    seed: int = 1,
-    normalisation: Normalisation | None = None,
-    answer_context: Annotated[bool, Parameter(negative="--no-answer-context")] = True,
-    cut: Literal["final", "first"] = "final",
-    control: bool = False,
+    options: Annotated[Options, Changes] = Options(),  # noqa: B008 (frozen)
     contamination: Path | None = None,
     weights: Literal["bf16", "int8", "int4", "fp32"] | None = None,
     max_batch: int = 16,
@@ -45,14 +31,14 @@ def evaluate(
     truth: str | None = None,
     unsafe_exec: bool = False,
     json: Json = False,
-) -> int:
+) -> None:
     """Evaluate a model; run again, the same command resumes.
 
     Parameters
     ----------
     model
         A run directory, a converted model, a .gguf file, or the address of an OpenAI-compatible endpoint
-        (http://…/v1), which can only do tasks that generate. The key of an endpoint: OPENAI_API_KEY.
+        (http://…/v1), which can only do tasks that generate; its API key is read from OPENAI_API_KEY.
     tasks
         Names of tasks or groups (llama, commonsense, closed-book, reading, math, code, mmlu, bias), or files
         with your own (.py, .yaml).
@@ -60,93 +46,44 @@ def evaluate(
         Directory of the benchmark files in their original formats.
     out
         Directory of the results: a file of records per task, results.json.
-    limit
-        Evaluate only the first examples of each task.
-    shots
-        Numbers of solved examples in the prompt; defaults to each task's own.
-    samples
-        Texts to sample per prompt: pass@k and maj1@k need at least k.
-    temperature
-        Sampling temperature; defaults to each task's own.
-    top_p
-        Sample from the fewest tokens of this total probability; defaults to each task's own.
-    max_tokens
-        Longest generated text; defaults to each task's own.
-    seed
-        Random seed of sampling.
-    normalisation
-        How likelihoods of options are normalised; defaults to each task's own.
-    answer_context
-        Also score options given "Answer:" alone, which the normalisation answer-context needs.
-    cut
-        Where a closed-book answer ends: at the line break, less one final dot or comma; or at the first one.
-    control
-        Also score each task with the questions of other examples; a score that does not fall is no score.
     contamination
         Directory of token shards; count the test items that share 13 tokens in a row with them.
     weights
-        Precision of the weights in memory; defaults to the precision of training.
+        Precision of the weights in memory. Default: as in `puna generate`.
     max_batch
         Maximum number of texts that are generated concurrently.
     device
-        Where to compute; auto is a CUDA device where there is one, else the CPU.
+        Device that computes. auto: a CUDA device if there is one, else the CPU.
     endpoint_model
         Model name to send to an endpoint; defaults to the first that it lists.
     toxicity
         Judge of toxicity: a directory with a Hugging Face classifier; or `perspective`, with the key in
-        PERSPECTIVE_API_KEY. PerspectiveAPI ends with 2026.
+        PERSPECTIVE_API_KEY. PerspectiveAPI closes at the end of 2026.
     truth
-        Judge of truthfulness: a model behind this OpenAI-compatible endpoint.
+        Judge of truthfulness: the address of an OpenAI-compatible endpoint.
     unsafe_exec
         Run generated programs without isolation, with limits on resources only.
     """
-    import dataclasses
-    import sys
-
+    from puna import api
     from puna.carbon import Energy
-    from puna.devices import choose_device
-    from puna.evaluate import results
-    from puna.evaluate.data import Data
-    from puna.evaluate.harness import Options
-    from puna.evaluate.run import evaluate as work
-    from puna.evaluate.run import judges_of
-    from puna.evaluate.tasks import closed_book, find
 
-    chosen = find(tasks)
-    if cut == "first":
-        chosen = [dataclasses.replace(t, check=closed_book.FIRST_CUT) if t.check is closed_book.check else t
-                  for t in chosen]  # fmt: skip
-    sampling = limit, tuple(shots), samples, temperature, top_p, max_tokens, seed
-    options = Options(*sampling, answer_context, normalisation, control)
-    judges = judges_of(toxicity, truth, unsafe_exec, any(task.judge == "sandbox" for task in chosen))
-    asked = _model(model, weights, max_batch, device, endpoint_model)
-    used = None if model.startswith("http") else choose_device(device)
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr)
-
-    run = work(
-        asked, chosen, Data(data), out, options, judges, used, contamination, say, weights=weights, cut=cut
-    )
-    if json:
-        print_result(run, True, [])
-    else:
-        results.print_table(run["results"])
+    run = api.evaluate(
+        model, tasks, data, out, weights, device, max_batch, toxicity, truth, unsafe_exec,
+        contamination, endpoint_model, say, **vars(options),
+    )  # fmt: skip
+    _print_table(run, json)
+    if not json:
         print(Energy(**run["energy"]))
         print(f"{out}/results.json   look at every example: puna eval view {out}")
-    return 0
 
 
-def _model(model: str, weights: str | None, max_batch: int, device: DeviceName, name: str) -> "Model":
-    if model.startswith(("http://", "https://")):
-        require("httpx2")
-        from puna.evaluate.endpoint import Endpoint
+def _print_table(run: dict[str, Any], json: bool) -> None:
+    from puna.evaluate import results
 
-        return Endpoint(model, name, os.environ.get("OPENAI_API_KEY", ""))
-    from puna.api_models import find_model
-    from puna.evaluate.model import load_model
-
-    return load_model(find_model(model), model, weights, max_batch, device=device)
+    if json:
+        print_result(run, json, ())
+    else:
+        results.print_table(run["results"])
 
 
 def _run(run: Path) -> dict[str, Any]:
@@ -158,7 +95,7 @@ def _run(run: Path) -> dict[str, Any]:
     return found
 
 
-@app.command
+@eval.command
 def recount(
     run: Path,
     *,
@@ -168,7 +105,7 @@ def recount(
     toxicity: str | None = None,
     truth: str | None = None,
     json: Json = False,
-) -> int:
+) -> None:
     """Compute every number of a run again from its records, without the model.
 
     Parameters
@@ -184,7 +121,7 @@ def recount(
     toxicity
         Judge the texts again by this judge of toxicity.
     truth
-        Judge the texts again by the model behind this endpoint.
+        Judge the texts again by the model at this OpenAI-compatible endpoint.
     """
     from puna.evaluate import harness, results
     from puna.evaluate.data import Data
@@ -201,20 +138,16 @@ def recount(
         task, path = known[before["task"]], run / f"{before['label']}.jsonl"
         count = before["n"] + before["skipped"]
         if task.judge in judges and task.judge != "sandbox":
-            judge = judges[task.judge](task)
+            judge = judges[task.judge]
             records = list(harness.rejudged(task, path, Data(data), judge))[:count]
             found.append(before | results.summarised(task, records) | {"judge": judge.identity})
         else:
             found.append(before | results.recount(task, path, normalisation, count))
-    if json:
-        print_result({"results": found}, True, [])
-    else:
-        results.print_table(found)
-    return 0
+    _print_table({"results": found}, json)
 
 
-@app.command
-def view(run: Path, *, out: Path | None = None) -> int:
+@eval.command
+def view(run: Path, *, out: Path | None = None) -> None:
     """Write one HTML file that shows every example of a run.
 
     Parameters
@@ -229,11 +162,10 @@ def view(run: Path, *, out: Path | None = None) -> int:
     target = out or run / "view.html"
     write_page(run, _run(run), target)
     print(target)
-    return 0
 
 
-@app.command
-def compare(first: Path, second: Path, *, flipped: int = 5, json: Json = False) -> int:
+@eval.command
+def compare(first: Path, second: Path, *, flipped: int = 5, json: Json = False) -> None:
     """Compare two runs on the same examples: exact McNemar, paired bootstrap, Holm's correction.
 
     Parameters
@@ -241,9 +173,9 @@ def compare(first: Path, second: Path, *, flipped: int = 5, json: Json = False) 
     first
         Directory of an evaluation.
     second
-        Directory of another.
+        Directory of another evaluation.
     flipped
-        Examples to list per task that only one run has right.
+        Number of examples to list per task that only one of the runs answers correctly.
     """
     from puna.evaluate.compare import compare_runs, print_comparison
 
@@ -252,4 +184,3 @@ def compare(first: Path, second: Path, *, flipped: int = 5, json: Json = False) 
         print_result({"comparisons": found}, json, ())
     else:
         print_comparison(found, flipped)
-    return 0

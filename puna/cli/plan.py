@@ -1,11 +1,11 @@
 """`puna plan`: what a training run needs before it is paid for."""
 
 from dataclasses import replace
-from math import inf
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from cyclopts.types import NonNegativeFloat, PositiveInt
 
 from puna.cli.common import Json, print_result
 from puna.config import Activations, MeshConfig
@@ -21,7 +21,7 @@ def plan(
     *,
     recipe_name: Annotated[str, Parameter(name="--recipe")] = "7b",
     on: Annotated[str, Parameter(name="--machine")] = "a100-80gb",
-    gpus: int = 1,
+    gpus: PositiveInt = 1,
     parallel: MeshConfig | None = None,
     search_all: Annotated[bool, Parameter(name="--search")] = False,
     batch_tokens: int | None = None,
@@ -30,7 +30,7 @@ def plan(
     micro_batch: int | None = None,
     activations: Activations = "manual",
     mfu: float | None = None,
-    price: float | None = None,
+    price: NonNegativeFloat | None = None,
     machines: Path | None = None,
     page: Path | None = None,
     dry_run: bool = False,
@@ -75,10 +75,6 @@ def plan(
         second per layer; needs no GPU.
     """
     job = job_of(recipe_name, activations, batch_tokens, tokens, context)
-    if price is not None and not 0 <= price < inf:
-        raise ValueError(f"--price is {price:g}; expected 0 or more")
-    if gpus < 1:
-        raise ValueError(f"--gpus is {gpus}; expected at least 1")
     if on == "here":
         from puna.train import here  # imports torch
 

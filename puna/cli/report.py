@@ -6,6 +6,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from cyclopts.types import PositiveInt
+
 from puna.cli.common import Json, Many, print_result
 from puna.files import MANIFEST
 
@@ -19,9 +21,9 @@ def report(
     format: Literal["html", "md"] = "html",
     axis: Literal["tokens", "steps", "FLOPs"] = "tokens",
     watch: bool = False,
-    every: int = 10,
+    every: PositiveInt = 10,
     json: Json = False,
-) -> int:
+) -> None:
     """Write the report of a training run as one HTML page; several runs are overlaid.
 
     Parameters
@@ -33,7 +35,7 @@ def report(
     out
         File to write; defaults to RUN/report.html, comparison.html for several runs, RUN/README.md for md.
     format
-        html is the page; md is a model card with the metadata of Hugging Face.
+        html: the page; md: a model card for Hugging Face.
     axis
         Horizontal axis of the charts; the page can change it where scripts run.
     watch
@@ -46,21 +48,18 @@ def report(
 
     if format == "md":
         if len(runs) > 1 or watch:
-            raise ValueError("a model card is of one run, and is not watched; name one run, without --watch")
+            raise ValueError("a model card describes one run, finished or not; give one, without --watch")
         card = build_card(runs[0], out, eval)
         print_result({"report": str(card)}, json, [f"model card: {card}"])
-        return 0
-    if every < 1:
-        raise ValueError(f"--every is {every}; it must be at least 1 second")
+        return
     if len(runs) > 1 and eval:
-        raise ValueError("--eval is for one run; of several, those in their directories are compared")
+        raise ValueError("--eval needs a single run; of several, the evaluations in their folders are shown")
 
     def build(refresh: int) -> Path:
         return build_report(runs, out, eval, axis, _paired_tests(runs), refresh)
 
     page = _watched(build, runs, every, json) if watch else build(0)
     print_result({"report": str(page)}, json, [f"report: {page}"])
-    return 0
 
 
 def _watched(build: Callable[[int], Path], runs: list[Path], every: int, json: bool) -> Path:
@@ -87,11 +86,9 @@ def _paired_tests(runs: list[Path]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     evaluated = [(run, found) for run in runs if len(runs) > 1 for found in read_evaluations(run)[:1]]
     for (first, a), (second, b) in combinations(evaluated, 2):
-        # Tasks of which no example was scored have no records to compare.
-        scored = [{"results": [one for one in found.results if one.get("metrics")]} for found in (a, b)]
         names = [str(first), str(second)]
         try:
-            found = compare_runs(a.path, scored[0], b.path, scored[1])
+            found = compare_runs(a.path, {"results": a.results}, b.path, {"results": b.results})
         except ValueError as error:
             rows.append({"runs": names, "why": str(error)})
             continue

@@ -14,7 +14,7 @@ def shards(
     validation_share: float = 0.01,
     workers: int | None = None,
     json: Json = False,
-) -> int:
+) -> None:
     """Encode documents into token shards; a share of the documents is held out for validation.
 
     Parameters
@@ -40,4 +40,3 @@ def shards(
     size = manifest.details["vocab_size"]
     after = f"puna train --recipe 15m --model.vocab-size {size} --data {out} --out runs/first"
     print_stage(manifest, json, lines, out, after)
-    return 0

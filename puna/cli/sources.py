@@ -12,29 +12,28 @@ from puna.files import to_path
 from puna.stages.stage import Executor, Unfinished
 
 
-def __getattr__(name: str) -> Callable[..., int]:
+def __getattr__(name: str) -> Callable[..., None]:
     if name not in source_names():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return source_verb(name)
 
 
-def source_verb(source: str) -> Callable[..., int]:
+def source_verb(source: str) -> Callable[..., None]:
     """The verb `puna corpus SOURCE` with the source's own options and those of running stages."""
     options_type: type = load_source(source).Options
 
-    def verb(inputs: list[str], /, *, out: str, options: Any, executor: Executor, json: Json = False) -> int:
+    def verb(inputs: list[str], /, *, out: str, options: Any, executor: Executor, json: Json = False) -> None:
         try:
             manifest = clean_source(
                 source, [to_path(location) for location in inputs], to_path(out), options, executor
             )
         except Unfinished as unfinished:
             print_result({"finished": False, "reason": str(unfinished)}, json, [str(unfinished)])
-            return 0
+            return
         lines = [f"{count:>12,}  {reason}" for reason, count in manifest.counts.items()]
         if manifest.damaged:
             lines.append(f"{manifest.damaged:>12,}  damaged (listed in *.bad.jsonl under {out})")
         print_stage(manifest, json, lines, out, f"puna tokenizer train {out} --out tokenizer")
-        return 0
 
     verb.__doc__ = f"""{source_names()[source]}
 

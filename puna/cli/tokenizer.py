@@ -6,12 +6,13 @@ from typing import Annotated
 
 from cyclopts import App
 
-from puna.cli.common import Json, Many, energy_lines, print_result
+from puna.cli.common import Json, Many, print_result, print_stage
+from puna.files import human_bytes
 
-app = App(name="tokenizer")
+tokenizer = App(name="tokenizer")
 
 
-@app.command
+@tokenizer.command
 def train(
     documents: list[Path],
     /,
@@ -22,7 +23,7 @@ def train(
     weights: dict[str, float] | None = None,
     seed: int = 1,
     json: Json = False,
-) -> int:
+) -> None:
     """Train a SentencePiece BPE tokenizer on documents.
 
     Parameters
@@ -40,7 +41,6 @@ def train(
     seed
         Random seed of the choice of documents.
     """
-    from puna.files import human_bytes, human_seconds
     from puna.tokens.training import train_tokenizer
 
     manifest = train_tokenizer(documents, out, vocab_size, sample_bytes, weights, seed)
@@ -48,17 +48,15 @@ def train(
         f"{source:>16}  {human_bytes(sample['bytes'])} in {sample['documents']:,} documents"
         for source, sample in manifest.details["sample"].items()
     ]
-    lines += [
-        f"{out}/tokenizer.model: {vocab_size:,} tokens in {human_seconds(manifest.seconds)}",
-        *energy_lines(manifest),
-        f"next: puna shards {' '.join(map(str, documents))} --tokenizer {out}/tokenizer.model --out shards",
-    ]
-    print_result(manifest.to_json(), json, lines)
-    return 0
+    lines.append(f"{vocab_size:>16,}  tokens in the vocabulary {out}/tokenizer.model")
+    names = " ".join(map(str, documents))
+    print_stage(
+        manifest, json, lines, out, f"puna shards {names} --tokenizer {out}/tokenizer.model --out shards"
+    )
 
 
-@app.command
-def encode(text: str | None = None, /, *, tokenizer: Path, json: Json = False) -> int:
+@tokenizer.command
+def encode(text: str | None = None, /, *, tokenizer: Path, json: Json = False) -> None:
     """Encode text; prints the token ids on one line.
 
     Parameters
@@ -72,11 +70,10 @@ def encode(text: str | None = None, /, *, tokenizer: Path, json: Json = False) -
 
     ids = Tokenizer(tokenizer).encode(sys.stdin.read() if text is None else text)
     print_result({"ids": ids}, json, [" ".join(map(str, ids))])
-    return 0
 
 
-@app.command
-def decode(ids: Annotated[list[int] | None, Many] = None, /, *, tokenizer: Path, json: Json = False) -> int:
+@tokenizer.command
+def decode(ids: Annotated[list[int] | None, Many] = None, /, *, tokenizer: Path, json: Json = False) -> None:
     """Decode token ids; prints the text.
 
     Parameters
@@ -91,4 +88,3 @@ def decode(ids: Annotated[list[int] | None, Many] = None, /, *, tokenizer: Path,
     given = [int(word) for word in sys.stdin.read().split()] if ids is None else ids
     text = Tokenizer(tokenizer).decode(given)
     print_result({"text": text}, json, [text])
-    return 0

@@ -1,31 +1,32 @@
 """The verb tokens: what a model is trained on."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
+from cyclopts.types import NonNegativeInt, PositiveInt
 
 from puna.cli.common import Json, print_result
 from puna.config import RunConfig, TuneConfig, read_config
 from puna.recipes import recipe as recipe_of
 
-app = App(name="tokens")
+tokens = App(name="tokens")
 
 
-@app.command(name="inspect")
+@tokens.command(name="inspect")
 def inspect(
     data: list[str] = [],  # noqa: B006 (cyclopts copies it)
     /,
     *,
-    step: int = 0,
+    step: NonNegativeInt = 0,
     model: Annotated[Path | None, Parameter(name="--model")] = None,
-    context: int | None = None,
-    batch_tokens: int | None = None,
+    context: PositiveInt | None = None,
+    batch_tokens: PositiveInt | None = None,
     seed: int | None = None,
     rows: int = 8,
     characters: int = 600,
     json: Json = False,
-) -> int:
+) -> None:
     """Show the decoded sequences of one training batch, and which document source each comes from.
 
     Parameters
@@ -58,44 +59,36 @@ def inspect(
             raise ValueError(
                 f"{model} is a finetuned run, which has its own data and batches; give --step alone"
             )
-        return _inspect_finetuning(config, step, rows, characters, json)
-    if not (data := data or list(config.data)):
-        raise ValueError("no data; give directories of token shards, or a run with --model")
-    window = context or config.model.context
-    mixture = Mixture(
-        data,
-        config.mixture.weights,
-        config.mixture.seed if seed is None else seed,
-        window,
-        max(1, (batch_tokens or config.schedule.batch_tokens) // window),
-    )
-    batch = inspect_batch(mixture, step)
+        result, titles = _finetuning_batch(config, step)
+    else:
+        if not (data := data or list(config.data)):
+            raise ValueError("no data; give directories of token shards, or a run with --model")
+        window = context or config.model.context
+        seed = config.mixture.seed if seed is None else seed
+        sequences = max(1, (batch_tokens or config.schedule.batch_tokens) // window)
+        mixture = Mixture(data, config.mixture.weights, seed, window, sequences)
+        batch = inspect_batch(mixture, step)
+        result = {"context": window, "fingerprint": mixture.fingerprint, "rows": batch}
+        titles = [
+            f"window {row['window'] + 1:,} of {row['windows']:,}, epoch {row['epoch'] + 1}, "
+            f"{row['tokens']:,} tokens"
+            for row in batch
+        ]
     lines = []
-    for row in batch[:rows]:
-        lines.append(
-            f"── row {row['row']}: {row['source']}, window {row['window'] + 1:,} of {row['windows']:,}, "
-            f"epoch {row['epoch'] + 1}, {row['tokens']:,} tokens"
-        )
-        lines.append(shortened(row["text"], characters))
-    lines.append(f"── step {step:,}: {len(batch):,} rows of {window:,} tokens; {min(rows, len(batch))} shown")
-    print_result(
-        {"step": step, "context": window, "fingerprint": mixture.fingerprint, "rows": batch}, json, lines
-    )
-    return 0
+    for row, title in list(zip(result["rows"], titles, strict=True))[:rows]:
+        lines += [f"── row {row['row']}: {row['source']}, {title}", shortened(row["text"], characters)]
+    count = len(titles)
+    width = f" of {result['context']:,} tokens" if "context" in result else ""
+    lines.append(f"── step {step:,}: {count:,} rows{width}; {min(rows, count)} shown")
+    print_result({"step": step, **result}, json, lines)
 
 
-def _inspect_finetuning(config: TuneConfig, step: int, rows: int, characters: int, json: bool) -> int:
-    """The batch of a step of finetuning: its packed rows, with what is trained on between ⟦ and ⟧."""
+def _finetuning_batch(config: TuneConfig, step: int) -> tuple[dict[str, Any], list[str]]:
+    """The packed rows of a step of finetuning, with what is trained on between ⟦ and ⟧; a title for each."""
     from puna.finetune.preview import batch_rows
     from puna.finetune.run import prepare
-    from puna.tokens.inspect import shortened
 
     job = prepare(config)
     batch = batch_rows(job.data, step, job.tokenizer)
-    lines = []
-    for row in batch[:rows]:
-        counts = f"{row['examples']:,} examples, {row['tokens']:,} tokens trained on"
-        lines += [f"── row {row['row']}: {row['source']}, {counts}", shortened(row["text"], characters)]
-    lines.append(f"── step {step:,}: {len(batch):,} rows; {min(rows, len(batch))} shown")
-    print_result({"step": step, "fingerprint": job.data.fingerprint, "rows": batch}, json, lines)
-    return 0
+    titles = [f"{row['examples']:,} examples, {row['tokens']:,} tokens trained on" for row in batch]
+    return {"fingerprint": job.data.fingerprint, "rows": batch}, titles

@@ -41,11 +41,11 @@ def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-app = App(name="train", config=fill_from_recipe)
+train = App(name="train", config=fill_from_recipe)
 
 
-@app.default
-def train(
+@train.default
+def start(
     *,
     out: Path,
     config: Annotated[RunConfig, Parameter(name="*")] = RunConfig(),  # noqa: B008 (frozen)
@@ -73,7 +73,8 @@ def train(
     """
     config.validate()  # before torch is imported: an invalid field is reported at once
     if dry_run:
-        return _dry_run(config, device, json)
+        _dry_run(config, device, json)
+        return 0
 
     if config.compute.allocator == "keep":
         from puna.train.allocator import keep_freed_memory
@@ -111,7 +112,7 @@ def print_outcome(
     return 0
 
 
-def _dry_run(config: RunConfig, device: DeviceName, json: bool) -> int:
+def _dry_run(config: RunConfig, device: DeviceName, json: bool) -> None:
     from puna.train.here import plan_here
     from puna.train.plan import describe
     from puna.train.plan_text import plan_lines
@@ -120,7 +121,6 @@ def _dry_run(config: RunConfig, device: DeviceName, json: bool) -> int:
     print_result(
         {**describe(found), "device": str(machine)}, json, [*plan_lines(found, config.recipe), str(machine)]
     )
-    return 0
 
 
 def validation_lines(validation: dict[str, Any] | None) -> list[str]:

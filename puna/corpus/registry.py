@@ -9,6 +9,8 @@ Out: the source, a module or any other object with these attributes:
     read        (path, options) -> records, with a DamagedRecord in the place of each damaged one
     clean       (record, options) -> Document | Drop
     pipeline    (inputs, out, options, executor) -> manifest; instead of read and clean, for several steps
+    PART_BYTES  optional: a file of twice this size or more is divided; then read has a third argument, the
+                first byte of a part and the first after it
     find        (folder) -> input files; optional, for sources whose unit is not a file
 
 A package registers a source by an entry point in its pyproject.toml:

@@ -10,25 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from puna.evaluate.records import Record, iterate_records
-from puna.evaluate.results import figure, wide_console
+from puna.evaluate.records import iterate_records
+from puna.evaluate.results import figure, plain_table, wide_console
 from puna.evaluate.statistics import compare, holm
 
 _SCALED = ("first", "second", "difference", "low", "high")  # in the unit of the results
-_COLUMNS = (
-    "task",
-    "metric",
-    "first",
-    "second",
-    "difference",
-    "n",
-    "only first",
-    "only second",
-    "p",
-    "p (Holm)",
-)
+_COLUMNS = ("task", "metric", "first", "second", "difference", "n", "only first", "only second", "p",
+            "p (Holm)")  # fmt: skip
 
 
 def _values(run: Path, result: dict[str, Any]) -> dict[str, tuple[float, str]]:
@@ -37,12 +25,8 @@ def _values(run: Path, result: dict[str, Any]) -> dict[str, tuple[float, str]]:
     found: dict[str, tuple[float, str]] = {}
     for place, record in enumerate(iterate_records(run / f"{result['label']}.jsonl")):
         if place < count and record["values"]:
-            found[record["id"]] = _value(record), record.get("cluster", "")
+            found[record["id"]] = float(next(iter(record["values"].values()))), record.get("cluster", "")
     return found
-
-
-def _value(record: Record) -> float:
-    return float(next(iter(record["values"].values())))
 
 
 def compare_runs(
@@ -53,11 +37,11 @@ def compare_runs(
     Raises:
         ValueError: when they share no examples, or a task's metric, normalisation or shots differ.
     """
-    others = {result.get("label"): result for result in second_run["results"]}
+    others = {result.get("label"): result for result in second_run["results"] if result.get("metrics")}
     found = []
     for result in first_run["results"]:
         label = result.get("label")
-        if label is None or label not in others:
+        if label is None or label not in others or not result.get("metrics"):
             continue
         for name in ("normalisation", "shots", "samples", "judge"):
             if result[name] != others[label][name]:
@@ -97,9 +81,7 @@ def compare_runs(
 
 def print_comparison(found: Sequence[dict[str, Any]], flipped: int) -> None:
     """Print a table of the tasks, and under it the examples that only one run has right."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for place, name in enumerate(_COLUMNS):
-        table.add_column(name, justify="left" if place < 2 else "right", no_wrap=True)
+    table = plain_table(_COLUMNS)
     for row in found:
         figures = [figure(row[name], row["unit"]) for name in ("first", "second")]
         change, low, high = (

@@ -4,16 +4,16 @@ prompt ──POST URL/completions──> text      retried on 429, on errors of 
 """
 
 import hashlib
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import httpx2
 import numpy as np
 
-from puna.evaluate.model import Generated, Prompt
+from puna.evaluate.model import Generated, Progress, Prompt, unseen
 from puna.generate.likelihood import Row, Scored, Tokens
+from puna.retry import TryAgain, retry
 
 ATTEMPTS = 6
 TIMEOUT = 300.0
@@ -24,33 +24,32 @@ class Unanswered(ValueError):
     """A request that failed for good."""
 
 
-def post(
-    client: httpx2.Client, url: str, body: dict[str, Any], attempts: int = ATTEMPTS, pause: float = 1.0
-) -> Any:
+def post(client: httpx2.Client, url: str, body: dict[str, Any], attempts: int = ATTEMPTS) -> Any:
     """POST JSON and give the JSON of the reply; wait and try again on 429 and on errors of the server.
 
     Raises:
         Unanswered: naming the address and the last error, when no attempt succeeds.
     """
-    why = ""
-    for attempt in range(attempts):
-        if attempt:
-            time.sleep(pause)
-            pause *= 2
+
+    def attempt() -> Any:
         try:
             reply = client.post(url, json=body)
         except httpx2.HTTPError as error:
-            why = f"{type(error).__name__}: {error}"
-            continue
+            raise TryAgain(f"{type(error).__name__}: {error}") from error
         if reply.status_code == 200:
             return reply.json()
         why = f"status {reply.status_code}: {' '.join(reply.text.split())[:200]}"
-        if reply.status_code == 429:
-            after = reply.headers.get("retry-after", "")
-            pause = max(pause, min(60.0, float(after))) if after.replace(".", "").isdigit() else pause
-        elif reply.status_code < 500:
-            break
-    raise Unanswered(f"{url} does not answer ({why}); check it, then the same command resumes")
+        if reply.status_code < 500 and reply.status_code != 429:
+            raise ValueError(why)
+        after = reply.headers.get("retry-after", "")
+        raise TryAgain(why, min(60.0, float(after)) if after.replace(".", "").isdigit() else 0.0)
+
+    try:
+        return retry(attempt, [2.0**n for n in range(attempts - 1)])
+    except (TryAgain, ValueError) as error:
+        raise Unanswered(
+            f"{url} does not answer ({error}); check it, then the same command resumes"
+        ) from error
 
 
 class Endpoint:
@@ -84,7 +83,7 @@ class Endpoint:
         """The texts' bytes: an endpoint does not tell its tokens."""
         return [np.frombuffer(text.encode(), np.uint8).astype(np.uint32) for text in texts]
 
-    def score(self, rows: Sequence[Row], progress: Callable[[int], None]) -> list[Scored]:
+    def score(self, rows: Sequence[Row], progress: Progress = unseen) -> list[Scored]:
         """Not supported."""
         raise ValueError(f"{self._url} can only generate; choose tasks without options, or a local model")
 
@@ -94,7 +93,7 @@ class Endpoint:
         return str(post(self._client, f"{self._url}/completions", body)["choices"][0]["text"])
 
     def generate(
-        self, prompts: Sequence[Prompt], progress: Callable[[int], None]
+        self, prompts: Sequence[Prompt], progress: Progress = unseen
     ) -> Iterator[tuple[int, Generated]]:
         """See Model. At most four stop strings are sent; all are applied here as well."""
         with ThreadPoolExecutor(CONCURRENT) as pool:

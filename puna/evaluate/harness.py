@@ -18,33 +18,15 @@ from puna.evaluate import results
 from puna.evaluate.data import Data
 from puna.evaluate.judges import Judge, Nobody, Rule
 from puna.evaluate.model import Model, Prompt
-from puna.evaluate.normalise import Normalisation
+from puna.evaluate.options import Options
 from puna.evaluate.prompts import Prepared, Prompter
 from puna.evaluate.records import Record, RecordFile, described, iterate_records, record_key
 from puna.evaluate.scoring import option_record, sample_record, sample_values
 from puna.evaluate.task import Example, Task
+from puna.evaluate.tasks import closed_book
 
 WINDOW = 256  # examples that are computed together
 _SAMPLED = 16  # examples per task that the estimate of tokens looks at
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a run may change about the protocols."""
-
-    limit: int | None = None
-    shots: tuple[int, ...] = ()
-    """Numbers of solved examples, for every task that has them; each task's own by default."""
-    samples: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    max_tokens: int | None = None
-    seed: int = 1
-    with_base: bool = True
-    """Whether options are also scored given the answer context alone."""
-    normalisation: Normalisation | None = None
-    control: bool = False
-    """Whether each task is also scored with the questions of other examples."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +42,7 @@ class Job:
     judge: Judge
 
 
-Judges = Mapping[str, Callable[[Task], Judge]]
+Judges = Mapping[str, Judge]
 
 
 def plan(
@@ -82,7 +64,7 @@ def plan(
             for shots in dict.fromkeys(options.shots if task.shots or "shots" in task.basis else ()) or [
                 task.shots
             ]:
-                prompter = Prompter(task, data, model, shots, options.with_base)
+                prompter = Prompter(task, data, model, shots, options.answer_context)
                 prompter.prefix(examples[0].topic)
                 label = task.name if shots == task.shots else f"{task.name}-{shots}shot"
                 judge = _judge(task, judges)
@@ -97,28 +79,27 @@ def plan(
 
 
 def adjusted(task: Task, options: Options) -> Task:
-    """A task with the options' sampling."""
+    """A task with the options' sampling, and their cut of closed-book answers."""
     if task.is_choice:
         return task
-    sampling = replace(task.sampling, seed=options.seed)
-    if options.temperature is not None:
-        sampling = replace(sampling, temperature=options.temperature)
-    elif (options.samples or 1) > 1 and sampling.temperature == 0:
-        sampling = replace(sampling, temperature=0.6, top_p=0.95)  # what maj1@k samples with [C]
-    if options.top_p is not None:
-        sampling = replace(sampling, top_p=options.top_p)
-    changes: dict[str, Any] = {"sampling": sampling, "samples": options.samples or task.samples}
-    if options.max_tokens is not None:
-        changes["max_tokens"] = options.max_tokens
-    return replace(task, **changes)
+    if options.cut == "first" and task.check is closed_book.check:
+        task = replace(task, check=closed_book.FIRST_CUT)
+    given = {"temperature": options.temperature, "top_p": options.top_p}
+    drawn: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if "temperature" not in drawn and (options.samples or 1) > 1 and task.sampling.temperature == 0:
+        drawn = {"temperature": 0.6, "top_p": 0.95} | drawn  # what maj1@k samples with [C]
+    return replace(
+        task,
+        sampling=replace(task.sampling, seed=options.seed, **drawn),
+        samples=options.samples or task.samples,
+        max_tokens=options.max_tokens or task.max_tokens,
+    )
 
 
 def _judge(task: Task, judges: Judges) -> Judge:
     if task.check:
         return Rule(task.check)
-    if task.judge in judges:
-        return judges[task.judge](task)
-    return Nobody(f"no {task.judge} judge")
+    return judges.get(task.judge) or Nobody(f"no {task.judge} judge")
 
 
 def swapped(examples: Sequence[Example]) -> tuple[Example, ...]:
@@ -148,12 +129,11 @@ def estimate(jobs: Sequence[Job]) -> tuple[int, int]:
         topics = {example.topic for example in job.examples}
         header, shots = job.prompter.prefix(sample[0].topic)
         shared = len(header + "".join(shots))
-        tokens = characters = 0
+        tokens = 0
         for prepared in job.prompter.prepare(sample):
             own = len(prepared.context) - shared if prepared.fits else 0
             tokens += int(len(prepared.tokens) * max(0, own) / max(1, len(prepared.context)))
             tokens += sum(len(row.continuation) for row in prepared.rows)
-            characters += len(prepared.context)
         read += tokens * len(job.examples) // len(sample) + shared // 4 * len(topics)
         if not job.task.is_choice:
             generated += job.task.max_tokens * job.task.samples * len(job.examples)

@@ -16,6 +16,7 @@ from puna.config import EvalConfig
 from puna.evaluate import harness
 from puna.evaluate.data import Data
 from puna.evaluate.model import EngineModel
+from puna.evaluate.options import Options
 from puna.evaluate.task import Example
 from puna.evaluate.tasks import find
 from puna.generate.engine import Engine
@@ -54,7 +55,7 @@ def evaluator(config: EvalConfig, tokenizer: Path) -> Callable[[Llama], Scores]:
         found: Scores = {}
         for task in tasks:
             needs_base = "answer-context" in (task.normalisation, *task.also)
-            options = harness.Options(with_base=needs_base)
+            options = Options(answer_context=needs_base)
             jobs, _ = harness.plan([task], data, scored, options, {})
             with TemporaryDirectory() as records:
                 (result,) = harness.run(jobs, scored, Path(records), options, lambda label, tokens: None)

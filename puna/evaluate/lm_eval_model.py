@@ -18,10 +18,6 @@ from puna.evaluate.model import EngineModel, Prompt, load_model
 from puna.generate.likelihood import Row
 
 
-def _nothing(_: int) -> None:
-    return
-
-
 class PunaLM(TemplateLM):  # type: ignore[misc]
     """A run or a converted model."""
 
@@ -53,7 +49,7 @@ class PunaLM(TemplateLM):  # type: ignore[misc]
             whole = np.array([*context, *continuation], np.uint32)[-self._model.context :]
             border = len(whole) - len(continuation)
             rows.append(Row(whole[:border], whole[border:]))
-        return [(found.logprob, found.greedy) for found in self._model.score(rows, _nothing)]
+        return [(found.logprob, found.greedy) for found in self._model.score(rows)]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], **options: Any) -> list[float]:
         """The log-likelihood of whole texts, in windows of the context, each after one prefix token."""
@@ -62,7 +58,7 @@ class PunaLM(TemplateLM):  # type: ignore[misc]
             ids = np.array(self.tok_encode(request.args[0], add_special_tokens=False), np.uint32)
             size, head = self._model.context - 1, np.array([self.prefix_token_id], np.uint32)
             rows = [Row(head, ids[start : start + size]) for start in range(0, len(ids), size)]
-            found.append(sum(scored.logprob for scored in self._model.score(rows, _nothing)))
+            found.append(sum(scored.logprob for scored in self._model.score(rows)))
         return found
 
     def generate_until(self, requests: Sequence[Any], **options: Any) -> list[str]:
@@ -77,6 +73,6 @@ class PunaLM(TemplateLM):  # type: ignore[misc]
             stop = (until,) if isinstance(until, str) else tuple(until)
             prompts.append(Prompt(text, ids, Sampling(temperature=temperature, top_p=1), most, stop))
         texts = [""] * len(prompts)
-        for index, generated in self._model.generate(prompts, _nothing):
+        for index, generated in self._model.generate(prompts):
             texts[index] = generated.text
         return texts

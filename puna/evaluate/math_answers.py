@@ -9,17 +9,18 @@ extra puna[math]; it may hang or exhaust memory on hostile input, so it runs for
 with at most MEMORY bytes. Without the extra only strings are compared.
 """
 
-import atexit
 import json
 import re
-import select
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from puna.child import Child
+
 SECONDS = 5.0
+START_SECONDS = 120.0
 MEMORY = 1 << 30
+_ALGEBRA = Child(sys.executable, "-I", str(Path(__file__).with_name("math_child.py")), str(MEMORY))
 
 _STATED = re.compile(r"Final Answer:\s*The final answer is(.*?)\.\s*I hope it is correct", re.DOTALL)
 
@@ -61,7 +62,10 @@ def without_delimiters(text: str) -> str:
 
 _NUMERAL = re.compile(r"([0-9A-Z]+)_\{?(\d+)\}?")  # a number written in a base
 
-# What is deleted from an answer, and what is written another way (Minerva's lists).
+# What is written another way in an answer, in this order, and what is deleted from it (Minerva's lists).
+_REWRITTEN = (("an ", ""), ("a ", ""), (".$", "$"), (r"\$", ""), (r"\ ", ""), ("mbox", "text"),
+              (r",\text{and}", ","), (r"\text{and}", ","), (r"\text{m}", r"\text{}"), (r"\left", ""),
+              (r"\right", ""), (r"\!", ""), (r"\dfrac", r"\frac"), (r"\tfrac", r"\frac"))  # fmt: skip
 _UNITS = (
     "square|ways|integers|dollars|mph|inches|ft|hours|km|units|points|feet|minutes|digits|cents|degrees|cm|gm|"
     "pounds|meters|meals|edges|students|childrentickets|multiples|sec"
@@ -75,15 +79,8 @@ _UNIT = re.compile(rf"\\text\{{\s*(?:{_UNITS})\.?\s*\}}|\s*\b(?:{_UNITS})\b")
 def normalised(answer: str) -> str:
     """An answer in one spelling: the right side of an equation, no units, \\frac and \\sqrt with braces."""
     text = answer.rpartition("=")[2]
-    text = text.replace("an ", "").replace("a ", "").replace(".$", "$").replace("\\$", "")
-    text = text.replace(r"\ ", "").replace("mbox", "text").replace(",\\text{and}", ",")
-    text = text.replace(r"\text{and}", ",").replace(r"\text{m}", r"\text{}").replace(r"\left", "")
-    text = (
-        text.replace(r"\right", "")
-        .replace(r"\!", "")
-        .replace(r"\dfrac", r"\frac")
-        .replace(r"\tfrac", r"\frac")
-    )
+    for part, instead in _REWRITTEN:
+        text = text.replace(part, instead)
     text = _UNIT.sub("", text)
     for part in _DELETED:
         text = text.replace(part, "")
@@ -92,7 +89,7 @@ def normalised(answer: str) -> str:
     text = _WRAPPED.sub(r"\1", text)
     if box := boxed(text):
         text = box
-    text = text.replace("%", "").replace("\\", "\\").replace(" ", "").replace("$", "")
+    text = text.replace("%", "").replace(" ", "").replace("$", "")
     text = re.sub(r"\\frac(?!\{)(.)(?!\{)(.)", r"\\frac{\1}{\2}", text)  # \frac12
     text = re.sub(r"\\frac\{([^{}]*)\}(?!\{)(.)", r"\\frac{\1}{\2}", text)  # \frac{1}2
     text = re.sub(r"\\sqrt(?![{\[])(.)", r"\\sqrt{\1}", text)  # \sqrt2
@@ -113,48 +110,7 @@ def same_value(answer: str, reference: str, seconds: float = SECONDS) -> bool:
         return all(numerals) and numerals[0].groups() == numerals[1].groups()  # type: ignore[union-attr]
     if not find_spec("math_verify"):
         return False
-    return _algebra.equal(answer, reference, seconds)
-
-
-class _Algebra:
-    """A child process that compares formulas; restarted when it hangs or dies."""
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def equal(self, answer: str, reference: str, seconds: float) -> bool:
-        process = self._process if self._process and self._process.poll() is None else self._start()
-        assert process.stdin and process.stdout
-        try:
-            process.stdin.write(json.dumps([answer, reference]).encode() + b"\n")
-            process.stdin.flush()
-            ready, _, _ = select.select([process.stdout], [], [], seconds)
-            verdict = process.stdout.readline() if ready else b""
-        except OSError:
-            verdict = b""
-        if verdict not in (b"true\n", b"false\n"):
-            self.stop()
-        return verdict == b"true\n"
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        script = Path(__file__).with_name("math_child.py")
-        pipe, null = subprocess.PIPE, subprocess.DEVNULL
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", str(script), str(MEMORY)], stdin=pipe, stdout=pipe, stderr=null
-        )
-        assert self._process.stdout
-        # Importing sympy takes seconds; they are not the comparison's.
-        if self._process.stdout.readline() != b"ready\n":
-            self.stop()
-            raise RuntimeError("math-verify does not start; run: pip install 'puna[math]'")
-        return self._process
-
-    def stop(self) -> None:
-        if self._process:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-
-_algebra = _Algebra()
-atexit.register(_algebra.stop)
+    # Importing sympy takes seconds; they are not the comparison's.
+    if not _ALGEBRA.is_running and _ALGEBRA.ask(b'["1", "1"]', START_SECONDS) is None:
+        raise RuntimeError("math-verify does not start; run: pip install 'puna[math]'")
+    return _ALGEBRA.ask(json.dumps([answer, reference]).encode(), seconds) == b"true"

@@ -24,6 +24,13 @@ from puna.generate.engine import Engine
 from puna.generate.likelihood import Row, Scored, Tokens
 from puna.generate.request import Request
 
+Progress = Callable[[int], None]
+"""Is told of tokens that are done."""
+
+
+def unseen(_: int) -> None:
+    """Progress that nobody looks at."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -58,11 +65,11 @@ class Model(Protocol):
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """The ids of whole texts, each with BOS where the vocabulary needs one."""
 
-    def score(self, rows: Sequence[Row], progress: Callable[[int], None]) -> list[Scored]:
+    def score(self, rows: Sequence[Row], progress: Progress = unseen) -> list[Scored]:
         """The log-probabilities of the rows' continuations; `progress` is told of tokens that are done."""
 
     def generate(
-        self, prompts: Sequence[Prompt], progress: Callable[[int], None]
+        self, prompts: Sequence[Prompt], progress: Progress = unseen
     ) -> Iterator[tuple[int, Generated]]:
         """Continue prompts, in any order: (index of the prompt, its continuation)."""
 
@@ -83,12 +90,12 @@ class EngineModel:
             np.concatenate((head, ids.astype(np.uint32))) for ids in self.tokenizer.encode_arrays(texts, 2)
         ]
 
-    def score(self, rows: Sequence[Row], progress: Callable[[int], None]) -> list[Scored]:
+    def score(self, rows: Sequence[Row], progress: Progress = unseen) -> list[Scored]:
         """See Model."""
         return likelihood.score(self._engine, rows, progress)
 
     def generate(
-        self, prompts: Sequence[Prompt], progress: Callable[[int], None]
+        self, prompts: Sequence[Prompt], progress: Progress = unseen
     ) -> Iterator[tuple[int, Generated]]:
         """See Model. Prompts that are alike share their prefix in the cache."""
         requests = [Request(tuple(p.tokens.tolist()), p.sampling, p.max_tokens, p.stop) for p in prompts]
@@ -127,18 +134,15 @@ def rates(model: Model, generates: bool) -> tuple[float, float] | None:
     if not isinstance(model, EngineModel):
         return None
 
-    def nothing(_: int) -> None:
-        return
-
     (ids,) = model.encode(["How fast is this model? " * 40])
     tokens = ids[: min(256, model.context - 9)]
     row = Row(tokens[:-1], tokens[-1:])
     began = time.perf_counter()
-    model.score([row], nothing)
+    model.score([row])
     read = len(tokens) / (time.perf_counter() - began)
     if not generates:
         return read, read
     prompt = Prompt("", tokens[:8], Sampling(temperature=0, top_p=1), 8, ())
     began = time.perf_counter()
-    count = sum(generated.tokens for _, generated in model.generate([prompt] * 8, nothing))
+    count = sum(generated.tokens for _, generated in model.generate([prompt] * 8))
     return read, max(1, count) / (time.perf_counter() - began)

@@ -18,7 +18,7 @@ RATE = 1.0  # requests per second that a new key is allowed
 class Perspective:
     """See Judge. What was scored stays in the records, so that a run that stops resumes behind it."""
 
-    def __init__(self, key: str, url: str = URL, rate: float = RATE, pause: float = 1.0) -> None:
+    def __init__(self, key: str, url: str = URL, rate: float = RATE) -> None:
         """Set up.
 
         Raises:
@@ -28,7 +28,7 @@ class Perspective:
             raise ValueError(
                 "PerspectiveAPI needs a key; set PERSPECTIVE_API_KEY, or give a classifier directory"
             )
-        self._url, self._pause, self._seconds = f"{url}?key={key}", pause, 1 / rate
+        self._url, self._seconds = f"{url}?key={key}", 1 / rate
         self._client = httpx2.Client(timeout=60)
         self._next = 0.0
         self.identity = "PerspectiveAPI v1alpha1 TOXICITY"
@@ -52,7 +52,7 @@ class Perspective:
             "doNotStore": True,
         }
         try:
-            reply = post(self._client, self._url, body, attempts=8, pause=self._pause)
+            reply = post(self._client, self._url, body, attempts=8)
         except Unanswered as error:  # without the key
             raise Unanswered(str(error).replace(self._url, self._url.partition("?")[0])) from None
         return float(reply["attributeScores"]["TOXICITY"]["summaryScore"]["value"])

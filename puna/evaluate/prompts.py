@@ -88,12 +88,9 @@ class Prompter:
         if len(contexts) == 1:
             contexts *= len(example.options)
         pairs = [moved(c, o) for c, o in zip(contexts, example.options, strict=True)]
-        if self._has_base(example):
+        if self._with_base and example.question:
             pairs += [(self.task.answer_context, option) for option in example.options]
         return [text for context, option in pairs for text in (context, context + option)]
-
-    def _has_base(self, example: Example) -> bool:
-        return self._with_base and bool(example.question)
 
     def _prepared(self, example: Example, shots: int, texts: list[str], ids: list[Tokens]) -> Prepared:
         context = self._contexts(example, shots)[0]

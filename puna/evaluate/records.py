@@ -43,24 +43,20 @@ def record_key(model: Model, task: Task, prepared: Prepared, sampling: Sequence[
 def described(prepared: Prepared, key: str, bos: bool) -> Record:
     """The part of a record that does not depend on the model's answer."""
     example = prepared.example
-    record: Record = {"id": example.id, "key": key}
-    if example.groups:
-        record["groups"] = list(example.groups)
-    if example.cluster:
-        record["cluster"] = example.cluster
-    record |= {
+    marks = {"groups": list(example.groups), "cluster": example.cluster}
+    before, behind = prepared.tokens, prepared.tokens[:0]
+    if prepared.rows:
+        before, behind = prepared.rows[0].context, prepared.rows[0].continuation
+    return {
+        "id": example.id,
+        "key": key,
+        **{name: mark for name, mark in marks.items() if mark},
         "prompt": prepared.context,
         "shots": prepared.shots,
         "bos": bos,
         "tokens": len(prepared.tokens),
+        "border": [before[-_BORDER:].tolist(), behind[:_BORDER].tolist()],
     }
-    if prepared.rows:
-        row = prepared.rows[0]
-        ids = [row.context[-_BORDER:].tolist(), row.continuation[:_BORDER].tolist()]
-        record["border"] = ids
-    else:
-        record["border"] = [prepared.tokens[-_BORDER:].tolist(), []]
-    return record
 
 
 class RecordFile:

@@ -18,10 +18,6 @@ from puna.evaluate.statistics import Mean, chance, mean
 from puna.evaluate.task import Task
 from puna.paper import SIZES
 
-# LLaMA-7B by the same prompts as published for lm-eval: what a prompt alone changes (lm-eval issue 1294).
-LM_EVAL_7B = {"arc_easy": 72.94, "hellaswag": 76.18, "piqa": 78.7, "arc_challenge": 44.7,
-              "openbookqa": 44.4, "boolq": 75.1}  # fmt: skip
-
 Result = dict[str, Any]
 
 
@@ -132,24 +128,29 @@ def wide_console() -> Console:
     return console if console.is_terminal else Console(width=140)
 
 
+def plain_table(columns: Sequence[str]) -> Table:
+    """A table without lines, of two columns of words and others of figures; the paper's are dim."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for place, name in enumerate(columns):
+        style = "dim" if name in SIZES else ""
+        table.add_column(name, justify="left" if place < 2 else "right", style=style, no_wrap=True)
+    return table
+
+
 COLUMNS = ("task", "metric", "value", "chance", "n", "swapped", *SIZES)
 
 
-def print_table(results: Sequence[Result], console: Console | None = None) -> None:
+def print_table(results: Sequence[Result]) -> None:
     """Print the table of all tasks, and why tasks were not scored."""
     rows = [row for result in results for row in table_rows(result)]
     shown = [
         place for place, name in enumerate(COLUMNS) if name != "swapped" or any(row[place] for row in rows)
     ]
-    title = "LLaMA 7B to 65B: the paper's figures"
-    table = Table(box=None, header_style="bold", pad_edge=False, caption=title, caption_justify="right")
-    for place in shown:
-        is_text = place < 2
-        style = "dim" if COLUMNS[place] in SIZES else ""
-        table.add_column(COLUMNS[place], justify="left" if is_text else "right", style=style, no_wrap=True)
+    table = plain_table([COLUMNS[place] for place in shown])
+    table.caption, table.caption_justify = "LLaMA 7B to 65B: the paper's figures", "right"
     for row in rows:
         table.add_row(*(row[place] for place in shown))
-    console = console or wide_console()
+    console = wide_console()
     console.print(table)
     for result in results:
         if "why" in result:

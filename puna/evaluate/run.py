@@ -10,15 +10,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from puna.devices import gpus
+from puna.devices import DeviceName, choose_device, gpus
 from puna.energy import Meter, of_folder
 from puna.evaluate import harness, judges, sandbox
 from puna.evaluate.contamination import overlap
 from puna.evaluate.data import Data
-from puna.evaluate.harness import Job, Judges, Options
-from puna.evaluate.model import Model, rates
+from puna.evaluate.harness import Job, Judges
+from puna.evaluate.model import EngineModel, Model, rates
+from puna.evaluate.options import Options
 from puna.evaluate.task import Task
 from puna.extras import require
 from puna.files import human_seconds, write_json
@@ -33,10 +32,10 @@ def evaluate(
     out: Path,
     options: Options,
     found_judges: Judges,
-    device: torch.device | None = None,
+    device: DeviceName = "auto",
     contamination: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
-    **described: Any,
+    weights: str | None = None,
 ) -> dict[str, Any]:
     """Score the tasks and write results.json; returns its contents.
 
@@ -47,10 +46,10 @@ def evaluate(
         out: directory of the records, which an interrupted evaluation resumes from.
         options: changes to the tasks' protocols.
         found_judges: see `judges_of`.
-        device: device whose energy is measured; None for an endpoint.
+        device: device that computes; its energy is measured.
         contamination: directory of token shards, in which the tasks' examples are looked for.
         say: called with a line on what will be computed, and with one for each task that is not scored.
-        described: further options to record.
+        weights: precision of the weights in memory, for the record.
 
     Raises:
         ValueError: no task can be scored, no example fits the model's context, a file or a server fails.
@@ -62,8 +61,9 @@ def evaluate(
     say(_announcement(jobs, model, read, generated))
     began = time.monotonic()
     also = overlap(contamination, {job.label: job.examples for job in jobs}, model) if contamination else {}
+    measured = gpus(choose_device(device)) if isinstance(model, EngineModel) else ()
     with (
-        Meter(gpus(device) if device else (), out / ENERGY),
+        Meter(measured, out / ENERGY),
         Bar("eval", read + generated, "tokens", out / "progress.jsonl") as bar,
     ):
         found = harness.run(jobs, model, out, options, lambda label, n: bar.advance(n, label))
@@ -72,9 +72,9 @@ def evaluate(
     run: dict[str, Any] = {
         "model": model.name,
         "model_digest": model.digest,
-        "weights": described.pop("weights", None),
+        "weights": weights,
         "data": data.digests(),
-        "options": dataclasses.asdict(options) | described,
+        "options": dataclasses.asdict(options),
         "seconds": round(time.monotonic() - began, 3),
         "energy": dataclasses.asdict(of_folder(out / ENERGY)),
         "results": [*found, *missing],
@@ -89,7 +89,7 @@ def evaluate(
 
 
 def judges_of(
-    toxicity: str | None = None, truth: str | None = None, unsafe: bool = False, has_code: bool = False
+    toxicity: str | None = None, truth: str | None = None, unsafe: bool = False, tasks: Sequence[Task] = ()
 ) -> Judges:
     """The judges of texts that are not compared with references, by the kind that tasks name.
 
@@ -97,34 +97,28 @@ def judges_of(
         toxicity: directory of a Hugging Face classifier, or `perspective`.
         truth: address of an OpenAI-compatible endpoint.
         unsafe: run generated programs without isolation.
-        has_code: whether there are programs to run.
+        tasks: what is evaluated: programs are run if one of them has any.
 
     Raises:
         ValueError: programs are to be run, and cannot be isolated here.
         MissingExtra: an endpoint needs the extra `fetch`.
     """
-    found: dict[str, Any] = {"sandbox": lambda task: judges.Sandbox(task, unsafe)}
+    found: dict[str, judges.Judge] = {"sandbox": judges.Sandbox(unsafe)}
+    has_code = any(task.judge == "sandbox" for task in tasks)
     if has_code and not unsafe and (why := sandbox.problem()):
         raise ValueError(why)
     if toxicity == "perspective":
         require("httpx2")
         from puna.evaluate.perspective import Perspective
 
-        perspective = Perspective(os.environ.get("PERSPECTIVE_API_KEY", ""))
-        found["toxicity"] = lambda task: perspective
+        found["toxicity"] = Perspective(os.environ.get("PERSPECTIVE_API_KEY", ""))
     elif toxicity:
-        classifier = judges.Classifier(Path(toxicity))
-        found["toxicity"] = lambda task: classifier
+        found["toxicity"] = judges.Classifier(Path(toxicity))
     if truth:
         require("httpx2")
         from puna.evaluate.endpoint import Endpoint
 
-        judge = judges.TruthJudge(Endpoint(truth, key=os.environ.get("OPENAI_API_KEY", "")))
-
-        def same(task: Task) -> judges.Judge:
-            return judge
-
-        found["truth"] = same
+        found["truth"] = judges.TruthJudge(Endpoint(truth, key=os.environ.get("OPENAI_API_KEY", "")))
     return found
 
 

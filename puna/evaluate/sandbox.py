@@ -139,14 +139,8 @@ def _isolated(mode: Mode, limits: Limits) -> list[str]:
     spaces = ["--unshare-user", "--disable-userns", "--uid", str(NOBODY), "--gid", str(NOBODY)]
     spaces += ["--as-pid-1"]  # else bubblewrap's own process in there would be the program's to trace
     return [
-        *(
-            bubblewrap() or "bwrap",
-            "--unshare-pid",
-            "--unshare-net",
-            "--unshare-ipc",
-            "--unshare-uts",
-            "--unshare-cgroup-try",
-        ),
+        bubblewrap() or "bwrap",
+        *("--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
         *(spaces if mode == "user" else []),
         *("--die-with-parent", "--new-session", "--clearenv", "--setenv", "HOME", "/tmp"),
         *mounts,

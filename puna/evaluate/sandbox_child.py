@@ -44,26 +44,23 @@ def limit(memory: int, seconds: int, processes: int, file_bytes: int, user: int)
 
 
 class Wire:
-    """Messages over two descriptors: four bytes of length, then JSON."""
+    """Messages over two descriptors: a line of JSON each."""
 
     def __init__(self, read: int, write: int) -> None:
         self._read, self._write = os.fdopen(read, "rb"), os.fdopen(write, "wb")
 
     def send(self, message: Any) -> None:
         """Write a message."""
-        data = json.dumps(message).encode()
+        data = json.dumps(message).encode() + b"\n"
         if len(data) > LARGEST:
             raise ValueError(f"a value of {len(data)} bytes is too large")
-        self._write.write(len(data).to_bytes(4, "big") + data)
+        self._write.write(data)
         self._write.flush()
 
     def receive(self) -> Any:
         """Read a message; EOFError when the other side ended or sends something else."""
-        size = int.from_bytes(self._read.read(4), "big")
-        if not 0 < size <= LARGEST:
-            raise EOFError
-        data = self._read.read(size)
-        if len(data) < size:
+        data = self._read.readline(LARGEST)
+        if not data.endswith(b"\n"):
             raise EOFError
         return json.loads(data)
 

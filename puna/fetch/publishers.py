@@ -7,7 +7,7 @@
     arxiv             a copy of arXiv's src/   arXiv_src_manifest.xml                   sizes, MD5
     github            the user's own export    a folder that fsspec knows               sizes
 
-Every publisher's address can be given, so that a mirror serves as well.
+Each source has a function of its name: fetcher, base URL (a publisher's or a mirror's), what is wanted.
 """
 
 import gzip
@@ -32,9 +32,7 @@ _DUMP = re.compile(r"CC-MAIN-\d{4}(-\d{2}|-\d{4})?(-[a-z-]+)?")
 _JOBS = ("articlesmultistreamdump", "articlesdump")
 
 
-def commoncrawl(
-    fetcher: Fetcher, dump: str, kind: Literal["wet", "warc"] = "wet", base: str = BASES["commoncrawl"]
-) -> list[Item]:
+def commoncrawl(fetcher: Fetcher, base: str, dump: str, kind: Literal["wet", "warc"] = "wet") -> list[Item]:
     """The files of a crawl, in the publisher's order.
 
     Raises:
@@ -50,9 +48,7 @@ def commoncrawl(
     return [Item(f"{base}/{path}", path.rpartition("/")[2]) for path in paths]
 
 
-def wikipedia(
-    fetcher: Fetcher, language: str, date: str = "latest", base: str = BASES["wikipedia"]
-) -> list[Item]:
+def wikipedia(fetcher: Fetcher, base: str, language: str, date: str = "latest") -> list[Item]:
     """The files of a language's articles at a date (YYYYMMDD), or of the newest dump that is finished.
 
     Raises:
@@ -82,7 +78,7 @@ def wikipedia(
     raise FetchError(f"{base}/{wiki}/ has no finished dump of articles ({date}); give a --date that has")
 
 
-def stackexchange(fetcher: Fetcher, sites: Iterable[str], base: str = BASES["stackexchange"]) -> list[Item]:
+def stackexchange(fetcher: Fetcher, base: str, sites: Iterable[str]) -> list[Item]:
     """The archives of some sites; Stack Overflow's posts lie in an archive of their own.
 
     Raises:
@@ -105,15 +101,15 @@ def stackexchange(fetcher: Fetcher, sites: Iterable[str], base: str = BASES["sta
     return items
 
 
-def books(ids: Iterable[int], base: str = BASES["books"]) -> list[Item]:
+def books(fetcher: Fetcher, base: str, ids: Iterable[int]) -> list[Item]:
     """The plain text of some Gutenberg ids."""
     return [Item(f"{base}/{number}/pg{number}.txt", f"pg{number}.txt") for number in ids]
 
 
-def arxiv(fetcher: Fetcher, base: str, months: Iterable[str] = ()) -> list[Item]:
+def arxiv(fetcher: Fetcher, base: str, months: Iterable[str]) -> list[Item]:
     """The source tars of some months (2301), of all when none is given, from a copy of arXiv's src/ folder.
 
-    arXiv's own bucket is for requesters who pay; `base` is the URL of what such a one copied, or of a mirror.
+    arXiv's own bucket is requester-pays; `base` is the URL of a copy of it, or of a mirror.
 
     Raises:
         FetchError: when the manifest is not one, or lists nothing for a month.
@@ -141,7 +137,7 @@ def arxiv(fetcher: Fetcher, base: str, months: Iterable[str] = ()) -> list[Item]
     return items
 
 
-def exports(folder: Path) -> list[Item]:
+def github(fetcher: Fetcher, base: str, folder: Path) -> list[Item]:
     """The files of a folder in object storage, such as a BigQuery export to gs://bucket/github/.
 
     Raises:

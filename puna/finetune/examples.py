@@ -24,9 +24,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from puna.config import DataFormat
 from puna.finetune.formats import Malformed, Row, read_rows
 from puna.progress import Bar
 from puna.tokens.chat_template import ChatTemplate, Message
+from puna.tokens.order import digest64
 from puna.tokens.tokenizer import Tokenizer
 
 _BATCH = 128  # conversations that are rendered at once
@@ -91,11 +93,10 @@ def read_examples(
     template: ChatTemplate,
     tokenizer: Tokenizer,
     context: int,
-    format: str | None = None,
+    format: DataFormat | None = None,
     max_bad: float = 0.1,
-    name: str = "",
 ) -> Examples:
-    """Read and encode a file of instruction data. `name` stands for the data set; the file's by default.
+    """Read and encode a file of instruction data, which names the data set.
 
     Conversations that are longer than the context lose their first turns, never a part of an answer; one
     whose last turn alone is too long is refused.
@@ -103,9 +104,6 @@ def read_examples(
     Raises:
         ValueError: no such file, no example in it, or a larger share of malformed records than `max_bad`.
     """
-    if not 0 <= max_bad <= 1:
-        raise ValueError(f"max-bad is {max_bad:g}; expected a share between 0 and 1")
-    name = name or path.name.split(".")[0]
     examples: list[Example] = []
     malformed: list[Malformed] = []
     rows = read_rows(path, format)
@@ -125,7 +123,7 @@ def read_examples(
             f"{len(malformed):,} of {total:,} records of {path} are malformed, over --max-bad {max_bad:g}; "
             f"the first is {malformed[0]}; fix them, or raise --max-bad"
         )
-    return _flat(name, path, examples, malformed)
+    return _flat(path, examples, malformed)
 
 
 def _next_batch(rows: Iterator[Row | Malformed]) -> list[Row | Malformed]:
@@ -258,7 +256,7 @@ def _example(row: Row, messages: tuple[Message, ...], encoded: _Encoded) -> Exam
         np.array(encoded.ids, np.uint32),
         is_target,
         row.place,
-        _key(*(f"{message['role']}\n{message['content']}" for message in row.messages)),
+        digest64(*(f"{message['role']}\n{message['content']}" for message in row.messages)),
         sum(len(answer.encode()) for answer in answers),
         len(row.messages) - len(messages),
         all_answers - len(answers),
@@ -278,16 +276,12 @@ def _text_examples(row: Row, tokenizer: Tokenizer, context: int) -> list[Example
         some = ids[begin : begin + context + 1]
         is_target = np.arange(len(some)) > 0
         examples.append(
-            Example(some, is_target, row.place, _key(row.text), size * (len(some) - 1) // (len(ids) - 1))
+            Example(some, is_target, row.place, digest64(row.text), size * (len(some) - 1) // (len(ids) - 1))
         )
     return examples
 
 
-def _key(*said: str) -> int:
-    return int.from_bytes(hashlib.blake2b("\0".join(said).encode(), digest_size=8).digest(), "big")
-
-
-def _flat(name: str, path: Path, examples: list[Example], malformed: list[Malformed]) -> Examples:
+def _flat(path: Path, examples: list[Example], malformed: list[Malformed]) -> Examples:
     refused = Counter(item.reason for item in malformed)
     counts = {
         "examples": len(examples),
@@ -298,7 +292,7 @@ def _flat(name: str, path: Path, examples: list[Example], malformed: list[Malfor
         **{f"malformed: {reason}": count for reason, count in sorted(refused.items())},
     }
     return Examples(
-        name,
+        path.name.split(".")[0],
         path,
         np.concatenate([example.ids for example in examples]),
         np.concatenate([example.is_target for example in examples]),

@@ -19,15 +19,15 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from puna.config import DataFormat
 from puna.corpus.document import DamagedRecord
 from puna.corpus.json_lines import read_json_lines
 from puna.tokens.chat_template import ROLES, Message
 
-Format = Literal["messages", "sharegpt", "alpaca", "tasks", "prompt", "flan", "text"]
 MAX_CHARACTERS = 4 << 20  # of an example: more is no instruction, and would be cut or refused anyway
-_FIELDS: dict[Format, tuple[str, ...]] = {
+_FIELDS: dict[DataFormat, tuple[str, ...]] = {
     "messages": ("messages",),
     "sharegpt": ("conversations",),
     "alpaca": ("instruction", "output"),
@@ -72,22 +72,19 @@ class _Refused(Exception):
     """Reason and detail."""
 
 
-def read_rows(path: Path, format: str | None = None) -> Iterator[Row | Malformed]:
+def read_rows(path: Path, format: DataFormat | None = None) -> Iterator[Row | Malformed]:
     """The examples of a file, in its order. Malformed records are returned in their places.
 
     Raises:
-        ValueError: no such file, an unknown format, or a JSON array or Parquet file that cannot be read.
+        ValueError: no such file, or a JSON array or Parquet file that cannot be read.
     """
-    if format is not None and format not in _FIELDS:
-        raise ValueError(f"format is {format!r}; it must be one of: {', '.join(_FIELDS)}")
     if not path.is_file():
         raise ValueError(f"there is no file {path}; give instruction data as JSON lines, JSON or Parquet")
-    given = next((name for name in _FIELDS if name == format), None)
     for place, values in _records(path):
         try:
             if isinstance(values, DamagedRecord):
                 raise _Refused(*_damage(values))
-            yield from _rows(values, given, place)
+            yield from _rows(values, format, place)
         except _Refused as refused:
             yield Malformed(place, *refused.args)
 
@@ -104,7 +101,7 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
         try:
             records = iter(json.loads(path.read_bytes()))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is no JSON array ({error}); get the file again") from error
+            raise ValueError(f"{path} is not a JSON array ({error}); get the file again") from error
     else:
         for line in read_json_lines(path, path.name):
             if isinstance(line, DamagedRecord):
@@ -126,7 +123,7 @@ def _damage(record: DamagedRecord) -> tuple[str, str]:
     return reason, detail.removesuffix(")")
 
 
-def _rows(values: Any, format: Format | None, place: str) -> Iterator[Row]:
+def _rows(values: Any, format: DataFormat | None, place: str) -> Iterator[Row]:
     if not isinstance(values, dict):
         raise _Refused("no JSON object")
     chosen = format or _recognised(values)
@@ -139,7 +136,7 @@ def _rows(values: Any, format: Format | None, place: str) -> Iterator[Row]:
         yield Row(place, messages=_checked(messages))
 
 
-def _recognised(values: Mapping[str, Any]) -> Format:
+def _recognised(values: Mapping[str, Any]) -> DataFormat:
     held = {name for name, value in values.items() if value is not None}
     fitting = [format for format, fields in _FIELDS.items() if held.issuperset(fields)]
     if len(fitting) > 1 and fitting[-1] == "text":  # some files hold the rendered conversation beside it
@@ -151,7 +148,7 @@ def _recognised(values: Mapping[str, Any]) -> Format:
     return fitting[0]
 
 
-def _conversations(format: Format, values: Mapping[str, Any]) -> Iterator[list[Message]]:
+def _conversations(format: DataFormat, values: Mapping[str, Any]) -> Iterator[list[Message]]:
     if format == "messages":
         yield _messages(values["messages"], "role", "content")
     elif format == "sharegpt":
@@ -194,7 +191,7 @@ def _messages(values: Any, speaker: str, said: str) -> list[Message]:
     messages: list[Message] = []
     for number, value in enumerate(_list(values, "messages")):
         if not isinstance(value, dict):
-            raise _Refused("message is no JSON object", f"message {number}")
+            raise _Refused("message is not a JSON object", f"message {number}")
         name, content = value.get(speaker), value.get(said)
         role = _SPEAKERS.get(name) if isinstance(name, str) else None
         if role is None or (speaker == "role" and name not in ROLES):

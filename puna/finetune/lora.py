@@ -13,7 +13,6 @@ x @ W.T. What is dropped follows from the seed, the sequence's number in the run
 run, other micro-batches and other ranks drop the same.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +25,7 @@ from puna.config import LoraConfig, ModelConfig
 from puna.formats.adapters import adapted_roles
 from puna.kernels.matmul import Weights, weight_gradients
 from puna.model.layers import BY_HAND, Linear, NormLinear, Ops, SwiGLULinear
-from puna.model.llama import Block
+from puna.model.llama import Block, generator_of
 from puna.model.parts import Part, Source, parts
 from puna.train.rundir import Files
 from puna.train.setup import Start
@@ -53,9 +52,7 @@ class Places:
         """What the input (B, T, I) is multiplied with."""
         kept = torch.empty_like(x)
         for number, row in enumerate(kept, self.sequence):
-            digest = hashlib.sha256(f"{self.key} {number}".encode()).digest()
-            draw = torch.Generator(x.device).manual_seed(int.from_bytes(digest[:8], "little"))
-            row.bernoulli_(1 - self.dropout, generator=draw)
+            row.bernoulli_(1 - self.dropout, generator=generator_of(self.key, number, device=x.device))
         return kept / (1 - self.dropout)
 
 
@@ -230,9 +227,7 @@ def initial_values(source: Source, seed: int) -> Read:
             return source.read(held[name])[region]
         if name.endswith("_lora_B"):
             return torch.zeros(shape)[region]
-        digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-        draw = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
         bound = shape[1] ** -0.5  # PEFT's
-        return torch.empty(shape).uniform_(-bound, bound, generator=draw)[region]
+        return torch.empty(shape).uniform_(-bound, bound, generator=generator_of(seed, name))[region]
 
     return read

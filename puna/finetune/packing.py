@@ -65,7 +65,6 @@ class _Rows:
 
     def __init__(self, examples: Examples, chosen: NDArray[np.int64], context: int) -> None:
         self._examples = examples
-        self._context = context
         # The last token of an example is only a target.
         packed = pack(examples.lengths[chosen] - 1, context)
         self._members = [chosen[row].tolist() for row in packed]
@@ -113,8 +112,6 @@ class PackedExamples:
         self._sets = {examples.name: examples for examples in sorted(sets, key=lambda each: each.name)}
         if len(self._sets) < len(sets):
             raise ValueError(f"two data files are named {', '.join(self._sets)}; rename one of them")
-        if not 0 <= held_out < 1:
-            raise ValueError(f"held-out is {held_out:g}; expected a share from 0 to below 1")
         self.sources = tuple(self._sets)
         self.vocab_size, self.tokenizer = tokenizer.vocab_size, tokenizer.path
         self.seed, self.context, self.batch_sequences = seed, context, batch_sequences

@@ -41,13 +41,7 @@ def preview(sets: Sequence[Examples], count: int, tokenizer: Tokenizer, colour: 
 
 
 def batch_rows(data: PackedExamples, step: int, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """The rows of the batch of a step, without padding: set, number of examples, text with targets marked.
-
-    Raises:
-        ValueError: a negative step.
-    """
-    if step < 0:
-        raise ValueError(f"step is {step}; it must be at least 0")
+    """The rows of the batch of a step, without padding: set, number of examples, text with targets marked."""
     batch = data.batch(step)
     rows = []
     assert batch.segments is not None

@@ -42,7 +42,7 @@ from puna.train.ranks import ALONE
 from puna.train.setup import Start
 from puna.train.shares import fill
 from puna.train.validate import held_out_loss
-from puna.validation import require
+from puna.validation import check_typed, require
 
 ADAPTER = "adapter"
 
@@ -76,6 +76,7 @@ def prepare(config: TuneConfig) -> Job:
         ValueError: a model, data or settings that are not valid or do not fit together.
     """
     chosen = config.finetune
+    check_typed(chosen)
     source = open_source(Path(chosen.model))[1]
     config = replace(config, model=source.config)
     tokenizer = tokenizer_of(Path(chosen.model), source.tokenizer)

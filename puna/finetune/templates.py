@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from puna.added_tokens import CONFIG, GENERATION, TEMPLATE
-from puna.files import read_json
+from puna.formats.special_ids import read_beside
 from puna.tokens.chat_template import ChatTemplate
 from puna.tokens.tokenizer import MODEL, Tokenizer
 
@@ -89,7 +89,7 @@ def choose_template(tokenizer: Tokenizer, name: str | None) -> ChatTemplate:
 
 
 def with_template(
-    files: Mapping[str, Path | bytes], template: ChatTemplate, tokenizer: Tokenizer
+    files: dict[str, Path | bytes], template: ChatTemplate, tokenizer: Tokenizer
 ) -> dict[str, Path | bytes]:
     """A tokenizer's files, by name, with this template: for the run's directory.
 
@@ -97,8 +97,8 @@ def with_template(
     """
     ends = sorted({tokenizer.eos_id} | tokenizer.settings.end_ids | template.end_ids)
     found: dict[str, Path | bytes] = {**files, TEMPLATE: template.source.encode()}
-    found[GENERATION] = _json(_values(files.get(GENERATION)) | {"eos_token_id": ends})
-    config = _values(files.get(CONFIG))
+    found[GENERATION] = _json(read_beside(files, GENERATION) | {"eos_token_id": ends})
+    config = read_beside(files, CONFIG)
     if not config and MODEL in files:
         # Without it a text behind a control token begins with a space here and in llama.cpp, but not in
         # transformers, where the model would then be sent other tokens than it was trained on.
@@ -107,10 +107,6 @@ def with_template(
     if config:  # where older versions of transformers look for the template
         found[CONFIG] = _json(config | {"chat_template": template.source})
     return found
-
-
-def _values(file: Path | bytes | None) -> dict[str, object]:
-    return {} if file is None else dict(json.loads(file) if isinstance(file, bytes) else read_json(file))
 
 
 def _json(values: Mapping[str, object]) -> bytes:

@@ -189,7 +189,7 @@ def initial_weight(
     begin = first // DRAWN_ROWS * DRAWN_ROWS
     blocks = [
         torch.empty(min(DRAWN_ROWS, shape[0] - row), shape[1], device="cpu").normal_(
-            0.0, std, generator=_generator(seed, name, row)
+            0.0, std, generator=generator_of(seed, name, row)
         )
         for row in range(begin, last, DRAWN_ROWS)
     ]
@@ -197,6 +197,7 @@ def initial_weight(
     return drawn[first - begin : last - begin]
 
 
-def _generator(seed: int, name: str, row: int) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed} {name} {row}".encode()).digest()
-    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little"))
+def generator_of(*names: object, device: torch.device | str = "cpu") -> torch.Generator:
+    """Random numbers of their own for what these names stand for, such as a seed and a parameter."""
+    digest = hashlib.sha256(" ".join(map(str, names)).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little"))

@@ -5,24 +5,23 @@ Out: Markdown that begins with Hugging Face's metadata: tags, languages, data se
      value is not known, such as the licence, are omitted.
 """
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from puna.config import RunConfig, TuneConfig
-from puna.files import atomic_file, human_seconds
+from puna.files import human_seconds, write_file
 from puna.paper import RESULTS
 from puna.report import tables
 from puna.report.evaluations import read_evaluations
 from puna.report.evaluations import tables as result_tables
+from puna.report.page import cell, environment
 from puna.report.run import Run, number, read_run
 
 CARD = "README.md"
 _DATASET = re.compile(r"(?:huggingface\.co/|hf://)datasets/([\w.-]+/[\w.-]+)")
 _DUMP = re.compile(r"([a-z-]+)wiki-")
-_CELL = str.maketrans({"|": "\\|", "\n": " ", "\r": " ", "<": "&lt;", ">": "&gt;", "`": "'"})
 
 
 def build_card(run: Path, out: Path | None = None, evaluations: Iterable[Path] = ()) -> Path:
@@ -34,15 +33,13 @@ def build_card(run: Path, out: Path | None = None, evaluations: Iterable[Path] =
     """
     path = out or run / CARD
     text = _card(read_run(run), list(evaluations))
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_file(path, text)
     return path
 
 
 def _card(run: Run, given: list[Path]) -> str:
     evaluations = read_evaluations(run.path, given)
-    scores = [row for _, rows in result_tables(evaluations) for row in rows]
-    scores = [row for row in scores if set(row.scores) - {"not scored"}]
+    rows = [row for _, rows in result_tables(evaluations) for row in rows]
     metadata: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -51,89 +48,50 @@ def _card(run: Run, given: list[Path]) -> str:
         "datasets": _datasets(run),
         "model-index": _index(run, [result for one in evaluations for result in one.results]),
     }
-    config, model = run.config, run.config.model
-    tokens = run.train[-1]["tokens"] if run.train else 0
-    steps = f"{run.step:,} of {config.schedule.steps:,} steps"
-    state = "" if run.manifest else f" Its training is not finished: {steps}."
-    about = f"A LLaMA of {run.parameters:,} parameters, {_trained(config)} on {tokens:,} tokens with puna."
-    parts = [
-        "---",
-        # JSON is YAML: no value can break the header.
-        *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in metadata.items() if value),
-        "---",
-        f"# {_text(run.name)}",
-        "",
-        f"{about}{state}",
-        "",
-        "```python",
-        "from transformers import pipeline",
-        f'pipeline("text-generation", model={json.dumps(run.name)})("Once upon a time")',
-        "```",
-        "",
-        "## Training",
-        "",
-        *_table(
-            ("", ""),
-            [
-                ("layers", model.n_layers),
-                ("dimension", f"{model.dim:,}"),
-                ("heads", model.n_heads),
-                ("vocabulary", f"{model.vocab_size:,}"),
-                ("context", f"{model.context:,} tokens"),
-                ("steps", f"{run.step:,}"),
-                ("batch", f"{config.schedule.batch_tokens:,} tokens"),
-                ("peak learning rate", f"{config.optim.lr:g}"),
-                *_result(run),
-            ],
-        ),
-        "## Data",
-        "",
-        *_table(
-            ("source", "proportion", "epochs", "tokens"),
-            [
-                (
-                    row["source"],
-                    f"{100 * number(row.get('realised', row.get('intended'))):.1f} %",
-                    f"{number(row['epochs']):.2f}" if "epochs" in row else "",
-                    f"{row['tokens']:,}" if "tokens" in row else "",
-                )
-                for row in tables.mixture(run)
-            ],
-        ),
-    ]
-    if scores:
-        parts += [
-            "## Evaluation",
-            "",
-            "Scores with standard errors, and the number of examples.",
-            "",
-            *_table(
-                ("task", "metric", *(one.path.name for one in evaluations), "LLaMA 7B, published"),
-                [
-                    (row.task, row.metric, *row.scores, "" if row.paper[0] is None else f"{row.paper[0]:g}")
-                    for row in scores
-                ],
-            ),
-        ]
-    if run.manifest and run.manifest.energy:
-        parts += ["## Energy", "", f"{_text(str(run.manifest.energy))}.", ""]
-    fingerprint = run.lineage.fingerprint or "not recorded yet"
-    parts += ["## Lineage", "", f"Fingerprint of the run: `{fingerprint}`", ""]
-    parts += [f"- `{_text(one.path)}`, SHA-256 `{_text(one.sha256)}`" for one in run.lineage.files]
-    for stage in run.lineage.inputs:
-        parts.append(f"- {_text(stage.kind)} `{_text(stage.path)}`, fingerprint `{_text(stage.fingerprint)}`")
-    return "\n".join(parts).rstrip() + "\n"
+    markdown = environment().overlay(autoescape=False, keep_trailing_newline=True)
+    return markdown.get_template("card.md.j2").render(
+        run=run,
+        metadata=metadata,
+        trained=_trained(run.config),
+        tokens=run.train[-1]["tokens"] if run.train else 0,
+        training=_training(run),
+        data=[
+            (
+                row["source"],
+                f"{100 * number(row.get('realised', row.get('intended'))):.1f} %",
+                f"{number(row['epochs']):.2f}" if "epochs" in row else "",
+                f"{row['tokens']:,}" if "tokens" in row else "",
+            )
+            for row in tables.mixture(run)
+        ],
+        evaluated=[one.path.name for one in evaluations],
+        scores=[
+            (row.task, row.metric, *row.scores, "" if row.paper[0] is None else f"{row.paper[0]:g}")
+            for row in rows
+            if set(row.scores) - {"not scored"}
+        ],
+    )
 
 
 def _trained(config: RunConfig) -> str:
     if not isinstance(config, TuneConfig):
         return "trained"
     base = Path(config.finetune.model).name
-    return f"finetuned from `{_text(base)}`{' with LoRA' if config.lora else ''}"
+    return f"finetuned from `{cell(base)}`{' with LoRA' if config.lora else ''}"
 
 
-def _result(run: Run) -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
+def _training(run: Run) -> list[tuple[str, Any]]:
+    config, model = run.config, run.config.model
+    rows = [
+        ("layers", model.n_layers),
+        ("dimension", f"{model.dim:,}"),
+        ("heads", model.n_heads),
+        ("vocabulary", f"{model.vocab_size:,}"),
+        ("context", f"{model.context:,} tokens"),
+        ("steps", f"{run.step:,}"),
+        ("batch", f"{config.schedule.batch_tokens:,} tokens"),
+        ("peak learning rate", f"{config.optim.lr:g}"),
+    ]
     if run.train and "seconds" in run.train[-1]:
         rows.append(("time of the training steps", human_seconds(number(run.train[-1]["seconds"]))))
     if run.validation.get("loss") is not None:
@@ -179,13 +137,3 @@ def _index(run: Run, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if result["task"] in RESULTS and result.get("metrics")
     ]
     return [{"name": run.name, "results": scored}] if scored else []
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> list[str]:
-    lines = [head, ("---",) * len(head), *rows]
-    return ["| " + " | ".join(_text(str(cell)) for cell in line) + " |" for line in lines] + [""]
-
-
-def _text(value: str) -> str:
-    """Text that is neither a cell's end nor HTML."""
-    return value.translate(_CELL)

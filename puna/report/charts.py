@@ -126,6 +126,17 @@ def as_data(value: Any) -> Markup:
     return Markup('<script type="application/json">{}</script>').format(Markup(text))
 
 
+def tag(name: str, *inside: str, **attributes: object) -> Markup:
+    """An element of SVG. Floats get one decimal; `_` in an attribute's name is `-`, at its end nothing."""
+    text = Markup("").join(
+        Markup(' {}="{}"').format(
+            key.rstrip("_").replace("_", "-"), f"{value:.1f}" if isinstance(value, float) else value
+        )
+        for key, value in attributes.items()
+    )
+    return Markup("<{0}{1}>{2}</{0}>" if inside else "<{}{}/>").format(name, text, Markup("").join(inside))
+
+
 def _drawable(y: Array, chart: Chart) -> Array:
     return np.where(np.isfinite(y) & ((y > 0) if chart.log_y else True), y, np.nan)
 
@@ -153,18 +164,19 @@ def _axes(chart: Chart, x: Axis, y: Axis, height: int) -> Markup:
 
 
 def _draw_level(level: Level, x: Axis, y: Axis, is_named: bool) -> Markup:
-    at = y.place(level.y)
-    line = Markup(
-        '<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="level" stroke="#57606a"'
-        ' stroke-width="1.5" stroke-dasharray="5 4"/>'
-    ).format(x.start, at, x.end, at)
+    at = float(y.place(level.y))
+    line = _level_line(float(x.start), at, float(x.end))
     if not is_named:
         return line
     # Below the line if there is no space above it.
     text_y = at + 18 if at - y.end < 14 else at - 7
-    return line + Markup(
-        '<text x="{:.1f}" y="{:.1f}" text-anchor="end" class="level-name" fill="#24292f">{}</text>'
-    ).format(x.end - 4, text_y, level.name)
+    place = {"x": float(x.end - 4), "y": text_y, "text_anchor": "end"}
+    return line + tag("text", level.name, **place, class_="level-name", fill="#24292f")
+
+
+def _level_line(start: float, at: float, end: float) -> Markup:
+    return tag("line", x1=start, y1=at, x2=end, y2=at, class_="level", stroke="#57606a",
+               stroke_width="1.5", stroke_dasharray="5 4")  # fmt: skip
 
 
 def _path(x: Array, y: Array) -> str:
@@ -186,67 +198,54 @@ def _draw_series(one: Series, unit: Unit, x: Axis, y: Axis) -> Markup:
         around = np.concatenate([places[known], places[known][::-1]])
         edge = np.concatenate([high[known], low[known][::-1]])
         parts.append(
-            Markup('<path d="{}z" class="c{} band" fill="{}" fill-opacity="0.18"/>').format(
-                _path(around, edge), index, COLOURS[index]
+            tag(
+                "path",
+                d=f"{_path(around, edge)}z",
+                class_=f"c{index} band",
+                fill=COLOURS[index],
+                fill_opacity="0.18",
             )
         )
     parts.append(_stroke(_path(places[kept], heights[kept]), one))
     if one.style == "points":
-        mark = Markup(
-            '<path d="{}" transform="translate({:.1f} {:.1f})" class="c{} mark" fill="{}">'
-            "<title>{}: {:.4g} at {:,.0f} tokens</title></path>"
-        )
         parts += [
-            mark.format(
-                SHAPES[index % len(SHAPES)],
-                places[at],
-                heights[at],
-                index,
-                COLOURS[index],
-                one.name,
-                one.y[at],
-                one.tokens[at],
-            )
+            _mark(index, f"{places[at]:.1f} {heights[at]:.1f}",
+                  tag("title", f"{one.name}: {one.y[at]:.4g} at {one.tokens[at]:,.0f} tokens"))
             for at in thin(one.y, BINS // 12)
             if math.isfinite(one.y[at])
-        ]
+        ]  # fmt: skip
     return Markup("").join(parts)
+
+
+def _mark(index: int, place: str, *inside: Markup) -> Markup:
+    shape = SHAPES[index % len(SHAPES)]
+    return tag(
+        "path",
+        *inside,
+        d=shape,
+        transform=f"translate({place})",
+        class_=f"c{index} mark",
+        fill=COLOURS[index],
+    )
 
 
 def _stroke(path: str, one: Series) -> Markup:
     index, is_raw = one.colour % len(COLOURS), one.style == "raw"
-    dashes = DASHES[index] if one.style == "points" else ""
-    return Markup(
-        '<path d="{}" class="c{} {}" fill="none" stroke="{}" stroke-width="{}" stroke-opacity="{}"'
-        ' stroke-linejoin="round"{}/>'
-    ).format(
-        path,
-        index,
-        one.style,
-        COLOURS[index],
-        1 if is_raw else 2,
-        0.35 if is_raw else 1,
-        Markup(' stroke-dasharray="{}"').format(dashes) if dashes else "",
-    )
+    look: dict[str, object] = {"stroke": COLOURS[index], "stroke_width": 1 if is_raw else 2}
+    look |= {"stroke_opacity": "0.35" if is_raw else 1, "stroke_linejoin": "round"}
+    if one.style == "points" and DASHES[index]:
+        look["stroke_dasharray"] = DASHES[index]
+    return tag("path", d=path, class_=f"c{index} {one.style}", fill="none", **look)
 
 
 _KEY = Markup('<svg width="32" height="14" viewBox="0 0 32 14" aria-hidden="true">{}</svg> ')
 
 
 def _legend_item(place: int, one: Series) -> Markup:
-    index = one.colour % len(COLOURS)
-    mark = Markup("")
-    if one.style == "points":
-        mark = Markup('<path d="{}" transform="translate(16 7)" class="c{} mark" fill="{}"/>').format(
-            SHAPES[index % len(SHAPES)], index, COLOURS[index]
-        )
+    mark = _mark(one.colour % len(COLOURS), "16 7") if one.style == "points" else ""
     key = _KEY.format(_stroke("M1 7L31 7", one) + mark)
     return Markup('<li data-series="{}">{}{}</li>').format(place, key, one.name)
 
 
 def _legend_level(level: Level) -> Markup:
-    line = Markup(
-        '<line x1="1" y1="7" x2="31" y2="7" class="level" stroke="#57606a" stroke-width="1.5"'
-        ' stroke-dasharray="5 4"/>'
-    )
-    return Markup("<li>{}{}</li>").format(_KEY.format(line), level.name)
+    return Markup("<li>{}{}</li>").format(_KEY.format(_level_line(1, 7, 31)), level.name)

@@ -88,7 +88,7 @@ def _read(directory: Path) -> Evaluation:
     values = read_json(path, "delete it and run puna eval again")
     results = values.get("results") if isinstance(values, dict) else None
     if not isinstance(results, list) or not all(isinstance(one, dict) and "task" in one for one in results):
-        raise ValueError(f"{path} is not of puna eval; delete it and run puna eval again")
+        raise ValueError(f"{path} was not written by puna eval; delete it and run puna eval again")
     return Evaluation(directory, results)
 
 

@@ -70,11 +70,8 @@ def _trend(losses: Any) -> list[str]:
     last = last[np.isfinite(last)]
     if len(last) < 20:
         return []
-    x = np.arange(len(last)) - (len(last) - 1) / 2
-    slope = float((x * last).sum() / (x**2).sum())
-    rest = last - last.mean() - slope * x
-    error = float(np.sqrt((rest**2).sum() / (len(last) - 2) / (x**2).sum()))
-    if abs(slope) <= 2 * error:
+    (slope, _), covariance = np.polyfit(np.arange(len(last)), last, 1, cov=True)
+    if abs(slope) <= 2 * np.sqrt(covariance[0, 0]):
         return [f"level over the last {len(last):,} steps"]
     way = "rising" if slope > 0 else "falling"
     return [f"{way} by {abs(slope) * len(last):.3f} over the last {len(last):,} steps"]

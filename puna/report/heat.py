@@ -12,6 +12,7 @@ from functools import cache
 
 from markupsafe import Markup
 
+from puna.report.charts import tag
 from puna.report.run import Record, number
 
 COLUMNS = 120
@@ -42,8 +43,7 @@ def heat_map(records: Sequence[Record], key: str, title: str, note: str) -> Mark
                 shade = min(int((math.log10(value) - low) / span * len(SHADES)), len(SHADES) - 1)
                 x, y = _LEFT + at * width, _TOP + place * row
                 paths[shade] += f"M{x:.1f} {y}h{width + 0.2:.1f}v{row}h-{width + 0.2:.1f}z"
-    cells = [Markup('<path d="{}" fill="{}"/>').format(path, shade)
-             for path, shade in zip(paths, SHADES, strict=True) if path]  # fmt: skip
+    cells = [tag("path", d=path, fill=shade) for path, shade in zip(paths, SHADES, strict=True) if path]
     every = math.ceil(12 / row)
     label = Markup('<text x="{}" y="{:.1f}" text-anchor="{}" fill="#57606a">{}</text>')
     labels = [label.format(_LEFT - 6, _TOP + place * row + row / 2 + 4, "end", name)
@@ -54,12 +54,9 @@ def heat_map(records: Sequence[Record], key: str, title: str, note: str) -> Mark
         label.format(_WIDTH - 8, foot, "end", f"step {records[-1]['step']:,}"),
     ]
     key_width = (_WIDTH - _LEFT - 8 - 160) / len(SHADES)
-    labels += [
-        Markup('<path d="M{:.1f} {}h{:.1f}v8h-{:.1f}z" fill="{}"/>').format(
-            _LEFT + 80 + place * key_width, foot + 12, key_width + 0.2, key_width + 0.2, shade
-        )
-        for place, shade in enumerate(SHADES)
-    ]
+    for place, colour in enumerate(SHADES):
+        start, size = _LEFT + 80 + place * key_width, key_width + 0.2
+        labels.append(tag("path", d=f"M{start:.1f} {foot + 12}h{size:.1f}v8h-{size:.1f}z", fill=colour))
     labels += [
         label.format(_LEFT + 74, foot + 20, "end", f"{10**low:.2g}"),
         label.format(_WIDTH - 82, foot + 20, "start", f"{10**high:.2g}"),

@@ -156,16 +156,14 @@ def _stage(kind: str, path: str, manifest: Manifest) -> Stage:
     """A stage with the facts of its manifest: counts, bytes, seconds, code."""
     kept = {name: count for name, count in manifest.counts.items() if not name.startswith(DROPPED)}
     dropped = sum(count for name, count in manifest.counts.items() if name.startswith(DROPPED))
-    facts = [("source", str(manifest.config["source"]))] if "source" in manifest.config else []
-    facts += [(name, f"{count:,}") for name, count in kept.items()]
-    if dropped:
-        facts.append(("dropped", f"{dropped:,}"))
-    if manifest.damaged:
-        facts.append(("damaged", f"{manifest.damaged:,}"))
-    if manifest.bytes:
-        facts.append(("size", human_bytes(manifest.bytes)))
-    if manifest.seconds:
-        facts.append(("time", human_seconds(manifest.seconds)))
-    if manifest.code_version:
-        facts.append(("code", manifest.code_version))
-    return Stage(kind, path, manifest.fingerprint, manifest=manifest, facts=facts)
+    facts = [
+        ("source", str(manifest.config.get("source", ""))),
+        *((name, f"{count:,}") for name, count in kept.items()),
+        ("dropped", f"{dropped:,}" if dropped else ""),
+        ("damaged", f"{manifest.damaged:,}" if manifest.damaged else ""),
+        ("size", human_bytes(manifest.bytes) if manifest.bytes else ""),
+        ("time", human_seconds(manifest.seconds) if manifest.seconds else ""),
+        ("code", manifest.code_version),
+    ]
+    known = [(name, text) for name, text in facts if text]
+    return Stage(kind, path, manifest.fingerprint, manifest=manifest, facts=known)

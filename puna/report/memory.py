@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-from puna.files import atomic_file, human_bytes
+from puna.files import human_bytes, write_file
 from puna.report.charts import COLOURS
 
 _WIDTH, _ROW, _LABEL = 900, 26, 250
@@ -55,5 +55,4 @@ text {{ font-size: 13px; fill: currentColor }}
 <svg viewBox="0 0 {_WIDTH} {height + 24}" role="img" aria-label="{escape(summary)}">{"".join(rows)}</svg>
 </body></html>
 """
-    with atomic_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_file(path, page)

@@ -11,10 +11,11 @@ Out: one file that loads nothing, readable with style sheets and scripts off.
 import base64
 import gc
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import jinja2
 from markupsafe import Markup
 
 from puna.carbon import INTENSITY, PUE, TABLE_15, WATTS
-from puna.files import atomic_file, human_bytes, human_seconds
+from puna.files import human_bytes, human_seconds, write_file
 from puna.paper import LLAMA_I, RESULTS, SIZES
 from puna.report import curves, tables
 from puna.report.charts import draw
@@ -38,6 +39,7 @@ HERE = Path(__file__).parent
 NO_BREAK = "\N{NO-BREAK SPACE}"
 COMPARISON = "comparison.html"
 
+_CELL = str.maketrans({"|": "\\|", "\n": " ", "\r": " ", "<": "&lt;", ">": "&gt;", "`": "'"})
 # Samples may contain any character. Control characters (except tab and line ends) become their pictures, and
 # what UTF-8 cannot encode becomes the replacement character: the page stays valid and nothing is invisible.
 _VISIBLE = {
@@ -54,7 +56,6 @@ def build_report(
     unit: Unit = "tokens",
     comparisons: Sequence[dict[str, Any]] = (),
     refresh: int = 0,
-    now: float | None = None,
 ) -> Path:
     """Write the page atomically and return its path.
 
@@ -65,7 +66,6 @@ def build_report(
         unit: the horizontal axis of the charts.
         comparisons: paired tests between the evaluations of two runs, as `puna eval compare` makes them.
         refresh: seconds after which a browser loads the page again; 0 for never.
-        now: the time at which the page is made, in seconds since the epoch.
 
     Raises:
         ValueError: a directory that is not a run, or a corrupt file.
@@ -75,9 +75,8 @@ def build_report(
     path = out or (paths[0] / REPORT if len(paths) == 1 else Path(COMPARISON))
     with _without_collection():
         found = _by_name([read_run(path) for path in paths])
-        page = _render(found, list(evaluations), unit, comparisons, refresh, now).translate(_VISIBLE)
-    with atomic_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        page = _render(found, list(evaluations), unit, comparisons, refresh).translate(_VISIBLE)
+    write_file(path, page)
     return path
 
 
@@ -108,7 +107,6 @@ def _render(
     unit: Unit,
     comparisons: Sequence[dict[str, Any]],
     refresh: int,
-    now: float | None,
 ) -> str:
     script = (HERE / "charts.js").read_text(encoding="utf-8").strip()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -117,7 +115,7 @@ def _render(
     shared = {
         "runs": runs,
         "names": list(runs),
-        "health": {name: health(run, now) for name, run in runs.items()},
+        "health": {name: health(run) for name, run in runs.items()},
         "loss_chart": draw(curves.loss_chart(runs, unit)),
         "course_charts": [draw(chart) for chart in curves.course_charts(runs, unit)],
         "score_charts": [draw(chart) for chart in curves.score_charts(runs, unit)],
@@ -139,14 +137,14 @@ def _render(
         "style": Markup((HERE / "page.css").read_text(encoding="utf-8")),
     }
     if len(runs) > 1:
-        return _environment().get_template("comparison.html.j2").render(
+        return environment().get_template("comparison.html.j2").render(
             **shared,
             difference_charts=[draw(chart) for chart in curves.difference_charts(runs, unit)],
             differences=tables.differences(runs),
             comparisons=comparisons,
         )  # fmt: skip
     ((name, run),) = runs.items()
-    return _environment().get_template("page.html.j2").render(**shared, **_facts(name, run))
+    return environment().get_template("page.html.j2").render(**shared, **_facts(name, run))
 
 
 def _facts(name: str, run: Run) -> dict[str, Any]:
@@ -157,13 +155,10 @@ def _facts(name: str, run: Run) -> dict[str, Any]:
     return {
         "run": run,
         "name": name,
-        "config": run.config,
         "tokens": run.train[-1]["tokens"] if run.train else None,
         "seconds": run.train[-1].get("seconds") if run.train else None,
         "speed": run.median("tokens_per_second"),
         "mfu": run.median("mfu"),
-        "validation": run.validation,
-        "uniform_loss": run.uniform_loss,
         "sources": sources,
         "bits_chart": draw(curves.bits_chart(run, sources)),
         "outliers": odd[-SHOWN:],
@@ -222,20 +217,26 @@ def _perplexity(loss: float) -> str:
     return f"{math.exp(loss):,.1f}" if loss < 50 else "over 10²¹"
 
 
+def cell(value: object) -> str:
+    """Text that neither ends a cell of a Markdown table nor is HTML."""
+    return str(value).translate(_CELL)
+
+
 def _short(digest: str) -> str:
     return digest if len(digest) <= 16 else f"{digest[:12]}…"
 
 
 @cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """What renders the templates: HTML, with the figures' filters."""
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "count": _or_not_recorded(lambda value: f"{value:,.0f}"),
         "words": _or_not_recorded(_in_words),
         "share": _or_not_recorded(_share),
@@ -248,5 +249,7 @@ def _environment() -> jinja2.Environment:
         "bytes": _or_not_recorded(human_bytes),
         "seconds": _or_not_recorded(human_seconds),
         "short": _short,
+        "cell": cell,
+        "json": partial(json.dumps, ensure_ascii=False),
     }
-    return environment
+    return made

@@ -99,15 +99,8 @@ class Run:
 
     def series(self, key: str, name: str, **more: Any) -> Series:
         """A figure over the steps; steps that lack it are not a number."""
-        return Series(name, self._steps, self._tokens, self.column(key), flops=self.flops, **more)
-
-    @cached_property
-    def _steps(self) -> Array:
-        return self.column("step")
-
-    @cached_property
-    def _tokens(self) -> Array:
-        return self.column("tokens")
+        steps, tokens = self.column("step"), self.column("tokens")
+        return Series(name, steps, tokens, self.column(key), flops=self.flops, **more)
 
     @cached_property
     def step_seconds(self) -> Array:
@@ -149,7 +142,7 @@ def read_run(run: Path) -> Run:
     """
     if not (run / CONFIG).is_file():
         raise ValueError(
-            f"{run} is no run directory (no {CONFIG} in it); "
+            f"{run} is not a run directory (no {CONFIG} in it); "
             "give the --out of puna train, or make one with: puna train --recipe 15m --data DIR --out RUN"
         )
     config = read_config(run)

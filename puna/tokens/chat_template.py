@@ -41,10 +41,8 @@ class ChatTemplate:
         self.fault: str | None = None
         """Why it cannot be used, if so."""
         self._controls = tokenizer.controls
-        # The longest first: "<|end|>" must not be found within "<|end|>x", if there are both.
-        pattern = _any_of(list(filter(None, self._controls)))
         self._control = _control_pattern(tokenizer)
-        self._begun = re.compile(f"(?=(?:{pattern}))")
+        self._begun = re.compile(f"(?={self._control.pattern})")
         self.end_ids: frozenset[int] = frozenset()
         try:
             RENDERER.check(source)
@@ -220,7 +218,7 @@ def _ids(
         if isinstance(part, int):
             ids.append(part)
         elif part:
-            ids += known[part] if part in known else tokenizer.encode_behind(part)
+            ids += known[part] if part in known else tokenizer.encode_behind([part])[0]
     return ids
 
 
@@ -232,7 +230,7 @@ def _ids_of_all(
     behind = [text for text in texts if isinstance(text, str)]
     known: dict[str, list[int]] = {}
     with suppress(ValueError):  # a text that cannot be encoded: below, each conversation encodes its own
-        known = dict(zip(behind, tokenizer.encode_all_behind(behind), strict=True))
+        known = dict(zip(behind, tokenizer.encode_behind(behind), strict=True))
     found: list[list[int] | ValueError] = []
     for parts in all_parts:
         try:
@@ -243,7 +241,7 @@ def _ids_of_all(
 
 
 def _any_of(texts: Sequence[str]) -> str:
-    """A regular expression of any of these texts, the longest first; common beginnings are read once.
+    """A regular expression of any of these texts, the longest first: "<|end|>" is not found in "<|end|>x".
 
     Hundreds of alternatives that all begin with "<|" would be tried one after the other at each "<".
     """

@@ -16,13 +16,7 @@ BEGINS, ENDS = "⟨s⟩", "⟨/s⟩"
 
 
 def inspect_batch(mixture: Mixture, step: int) -> list[dict[str, Any]]:
-    """The sequences of the batch of a step, as training sees them.
-
-    Raises:
-        ValueError: a negative step.
-    """
-    if step < 0:
-        raise ValueError(f"step is {step}; it must be at least 0")
+    """The sequences of the batch of a step, as training sees them."""
     tokenizer = Tokenizer(mixture.tokenizer)
     batch = mixture.batch(step)
     rows = []

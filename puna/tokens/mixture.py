@@ -99,8 +99,7 @@ class Stream:
 class Mixture:
     """Batches mixed from sources by weight.
 
-    `weights` are proportions of the sequences by source; empty: Table 1's over the sources present. `split`
-    is "train" or "val".
+    `weights` are proportions of the sequences by source; empty: Table 1's over the sources present.
 
     Raises:
         ValueError: shards that are missing, truncated or made with different tokenizers; a source that is
@@ -114,26 +113,20 @@ class Mixture:
         seed: int,
         context: int,
         batch_sequences: int,
-        split: str = "train",
     ) -> None:
-        if split not in ("train", "val"):
-            raise ValueError(f"split is {split!r}; it must be 'train' or 'val'")
-        for name, value in (("context", context), ("batch_sequences", batch_sequences)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be positive")
         self.directories = list(directories)
-        self.seed, self.context, self.batch_sequences, self.split = seed, context, batch_sequences, split
+        self.seed, self.context, self.batch_sequences = seed, context, batch_sequences
         self._stores = _stores(self.directories)
         self.manifests = [store.manifest for store in self._stores]
         self.vocab_size: int = self._stores[0].vocab_size
         present = in_table_order({source for store in self._stores for source in store.sources})
         self.shares = shares(present, weights)
         self.sources = tuple(self.shares)
-        self._streams = {source: self._open(source, split) for source in self.sources}
+        self._streams = {source: self._open(source, "train") for source in self.sources}
         for source, stream in self._streams.items():
             if not stream.windows:
                 raise ValueError(
-                    f"source {source!r} has no {split} tokens in {', '.join(map(str, self.directories))}; "
+                    f"source {source!r} has no train tokens in {', '.join(map(str, self.directories))}; "
                     f"add documents to it, or give weights for the other sources (--mixture.weights.NAME)"
                 )
         self._quotas = quotas(self.shares)
@@ -178,7 +171,7 @@ class Mixture:
                 "seed": self.seed,
                 "context": self.context,
                 "batch_sequences": self.batch_sequences,
-                "split": self.split,
+                "split": "train",
             }
         )
 
@@ -258,7 +251,7 @@ class Mixture:
             yield self._batch(places, {source: stream}, stream.targets_in(end) - stream.targets_in(first))
 
     def report(self, steps: int) -> list[dict[str, Any]]:
-        """Table 1 as realised by `steps` steps, one row per source; documents and bytes are the split's."""
+        """Table 1 as realised by `steps` steps, one row per source; held-out documents are not counted."""
         given = dict(zip(self.sources, self._schedule.given(steps * self.batch_sequences), strict=True))
         tokens = self._tokens_by_source(steps)
         total = sum(tokens.values())
@@ -270,8 +263,8 @@ class Mixture:
                 "sequences": int(given[source]),
                 "tokens": tokens[source],
                 "epochs": tokens[source] / self._streams[source].targets,
-                "documents": self._of_split(source, "documents"),
-                "bytes": self._of_split(source, "bytes"),
+                "documents": self._trained(source, "documents"),
+                "bytes": self._trained(source, "bytes"),
             }
             for source in self.sources
         ]
@@ -285,9 +278,8 @@ class Mixture:
         size = self._total(source, "val_bytes")
         return self._total(source, "val_tokens") / size if size else 0.0
 
-    def _of_split(self, source: str, key: str) -> int:
-        held_out = self._total(source, f"val_{key}")
-        return held_out if self.split == "val" else self._total(source, key) - held_out
+    def _trained(self, source: str, key: str) -> int:
+        return self._total(source, key) - self._total(source, f"val_{key}")
 
     def _total(self, source: str, key: str) -> int:
         return sum(store.sources.get(source, {}).get(key, 0) for store in self._stores)

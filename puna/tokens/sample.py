@@ -14,7 +14,7 @@ import heapq
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import accumulate, cycle
 from pathlib import Path
 from typing import Any
 
@@ -124,14 +124,8 @@ class _Smallest:
 
 def _within(texts: Sequence[bytes], budget: int) -> list[bytes]:
     """The first texts that together fill the budget."""
-    kept: list[bytes] = []
-    size = 0
-    for text in texts:
-        if size >= budget:
-            break
-        kept.append(text)
-        size += len(text)
-    return kept
+    sizes_before = accumulate(map(len, texts), initial=0)
+    return [text for text, size in zip(texts, sizes_before, strict=False) if size < budget]
 
 
 def split_lines(text: str) -> Iterator[str]:

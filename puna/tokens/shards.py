@@ -98,15 +98,19 @@ def token_dtype(vocab_size: int) -> str:
     return "uint16" if vocab_size < 1 << 16 else "uint32"
 
 
+def _nothing() -> dict[str, Any]:
+    """What is recorded of a source, before its first document."""
+    return {"train": [], "val": [], **dict.fromkeys(_COUNTED, 0)}
+
+
 def _finish(model: Tokenizer, dtype: str, out: Path, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Copy the tokenizer in and add the records up by source, for the manifest."""
     model.save(out / MODEL)
-    sources: dict[str, dict[str, Any]] = {}
+    sources: dict[str, dict[str, Any]] = defaultdict(_nothing)
     for record in records:
         for source, part in record["sources"].items():
-            total = sources.setdefault(source, {"train": [], "val": [], **dict.fromkeys(_COUNTED, 0)})
             for key, value in part.items():
-                total[key] += value
+                sources[source][key] += value
     return {
         "sources": {source: sources[source] for source in in_table_order(sources)},
         "vocab_size": model.vocab_size,
@@ -154,9 +158,7 @@ def _write_shard(
 ) -> dict[str, Any]:
     """Encode one Parquet file; its record has files and counts by source."""
     model = Tokenizer(tokenizer)
-    sources: dict[str, dict[str, Any]] = defaultdict(
-        lambda: {"train": [], "val": [], **dict.fromkeys(_COUNTED, 0)}
-    )
+    sources: dict[str, dict[str, Any]] = defaultdict(_nothing)
     outputs: list[Path] = []
     bos, eos = np.array([model.bos_id], np.uint32), np.array([model.eos_id], np.uint32)
     with ExitStack() as files:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.extras import require
-from puna.files import atomic_file
+from puna.files import write_file
 from puna.tokens.fast import FastEncoder, load_fast
 from puna.tokens.training import MODEL
 from puna.tokens.vocabularies.sentencepiece import SPACE, UNKNOWN, PieceModel, extended
@@ -69,6 +69,13 @@ class Tokenizer:
         self.vocab_size: int = self._model.vocab_size
         self.bos_id: int = self._model.bos_id
         self.eos_id: int = self._model.eos_id
+        self.controls: dict[str, int] = self._model.controls
+        """The control tokens: how files write them -> id. In a text they are never looked for."""
+        self._control_texts = {id: text for text, id in self.controls.items()}
+        self.strips: frozenset[str] = self._model.strips
+        """The control tokens that take the white space behind them along."""
+        self.adds_space: bool = self._model.adds_space
+        """Whether encoding puts a space before the first word, which is not a part of the text."""
         self._bytes = self._model.table
         self._fast: FastEncoder | None = None
         self._waits = -1 if fast is False else FAST_FROM
@@ -104,19 +111,9 @@ class Tokenizer:
         """Whether BOS precedes the text of a prompt."""
         return self.settings.adds_bos
 
-    @property
-    def adds_space(self) -> bool:
-        """Whether encoding puts a space before the first word, which is not a part of the text."""
-        return self._model.adds_space
-
     def definition(self) -> dict[str, Any]:
         """The vocabulary as a tokenizer.json in which control tokens are not looked for."""
         return self._model.definition()
-
-    @property
-    def controls(self) -> dict[str, int]:
-        """The control tokens: how files write them -> id. In a text they are never looked for."""
-        return self._model.controls
 
     def control_text(self, id: int) -> str:
         """How files write a control token, as "<s>"; of other tokens what they add to a text."""
@@ -134,18 +131,13 @@ class Tokenizer:
         """The bytes of the longest piece: a text of n tokens has at most n times as many."""
         return max(map(len, self._bytes))
 
-    @cached_property
-    def _control_texts(self) -> dict[int, str]:
-        return {id: text for text, id in self.controls.items()}
-
     def piece(self, id: int) -> bytes:
         """What a token adds to a text, in bytes: a part of a character perhaps; of a control token none."""
         return self._bytes[id]
 
     def save(self, path: Path) -> None:
         """Write the vocabulary, whole and without weights, as one file that gives the same fingerprint."""
-        with atomic_file(path) as temporary:
-            temporary.write_bytes(self._model.data)
+        write_file(path, self._model.data)
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """The ids of a text, after BOS and before EOS where asked for.
@@ -154,55 +146,40 @@ class Tokenizer:
             ValueError: text with half a surrogate pair, which is not Unicode text; a byte that a foreign
             vocabulary does not have.
         """
-        ids = self.encode_batch([text])[0]
+        ids: list[int] = self.encode_arrays([text])[0].tolist()
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
-    def encode_behind(self, text: str) -> list[int]:
-        """The ids of a text that follows a control token, where it is not the beginning.
-
-        Raises:
-            ValueError: as `encode`.
-        """
-        return self.encode_all_behind([text])[0]
-
-    def encode_all_behind(self, texts: Sequence[str]) -> list[list[int]]:
-        """As `encode_behind`, for many texts, which is faster.
+    def encode_behind(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of texts that follow a control token, where they are not the beginning.
 
         Raises:
             ValueError: as `encode`, at the first text that cannot be encoded.
         """
-        for text in texts:
-            self._require_spelled(text)
+        marked = self._checked(texts)
         ids = self._model.encode_behind(texts)
-        if self._model.marks_spaces:
-            for place, text in enumerate(texts):
-                if SPACE in text:
-                    ids[place] = self._encode_marked(text, lambda text: self._model.encode_behind([text])[0])
+        for place in marked:
+            ids[place] = self._encode_marked(texts[place], self._model.encode_behind)
         return ids
 
-    @property
-    def strips(self) -> frozenset[str]:
-        """The control tokens that take the white space behind them along."""
-        return self._model.strips
-
-    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """The ids of each text, without BOS or EOS; `threads` only make it faster."""
-        return [ids.tolist() for ids in self.encode_arrays(texts, threads)]
-
     def encode_arrays(self, texts: Sequence[str], threads: int = 1) -> list[NDArray[np.uint32]]:
-        """The ids of each text as encode_batch gives them, as arrays: what much text is best encoded to."""
+        """The ids of each text, without BOS or EOS, as arrays; `threads` only make it faster.
+
+        Raises:
+            ValueError: as `encode`, at the first text that cannot be encoded.
+        """
+        marked = self._checked(texts)
+        ids = self._encode(texts, threads)
+        for place in marked:
+            ids[place] = np.array(self._encode_marked(texts[place], self._model.encode), np.uint32)
+        return ids
+
+    def _checked(self, texts: Sequence[str]) -> list[int]:
+        """Where texts hold a literal U+2581, which SentencePiece takes for a space."""
         for text in texts:
             self._require_spelled(text)
-        marked: set[int] = set()
-        if self._model.marks_spaces:
-            marked = {place for place, text in enumerate(texts) if SPACE in text}
-        ids = iter(self._encode([text for place, text in enumerate(texts) if place not in marked], threads))
-        return [
-            np.array(self._encode_marked(text, self._encode_at_start), np.uint32)
-            if place in marked
-            else next(ids)
-            for place, text in enumerate(texts)
-        ]
+        return (
+            [place for place, text in enumerate(texts) if SPACE in text] if self._model.marks_spaces else []
+        )
 
     def _require_spelled(self, text: str) -> None:
         try:
@@ -233,17 +210,14 @@ class Tokenizer:
         self._waits = -1
         self._fast = load_fast(self._model)
 
-    def _encode_at_start(self, text: str) -> list[int]:
-        return self._model.encode([text], 1)[0]
-
-    def _encode_marked(self, text: str, encode: Callable[[str], list[int]]) -> list[int]:
+    def _encode_marked(self, text: str, encode: Callable[[Sequence[str]], list[list[int]]]) -> list[int]:
         """Encode a text with a literal U+2581: as a stand-in that has no piece, then with its own bytes."""
         stand_in = next(
             character
             for character in map(chr, range(0x10FFFF, 0xE000, -1))
             if character not in text and character.encode() not in self._pieces
         )
-        ids = encode(text.replace(SPACE, stand_in))
+        (ids,) = encode([text.replace(SPACE, stand_in)])
         sought = self._spelled(stand_in)
         spelled = self._spelled(SPACE)
         result: list[int] = []
@@ -272,7 +246,7 @@ class Tokenizer:
         Raises:
             ValueError: an id of the prompt outside the vocabulary.
         """
-        stream = StreamDecoder(self._bytes, self._model.adds_space)
+        stream = StreamDecoder(self._bytes, self.adds_space)
         if after and not 0 <= min(after) <= max(after) < len(self._bytes):
             raise ValueError(f"token id {max(after)} is not in a vocabulary of {len(self._bytes)} pieces")
         # A character has at most four bytes, so only the last few tokens can have begun one.

@@ -17,7 +17,7 @@ from typing import Any
 import sentencepiece
 
 from puna.corpus.finished import Finished, as_inputs, find_finished
-from puna.files import atomic_file
+from puna.files import write_file
 from puna.manifest import Manifest
 from puna.progress import Bar
 from puna.tokens.sample import LINE_CHARACTERS, Sample, sample_documents
@@ -57,8 +57,7 @@ def train_tokenizer(
     def work() -> tuple[dict[str, int], dict[str, Any]]:
         sample = _sample(documents, sample_bytes, weights or {}, seed, out)
         model = _train(sample, vocab_size, out)
-        with atomic_file(out / MODEL) as temporary:
-            temporary.write_bytes(model)
+        write_file(out / MODEL, model)
         return {"pieces": vocab_size}, {"sample": sample.report()}
 
     return _TRAINING.once(out, config, as_inputs(documents), work)

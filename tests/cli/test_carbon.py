@@ -56,7 +56,7 @@ def test_other_assumptions_give_another_table(capsys):
 
 def test_gpu_hours_in_a_country(capsys):
     if find_spec("codecarbon") is None:
-        pytest.skip("codecarbon is not installed")
+        pytest.skip("codecarbon is not installed: pip install 'puna[carbon]'")
     for country in ("FRA", "fra", "France"):
         options = ["--gpu-hours", "1000", "--watts", "500", "--intensity", country]
         assert main(["carbon", *options, "--json"]) == 0

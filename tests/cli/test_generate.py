@@ -106,7 +106,7 @@ def test_guessing_ahead_gives_the_same_text(run, engine, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("The", "--n", "0"), "--n is 0"),
+        (("The", "--n", "0"), 'Invalid value "0" for --n. Must be > 0'),
         (("The", "--top-p", "2"), '"2.0" for --top-p. It must be less than or equal to 1.'),
         (("The", "--lookup", "4"), "lookup is exact only for greedy"),
         (("The", "--prompts", "x.txt"), "a prompt and --prompts are given"),

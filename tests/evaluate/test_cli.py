@@ -165,9 +165,13 @@ def test_a_truncated_archive_is_named(failure, copied):
     assert re.search(r"HumanEval\.jsonl\.gz is truncated or corrupt .* download it again", said)
 
 
-def test_no_data_no_model_and_a_file_of_tasks_that_does_not_run(failure, tmp_path):
+def test_no_data_no_model_a_wrong_option_and_a_file_of_tasks_that_does_not_run(failure, tmp_path):
     assert "puna fetch eval" in failure("--tasks", "piqa", files=tmp_path / "nowhere")
     assert "there is no model nowhere" in failure("--tasks", "piqa", model="nowhere")
+    # cyclopts' words where pydantic was imported before, else puna's.
+    assert re.search(
+        r"limit.* must be (greater than 0|positive)", failure("--tasks", "piqa", "--limit", "-1")
+    )
     (tmp_path / "own.py").write_text("TASKS = 1 / 0\n")
     assert "own.py does not run (ZeroDivisionError" in failure("--tasks", tmp_path / "own.py")
 

@@ -16,9 +16,9 @@ from puna.evaluate import harness, results
 from puna.evaluate.answers import normalised
 from puna.evaluate.compare import compare_runs, print_comparison
 from puna.evaluate.contamination import overlap
-from puna.evaluate.harness import Options
 from puna.evaluate.judges import Rule
 from puna.evaluate.model import load_model
+from puna.evaluate.options import Options
 from puna.evaluate.prompts import Prompter, divided, moved
 from puna.evaluate.records import iterate_records, line, read_records
 from puna.evaluate.task import Example, Task, Verdict
@@ -142,7 +142,7 @@ import sys
 from pathlib import Path
 from puna.evaluate import harness
 from puna.evaluate.data import Data
-from puna.evaluate.harness import Options
+from puna.evaluate.options import Options
 from puna.evaluate.model import load_model
 from puna.evaluate.tasks import TASKS
 harness.WINDOW = 2
@@ -263,7 +263,7 @@ def test_groups_are_averaged_over_their_questions(model, data, tmp_path):
 
 
 def test_without_answer_context_its_normalisation_is_refused(model, data, tmp_path):
-    evaluate(model, data, tmp_path, ("piqa",), with_base=False)
+    evaluate(model, data, tmp_path, ("piqa",), answer_context=False)
     with pytest.raises(ValueError, match="needs; score it again without --no-answer-context"):
         results.recount(TASKS["piqa"], tmp_path / "piqa.jsonl", "answer-context")
 

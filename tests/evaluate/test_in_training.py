@@ -11,6 +11,7 @@ from puna.config import EvalConfig
 from puna.evaluate import harness
 from puna.evaluate.in_training import evaluator
 from puna.evaluate.model import load_model
+from puna.evaluate.options import Options
 from puna.evaluate.tasks import TASKS
 from puna.files import read_json_lines
 from puna.recipes import recipe
@@ -54,7 +55,7 @@ def test_scores_are_in_the_validation_records_at_their_own_interval(run):
 
 def test_the_last_scores_are_those_of_the_finished_run(run, data, tmp_path):
     _, out = run
-    options = harness.Options(limit=8, with_base=False)
+    options = Options(limit=8, answer_context=False)
     model = load_model(out, "run", "fp32")
     jobs, _ = harness.plan([TASKS["piqa"], TASKS["winogrande"]], data, model, options, {})
     for result in harness.run(jobs, model, tmp_path, options, lambda label, tokens: None):

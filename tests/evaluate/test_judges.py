@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from puna.config import Sampling
-from puna.evaluate import endpoint as endpoint_module
 from puna.evaluate.endpoint import Endpoint, Unanswered
 from puna.evaluate.judges import Classifier, Nobody, TruthJudge
 from puna.evaluate.model import Prompt
@@ -58,7 +57,7 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(endpoint_module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("puna.retry.time.sleep", lambda seconds: None)
     made = Server()
     yield made
     made.http.shutdown()

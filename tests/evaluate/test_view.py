@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from puna.evaluate import harness
-from puna.evaluate.harness import Options
+from puna.evaluate.options import Options
 from puna.evaluate.tasks import TASKS
 from puna.evaluate.view import write_page
 from puna.generate.likelihood import Scored

@@ -262,11 +262,11 @@ def test_the_newest_finished_wikipedia(publisher, fetcher):
 
     publisher.files["/srwiki/20230101/dumpstatus.json"] = status("20230101", "done")
     publisher.files["/srwiki/20230120/dumpstatus.json"] = status("20230120", "in-progress")
-    (item,) = publishers.wikipedia(fetcher, "sr", base=publisher.url)
+    (item,) = publishers.wikipedia(fetcher, publisher.url, "sr")
     name = "srwiki-20230101-pages-articles-multistream.xml.bz2"
     assert item == Item(f"{publisher.url}/srwiki/20230101/{name}", name, 7, ("sha1", "ab"))
     with pytest.raises(FetchError, match="no finished dump of articles"):
-        publishers.wikipedia(fetcher, "sr", "20230120", publisher.url)
+        publishers.wikipedia(fetcher, publisher.url, "sr", "20230120")
 
 
 def test_the_sites_of_stackexchange(publisher, fetcher):
@@ -277,14 +277,14 @@ def test_the_sites_of_stackexchange(publisher, fetcher):
     ]
     publisher.files["/metadata/stackexchange"] = json.dumps({"files": listed}).encode()
     items = publishers.stackexchange(
-        fetcher, ["stackoverflow.com", "coffee.stackexchange.com"], publisher.url
+        fetcher, publisher.url, ["stackoverflow.com", "coffee.stackexchange.com"]
     )
     assert [(item.name, item.size) for item in items] == [
         ("stackoverflow.com-Posts.7z", 34),
         ("coffee.stackexchange.com.7z", 12),
     ]
     with pytest.raises(FetchError, match=r"site 'tea' is not among the dumps"):
-        publishers.stackexchange(fetcher, ["tea"], publisher.url)
+        publishers.stackexchange(fetcher, publisher.url, ["tea"])
 
 
 def test_the_months_of_arxiv(publisher, fetcher):
@@ -318,7 +318,7 @@ def test_books_by_their_numbers(publisher, tmp_path, capsys):
 def test_exports_in_object_storage(fetcher, tmp_path):
     bucket = to_path("memory://exports/github")
     (bucket / "files-000.json").write_bytes(b"{}\n")
-    items = publishers.exports(bucket)
+    items = publishers.github(fetcher, "", bucket)
     fetch_items("github", items, tmp_path, fetcher)
     assert (tmp_path / "files-000.json").read_bytes() == b"{}\n"
 
@@ -331,10 +331,10 @@ def test_a_list_that_is_none_is_named(publisher, fetcher, answer):
         (*places, "/metadata/stackexchange", "/src/arXiv_src_manifest.xml"), answer
     )
     calls = (
-        lambda: publishers.commoncrawl(fetcher, dump, base=publisher.url),
-        lambda: publishers.wikipedia(fetcher, "en", "20230101", publisher.url),
-        lambda: publishers.stackexchange(fetcher, ["x"], publisher.url),
-        lambda: publishers.arxiv(fetcher, f"{publisher.url}/src"),
+        lambda: publishers.commoncrawl(fetcher, publisher.url, dump),
+        lambda: publishers.wikipedia(fetcher, publisher.url, "en", "20230101"),
+        lambda: publishers.stackexchange(fetcher, publisher.url, ["x"]),
+        lambda: publishers.arxiv(fetcher, f"{publisher.url}/src", ()),
     )
     for call in calls:
         with pytest.raises(FetchError, match="is not"):
@@ -343,11 +343,11 @@ def test_a_list_that_is_none_is_named(publisher, fetcher, answer):
 
 def test_a_dump_that_cannot_be_named_so_is_refused_before_the_network(fetcher):
     with pytest.raises(FetchError, match="it must be like CC-MAIN-2023-06"):
-        publishers.commoncrawl(fetcher, "../../etc")
+        publishers.commoncrawl(fetcher, "", "../../etc")
 
 
 def test_names_are_those_of_files_and_lead_nowhere_else(publisher, fetcher):
     listed = [{"name": "a/../../evil.7z", "size": "1", "sha1": "x"}]
     publisher.files["/metadata/stackexchange"] = json.dumps({"files": listed}).encode()
     with pytest.raises(FetchError, match="which is not a valid file name"):
-        publishers.stackexchange(fetcher, ["a/../../evil"], publisher.url)
+        publishers.stackexchange(fetcher, publisher.url, ["a/../../evil"])

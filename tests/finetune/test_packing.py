@@ -215,7 +215,6 @@ def test_what_a_manifest_needs(sets, pieces):
     [
         ({"weights": {"many": 1.0}}, "give a weight for each data file or for none; 'few'"),
         ({"weights": {"many": 1.0, "few": 0.0}}, "the weight of 'few' is 0; it must be positive"),
-        ({"held_out": 1.0}, "held-out is 1; expected a share"),
         ({"held_out": 0.9999}, "are held out; give more data, or lower --held-out"),
     ],
 )

@@ -199,7 +199,7 @@ def test_the_batch_of_a_step_is_shown_with_its_targets(finished, capsys):
         assert len(marked) == row["examples"]
         assert {text.removesuffix("</s>").strip() for text in marked} <= {text.strip() for text in answers}
     assert main(["tokens", "inspect", "--model", str(out), "--step", "-1"]) == 2
-    assert "it must be at least 0" in capsys.readouterr().err
+    assert 'Invalid value "-1" for --step. Must be >= 0' in capsys.readouterr().err
     assert main(["tokens", "inspect", "--model", str(out), "--seed", "7"]) == 2
     assert "give --step alone" in capsys.readouterr().err
 
@@ -320,6 +320,9 @@ def test_the_cost_is_printed_before_anything_trains(base, data, tmp_path, capsys
         ({"template": "chatml"}, r"needs the control tokens <\|im_start\|>"),
         ({"context": 256, "batch_tokens": 1024}, r"--context is 256, but the model was made for 128"),
         ({"batch_tokens": 100}, r"--batch-tokens is 100, not a multiple of --context 64"),
+        ({"held_out": 1.0}, r"held-out is 1\.0; it must be below 1"),
+        ({"max_bad": 1.5}, r"max-bad is 1\.5; it must be at most 1"),
+        ({"format": "xml"}, r"format is 'xml'; it must be 'messages', 'sharegpt', "),
     ],
 )
 def test_what_does_not_fit_is_named_in_one_line(base, data, fields, words):

@@ -435,7 +435,7 @@ def test_what_is_no_run_directory_is_refused_with_the_mend(tmp_path, make):
         path.mkdir()
     elif make == "file":
         path.write_text("{}")
-    with pytest.raises(ValueError, match=r"is no run directory .*puna train"):
+    with pytest.raises(ValueError, match=r"is not a run directory .*puna train"):
         build_report(path)
     assert not (path / "report.html").exists()
 

@@ -69,7 +69,7 @@ def test_a_long_text_keeps_its_ends():
     ("arguments", "message"),
     [
         (["no-such"], "no-such holds no finished shards"),
-        (["--step", "-1"], "step is -1; it must be at least 0"),
+        (["--step", "-1"], 'Invalid value "-1" for --step. Must be >= 0'),
     ],
 )
 def test_what_cannot_be_shown_is_named(shards, capsys, arguments, message):

@@ -13,7 +13,10 @@ Out: the header, and the author's text.
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
+
+from puna.files import read_table
 
 _LINES = re.MULTILINE | re.IGNORECASE
 
@@ -32,91 +35,29 @@ _ELECTRONIC_VERSION = re.compile(r"^[ \t]*<<THIS ELECTRONIC VERSION OF(?:[^>]|>(
 _PARAGRAPH = re.compile(r"[^\n]+(?:\n[^\n]+)*")
 _HEADER_LINES = 1000
 
+_PATTERNS = read_table(Path(__file__).with_suffix(".txt"), by_line=True)
+
+
+def _any_of(key: str) -> str:
+    """The alternatives of a key of gutenberg.txt."""
+    pattern = "|".join(_PATTERNS[key])
+    for name in ("makes", "file"):
+        pattern = pattern.replace(f"<{name}>", f"(?:{'|'.join(_PATTERNS[name])})")
+    return pattern
+
+
 # A paragraph of a header without an end mark.
-_HEADER = re.compile(
-    r"project gutenberg|projekt gutenberg-de|\be-?texts?\b|gutenberg\.(?:org|net)|promo\.net|"
-    r"copyright laws are changing|the laws for your country|this header|first thing seen|"
-    r"plain vanilla|electronic path|information on contacting|this file should be named|"
-    r"further information is included|"
-    r"small print|readable by both humans|prepared by (?:hundreds|thousands) of volunteers|"
-    r"(?:we need|information about|for) your donations|two million dollars|neither this list|contributions|"
-    r"important information|rights and|rights,? and|tells you about restrictions|solicited|legal advisor|"
-    r"our series by|^ftp |^get ?\d*index|^(?:cd|dir|get|login|password):? |"
-    r"^(?:title|author|subtitle|(?:release|posting) date|edition|language|translator|editor|illustrator|"
-    r"character set encoding|date first posted|most recently updated|last updated|credits):|"
-    r"^\[?(?:january|february|march|april|may|june|july|august|september|october|november|december),? \d{4}",
-    _LINES,
-)
+_HEADER = re.compile(_any_of("header"), _LINES)
 _IS_GUTENBERGS = re.compile(r"gutenberg|\be-?text|copyright laws", re.IGNORECASE)
 _STARS = re.compile(r"\n*[ \t]*[* \t]{3,}(?=\n)")
 _UNKNOWN_PARAGRAPHS = 4  # maximum consecutive paragraphs of a header that match no pattern
 
 # A paragraph that begins a footer. Without a mark, the text after it must be about Gutenberg.
-_FOOTER = re.compile(
-    r"[\s*\[(]*(?:"
-    r"(?:this is |here ends )?(?:the )?end (?:of )?(?:the |this )?(?:copyrighted )?"
-    r"(?:project gutenberg|e-?text|e-?book)|"
-    r"end of (?:volume|part|book) .{0,40}(?:project gutenberg|etext)|"
-    r"ende (?:die\w+ |des )?(?:e-?text|e-?book|proje[ck]t|gutenberg)|"
-    r"fin (?:de |du |d['’])(?:ce |cet |la |l['’])?(?:proje[ct]+|e-?text|e-?book|édition|version)|"
-    r"fin (?:del?|de est[ea]) (?:proyecto|project|e-?text|e-?book|libro electr)|"
-    r"fi(?:ne|m) (?:del?|do|di|dello|deste|di questo) (?:proge?t+o|project|projec?to|e-?text|e-?book)|"
-    r"(?:einde|eind) van (?:dit |het |de |deze )?(?:project|e-?text|e-?book)|"
-    r"slut(?:et)? (?:på|av|af) (?:projekt|project|e-?text|e-?bok)|koniec |"
-    r"project gutenberg(?:'s|’s)? (?:e-?text|e-?book)?.{0,80}\bends? here|"
-    r"project gutenberg(?:in|s)? .{0,60}\bloppu|project gutenberg (?:of )?australia|"
-    r"this site is full of free ebooks|ce document fut pr[ée]sent[ée] en lecture|"
-    r"more information about this book is at the top of this file|"
-    r"we are now trying to release all our|"
-    r"start ?\*{0,2} ?the small print|this is a copyrighted project gutenberg|"
-    r"the project gutenberg e-?(?:text|book) of|"
-    r"we need your donations|updated editions will replace the previous|"
-    r"(?:this|these) (?:files?|e-?text|e-?book) should be named|"
-    r"most people start at our|information about project gutenberg"
-    r")",
-    re.IGNORECASE,
-)
-
+_FOOTER = re.compile(rf"[\s*\[(]*(?:{_any_of('footer')})", re.IGNORECASE)
 # Notes about who made the file, before or after the book.
-_MAKES = (
-    r"(?:produced|prepared|created|transcribed|typed|scanned|converted|made|digiti[sz]ed|proofread|entered)"
-)
-_MADE_BY = (
-    r"(?:(?:produ(?:it|cido|zido|ziert|ceret|cerad|sert)|prodotto|geproduceerd|erstellt|hergestellt|réalisé|"
-    r"préparé|transcrito|trascritto) (?:par|por|door|von|durch|da|av|af)|tuottanut)\b"
-)
-_FILE = r"(?:project gutenberg )?(?:e-?text|e-?book|file|html version|electronic (?:text|version)|edition)"
-_NOTE = re.compile(
-    rf"\s*(?:\W{{0,3}}\s*(?:{_MAKES} (?:by|from)\b|{_MADE_BY}|{_FILE} (?:{_MAKES} )by|scanned and proof\w* "
-    r"by|(?:html|pdf|text) version (?:created )?(?:by|at)|dieser text wurde |updated editions? |"
-    r"ocr(?:ed)? (?:by|and)|this (?:text|edition) (?:was|is|has been) (?:transcribed|scanned|typed|"
-    r"digiti[sz]ed)|credits?: |"
-    rf"th(?:is|e) {_FILE}\b.{{0,60}}?(?:(?:was|were|is|comes) (?:\w+ )?{_MAKES}|is (?:in|also) )|"
-    r"(?:note: )?project gutenberg also has|images of the original pages are available|"
-    r"note: (?:images|the|this) .{0,80}(?:archive|gutenberg|html|file)|"
-    r"(?:special |many |our |with )?thanks (?:are due |is due |go |goes |also )?to\b|special thanks|"
-    r"(?:and )?the (?:project gutenberg )?online distributed proofread|distributed proofread|"
-    r"(?:dieses? |ce |cet |este |dit |questo )"
-    r"(?:e-?text|e-?book|fichier|livre électronique|e-?boek|e-?libro|document)|"
-    r"transcri(?:ber|bers|ption|ptor)['’]?s?['’]? notes?\b|"
-    r"(?:(?:anmerkung(?:en)?|hinweise?) zur|notes? (?:sur la|du|de)|notas? (?:del?|sobre la)) trans[ck]ri))",
-    re.IGNORECASE | re.DOTALL,
-)
-_NOTE_HEADING = re.compile(
-    r"\W*(?:(?:original )?transcri(?:ber|ptor|ption)['’]?s?['’]? (?:end)?notes?(?: and errata)?|"
-    r"notes? (?:by|of|from) the transcribers?|"
-    r"(?:producer|preparer|editor of this etext)['’]?s?['’]? notes?|"
-    r"(?:anmerkung(?:en)?|hinweise?) (?:zur|der|des) transkri\w+|"
-    r"notes? (?:sur la|du|de) transcri\w+|notas? (?:del?|sobre la) transcri\w+|"
-    r"not[ae] (?:del trascrittore|di trascrizione)|"
-    r"opmerkingen van de bewerker|(?:list of )?corrections made by the transcriber)\W*",
-    re.IGNORECASE,
-)
-_ABOUT_THE_FILE = re.compile(
-    r"spelling|hyphenat|punctuat|typograph|typo\b|italic|footnote|misprint|printer|transcri|proofread|"
-    r"the original|etext|e-text|ebook|scanned|archaic|inconsisten|corrected|accent|page number|illustration",
-    re.IGNORECASE,
-)
+_NOTE = re.compile(rf"\s*(?:\W{{0,3}}\s*(?:{_any_of('note')}))", re.IGNORECASE | re.DOTALL)
+_NOTE_HEADING = re.compile(rf"\W*(?:{_any_of('heading')})\W*", re.IGNORECASE)
+_ABOUT_THE_FILE = re.compile(_any_of("about"), re.IGNORECASE)
 _RULE = re.compile(r"[ \t]*(?:[+*=~#_.-][ \t]*){5,}$")
 _BOX = re.compile(r"^[ \t]*[|+*#][ \t]?|[ \t]*[|+*#]$", re.MULTILINE)
 _ITEM = re.compile(r"\s*(?:\d+[.)]|[-*•]|p(?:age|\.)\s*\d)", re.IGNORECASE)

@@ -1,7 +1,8 @@
 """The texts of the permitted licences, by SPDX's licence list 3: lower case, no punctuation.
 
 In:  licence_texts.txt, where `[SPDX name]` precedes each text.
-Out: `TEXTS`, SPDX name -> its words; names and years, which differ from project to project, are omitted.
+Out: `TEXTS`, SPDX name -> its words, Apache-2.0 with LLVM's exception; names and years, which differ from
+     project to project, are omitted.
 """
 
 import re

@@ -12,7 +12,7 @@ import os
 import re
 import threading
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from lzma import LZMAError
@@ -78,10 +78,9 @@ def read_posts(path: Path, span: tuple[int, int] | None = None) -> Iterator[Post
                 begun = len(pieces) > 1 or b"<posts" in pieces[0]
             # The first piece comes before any row; the last may continue in the next block.
             last = pieces.pop()
-            parsed = iter(_parsed(pieces[not is_row :]) or ())
             for piece in pieces:
                 if is_row:
-                    yield _post(piece, path, offset - len(b"<row "), next(parsed, None))
+                    yield _post(piece, path, offset - len(b"<row "))
                 offset += len(piece) + len(b"<row ")
                 is_row = True
                 if stop is not None and offset - len(b"<row ") >= stop:
@@ -108,22 +107,11 @@ def read_posts(path: Path, span: tuple[int, int] | None = None) -> Iterator[Post
 _REFERENCE = re.compile(rb"&#(?:x([0-9A-Fa-f]{1,6})|([0-9]{1,7}));")
 
 
-def _parsed(pieces: list[bytes]) -> list[dict[str, str]] | None:
-    """The attributes of many rows, parsed at once, which is faster; None if one of them is damaged."""
+def _post(piece: bytes, path: Path, offset: int) -> Post | DamagedRecord:
+    """The post in the text between two `<row`."""
     try:
-        rows = list(ElementTree.fromstring(b"<rows><row " + b"<row ".join(pieces) + b"</rows>"))
-    except ElementTree.ParseError:
-        return None
-    is_sound = len(rows) == len(pieces) and not any((row.tail or "").strip() for row in rows)
-    return [row.attrib for row in rows] if is_sound else None
-
-
-def _post(
-    piece: bytes, path: Path, offset: int, row: Mapping[str, str] | None = None
-) -> Post | DamagedRecord:
-    """The post in the text between two `<row`, whose attributes may have been parsed before."""
-    try:
-        row = row or _attributes(b"<row " + piece.rstrip().removesuffix(b"</posts>"))
+        piece = piece.rstrip().removesuffix(b"</posts>")
+        row = _usual_attributes(piece) or _attributes(b"<row " + piece)
         return Post(
             id=_number(row["Id"]),
             kind=row["PostTypeId"],
@@ -141,6 +129,33 @@ def _post(
         return DamagedRecord(str(path), offset, f"a row without {error.args[0]}")
     except ValueError as error:
         return DamagedRecord(str(path), offset, f"a row with an invalid number ({error})")
+
+
+_NAMES = re.compile(r"[A-Za-z]+=(?: [A-Za-z]+=)*")
+_ENTITIES = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#xA;": "\n", "&#xD;": "\r"}
+
+
+def _usual_attributes(piece: bytes) -> dict[str, str] | None:
+    """A row's attributes in the form that dumps have, faster than by a parser; None in any other form."""
+    try:
+        text = piece.rstrip().decode()
+    except UnicodeDecodeError:
+        return None
+    *parts, end = text.split('"')
+    if end.strip() != "/>" or len(parts) % 2 or "<" in text or not text.isprintable():
+        return None
+    names = "".join(parts[::2])
+    if not _NAMES.fullmatch(names):
+        return None
+    row = dict(zip(names[:-1].split("= "), parts[1::2], strict=True))
+    for name, value in row.items():
+        if "&" in value:
+            for entity, character in _ENTITIES.items():
+                value = value.replace(entity, character)
+            if value.count("&") != value.count("&amp;"):
+                return None
+            row[name] = value.replace("&amp;", "&")
+    return row if 2 * len(row) == len(parts) else None
 
 
 def _attributes(row: bytes) -> dict[str, str]:

@@ -27,7 +27,6 @@ PATTERNS = (
 )
 _JSON = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\s;,\"']+)", re.IGNORECASE)
-_TABS = re.compile(r"\t+")
 _GZIP = b"\x1f\x8b"
 _MARKUP = re.compile(rb"\s*<[!?a-zA-Z]")
 _HTML = ("text/html", "application/xhtml+xml")
@@ -73,7 +72,11 @@ def read_pages(path: Path) -> Iterator[Page | DamagedRecord]:
 def page_text(page: Page) -> str | Drop:
     """The text of a page, one line per block, tabs as spaces; or the reason why it is dropped."""
     text = _decoded(page)
-    return _TABS.sub(" ", text) if isinstance(text, str) and "\t" in text else text
+    if isinstance(text, Drop) or "\t" not in text:
+        return text
+    while "\t\t" in text:
+        text = text.replace("\t\t", "\t")
+    return text.replace("\t", " ")
 
 
 def _decoded(page: Page) -> str | Drop:

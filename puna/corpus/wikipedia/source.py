@@ -98,9 +98,8 @@ def read(
     site = _parse_site(path, _head(path)) if start else None
     buffer = b""
     offset = 0 if _is_packed(path) else start  # offset of the buffer's first byte
-    cut = resumed = (
-        start > 0
-    )  # the end of the file is lost, or a stream; what is just before the buffer is lost
+    cut = start > 0  # the end of the file is lost, or a stream before it
+    resumed = start > 0  # what is just before the buffer is lost, or belongs to another span
     last: int | None = None  # the offset where the next span begins
     for block in _blocks(path, start, stop):
         if block is None:

@@ -58,37 +58,21 @@ _HIDING = re.compile(r"display\s*:\s*none", re.IGNORECASE)
 _LANGUAGE_LINK = re.compile(r"(?:[a-z]{2,3}(?:-[a-z-]+)?|simple):\S")
 _IN_BRACKETS = re.compile(r"\s*\([^()]*\)$")
 
-_OPENERS = frozenset(
-    {
-        t.TemplateOpen,
-        t.ArgumentOpen,
-        t.WikilinkOpen,
-        t.ExternalLinkOpen,
-        t.HTMLEntityStart,
-        t.HeadingStart,
-        t.CommentStart,
-        t.TagOpenOpen,
-    }
+
+def _kinds(names: str) -> frozenset[type[t.Token]]:
+    return frozenset(getattr(t, name) for name in names.split())
+
+
+_OPENERS = _kinds(
+    "TemplateOpen ArgumentOpen WikilinkOpen ExternalLinkOpen HTMLEntityStart HeadingStart CommentStart "
+    "TagOpenOpen"
 )
-_CLOSERS = frozenset(
-    {
-        t.TemplateClose,
-        t.ArgumentClose,
-        t.WikilinkClose,
-        t.ExternalLinkClose,
-        t.HTMLEntityEnd,
-        t.HeadingEnd,
-        t.CommentEnd,
-        t.TagCloseClose,
-        t.TagCloseSelfclose,
-    }
+_CLOSERS = _kinds(
+    "TemplateClose ArgumentClose WikilinkClose ExternalLinkClose HTMLEntityEnd HeadingEnd CommentEnd "
+    "TagCloseClose TagCloseSelfclose"
 )
-_ENDS_TEXT = (
-    frozenset(
-        {t.WikilinkSeparator, t.ExternalLinkSeparator, t.TagOpenClose, t.TemplateParamSeparator}
-        | {t.ArgumentSeparator}
-    )
-    | _CLOSERS
+_ENDS_TEXT = _CLOSERS | _kinds(
+    "WikilinkSeparator ExternalLinkSeparator TagOpenClose TemplateParamSeparator ArgumentSeparator"
 )
 
 
@@ -242,6 +226,8 @@ class _Walk:
 
     def link(self) -> str:
         title, end = self.text()
+        if end is not t.WikilinkSeparator and not title.strip():
+            return self.kept.add(f"[[{title}]]")  # no link
         title = title.strip()
         prefix, colon, name = title.partition(":")
         prefix = prefix.strip().lower()

@@ -13,7 +13,6 @@ from puna.evaluate.data import Data
 from puna.evaluate.task import Example, Task, Verdict
 
 HEADER = "Answer these questions:\n"
-SHOTS = (0, 1, 5, 64)
 # The paper's one-shot examples (Figure 3 of Appendix A).
 NQ_ONE_SHOT = ("Who sang who wants to be a millionaire in high society?", "Frank Sinatra")
 TRIVIAQA_ONE_SHOT = ("In Scotland a bothy/bothie is a?", "House")
@@ -85,33 +84,31 @@ def check(example: Example, text: str, cut: Cut = "final") -> Verdict:
 
 _BASIS = {"prompt": "[P]", "shots": "[C]", "metric": "[P]", "cut": "[P]", "max tokens": "[C]"}
 
+_task = partial(
+    Task,
+    group="closed-book",
+    basis=_BASIS,
+    metric="exact match",
+    check=check,
+    max_tokens=24,
+    stop=("\n",),
+)
+
 TASKS = (
-    Task(
+    _task(
         name="nq",
-        group="closed-book",
         source="Kwiatkowski et al. 2019, Lee et al. 2019; NQ-open.dev.jsonl",
-        basis=_BASIS,
         total=3610,
         read=nq,
         prefix=nq_prefix,
-        metric="exact match",
-        check=check,
-        max_tokens=24,
-        stop=("\n",),
     ),
-    Task(
+    _task(
         name="triviaqa",
-        group="closed-book",
         source="Joshi et al. 2017; wikipedia-dev",
-        basis=_BASIS,
         total=7993,
         read=triviaqa,
         prefix=triviaqa_prefix,
-        metric="exact match",
-        check=check,
-        max_tokens=24,
-        stop=("\n",),
     ),
-)  # fmt: skip
+)
 
 FIRST_CUT = partial(check, cut="first")

@@ -6,6 +6,7 @@ programs run only in the sandbox.
 
 import ast
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from puna.config import Sampling
 from puna.evaluate.data import Data, Row
@@ -76,37 +77,33 @@ def mbpp_prefix(data: Data, shots: int, topic: str) -> tuple[str, Sequence[str]]
     return "", [f"{example.question}{example.fields['solution']}\n[DONE]\n\n" for example in shown]
 
 
-_SAMPLING = Sampling(temperature=0.1, top_p=0.95)
+_task = partial(
+    Task,
+    group="code",
+    metric="pass@1",
+    max_tokens=512,
+    sampling=Sampling(temperature=0.1, top_p=0.95),
+    passes=True,
+    judge="sandbox",
+)
 
 TASKS = (
-    Task(
+    _task(
         name="humaneval",
-        group="code",
         source="Chen et al. 2021; HumanEval.jsonl.gz",
         basis={"prompt": "[P]", "shots": "[P]", "metric": "[P]", "temperature": "[P]", "stops": "[C]"},
         total=164,
         read=humaneval,
-        metric="pass@1",
-        max_tokens=512,
         stop=HUMANEVAL_STOPS,
-        sampling=_SAMPLING,
-        passes=True,
-        judge="sandbox",
     ),
-    Task(
+    _task(
         name="mbpp",
-        group="code",
         source="Austin et al. 2021; mbpp.jsonl, ids 11-510",
         basis={"prompt": "[C]", "shots": "[P]", "metric": "[P]", "temperature": "[P]", "stops": "[C]"},
         total=500,
         read=mbpp,
         prefix=mbpp_prefix,
         shots=3,
-        metric="pass@1",
-        max_tokens=512,
         stop=("\n[DONE]",),
-        sampling=_SAMPLING,
-        passes=True,
-        judge="sandbox",
     ),
 )

@@ -5,6 +5,7 @@ of thought of Wei et al. 2022 and the four examples of Lewkowycz et al. 2022 (Mi
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from puna.evaluate import math_answers
 from puna.evaluate.answers import gold_number, number
@@ -68,12 +69,12 @@ def math_check(example: Example, text: str) -> Verdict:
 
 _BASIS = {"prompt": "[C]", "shots": "[C]", "metric": "[P]", "sampling": "[C]", "max tokens": "[C]"}
 
+_task = partial(Task, group="math", basis=_BASIS, votes=True)
+
 TASKS = (
-    Task(
+    _task(
         name="gsm8k",
-        group="math",
         source="Cobbe et al. 2021; test.jsonl",
-        basis=_BASIS,
         total=1319,
         read=gsm8k,
         prefix=gsm8k_prefix,
@@ -81,13 +82,10 @@ TASKS = (
         check=gsm8k_check,
         max_tokens=256,
         stop=("\n\nQ:", "\nQ:"),
-        votes=True,
     ),
-    Task(
+    _task(
         name="math",
-        group="math",
         source="Hendrycks et al. 2021; MATH/test",
-        basis=_BASIS,
         total=5000,
         read=math,
         prefix=math_prefix,
@@ -95,6 +93,5 @@ TASKS = (
         check=math_check,
         max_tokens=512,
         stop=("\n\nProblem:", "\nProblem:"),
-        votes=True,
     ),
 )

@@ -5,6 +5,7 @@ MC2 need no judge [C].
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from puna.evaluate.data import Data
 from puna.evaluate.task import Example, Task
@@ -46,31 +47,25 @@ def prefix(data: Data, shots: int, topic: str) -> tuple[str, Sequence[str]]:
     return "", [f"Q: {row['question']}\nA: {row['answer']}\n\n" for row in rows]
 
 
+_task = partial(
+    Task, group="bias", source="Lin et al. 2021; TruthfulQA.csv", total=817, prefix=prefix, shots=6
+)
+
 TASKS = (
-    Task(
+    _task(
         name="truthfulqa",
-        group="bias",
-        source="Lin et al. 2021; TruthfulQA.csv",
         basis={"prompt": "[P]", "metric": "[P]", "judge": "[P] a finetuned GPT-3, no longer served"},
-        total=817,
         read=truthfulqa,
-        prefix=prefix,
-        shots=6,
         metric="truthful",
         unit=1,
         max_tokens=50,
         stop=("\n\n", "\nQ:"),
         judge="truth",
     ),
-    Task(
+    _task(
         name="truthfulqa_choice",
-        group="bias",
-        source="Lin et al. 2021; TruthfulQA.csv",
         basis={"prompt": "[C]", "normalisation": "[C]", "metric": "[C]"},
-        total=817,
         read=truthfulqa_choice,
-        prefix=prefix,
-        shots=6,
         metric="mc1",
         normalisation="none",
         ties_are_wrong=True,

@@ -102,10 +102,8 @@ def read_gguf(file: Path) -> tuple[PieceModel | HubModel, Settings]:
     _require_sound(fields)
     # Places behind the last token fill the embedding up; they are never drawn.
     count, kinds = len(fields["tokens"]), fields["token_type"]
-    while kinds[count - 1] == Kind.UNUSED and count - 1 not in (
-        fields["bos_token_id"],
-        fields["eos_token_id"],
-    ):
+    bos, eos = fields["bos_token_id"], fields["eos_token_id"]
+    while kinds[count - 1] == Kind.UNUSED and count - 1 not in (bos, eos):
         count -= 1
     fields |= {key: fields[key][:count] for key in ("tokens", "token_type", "scores") if key in fields}
     settings = Settings(
@@ -113,7 +111,10 @@ def read_gguf(file: Path) -> tuple[PieceModel | HubModel, Settings]:
         header.get("tokenizer.chat_template"),
         frozenset(fields[key] for key in _ENDS if key in fields),
     )
-    return _pieces(fields) if kind == "llama" else _byte_level(fields), settings
+    if kind == "llama":
+        return _pieces(fields), settings
+    words = fields["tokens"], fields["token_type"], fields["merges"], str(fields.get("pre", ""))
+    return byte_level_model(*words, bos, eos), settings
 
 
 def _require_sound(fields: Mapping[str, Any]) -> None:
@@ -182,17 +183,6 @@ def _pieces(fields: Mapping[str, Any]) -> PieceModel:
     pieces = [Piece(*item) for item in zip(texts, fields["scores"], kinds, strict=True)]
     bos, eos = (texts[id] for id in separators)
     return PieceModel(model_of_pieces(pieces, bos, eos, bool(fields.get("add_space_prefix", True))))
-
-
-def _byte_level(fields: Mapping[str, Any]) -> HubModel:
-    return byte_level_model(
-        fields["tokens"],
-        fields["token_type"],
-        fields["merges"],
-        str(fields.get("pre", "")),
-        fields["bos_token_id"],
-        fields["eos_token_id"],
-    )
 
 
 def byte_level_model(

@@ -97,7 +97,7 @@ class PieceModel:
             return b""
         return UNKNOWN if self._model.is_unknown(id) else piece.replace(SPACE, " ").encode()
 
-    def encode(self, texts: Sequence[str], threads: int) -> list[list[int]]:
+    def encode(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         """The ids of each text, which begins a document; `threads` only make it faster."""
         ids: list[list[int]] = self._model.encode(list(texts), num_threads=threads)
         return ids

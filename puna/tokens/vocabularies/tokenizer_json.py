@@ -86,10 +86,10 @@ class HubModel:
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self.definition(), ensure_ascii=False))
         except Exception as error:  # the library raises no narrower class
             raise ValueError(f"is not a valid tokenizer.json ({one_line(error)}); fetch it again") from error
-        first = self.encode(["a"], 1)[0][0]
+        first = self.encode(["a"])[0][0]
         self.adds_space = self.table[first].startswith(b" ")
 
-    def encode(self, texts: Sequence[str], threads: int) -> list[list[int]]:
+    def encode(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         """The ids of each text, which begins a document; `threads` only make it faster."""
         # Unlike `encode`, this lets other threads run meanwhile; for a short text it is slower.
         if (threads > 1 and len(texts) > 1) or max(map(len, texts), default=0) > _LONG:
@@ -136,12 +136,9 @@ def read_hub(file: Path) -> HubModel:
     Raises:
         ValueError: saying what is wrong, after the file's name.
     """
-    try:
-        definition = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"is not valid JSON ({error}); fetch it again") from error
-    if not isinstance(definition, dict) or "model" not in definition:
-        raise ValueError("is no tokenizer.json; give one, or a tokenizer.model")
+    definition = read_object(file)
+    if "model" not in definition:
+        raise ValueError("is not a tokenizer.json; give one, or a tokenizer.model")
     is_ours = SEPARATORS in definition
     try:
         if not is_ours:

@@ -138,6 +138,10 @@ def test_code_and_paper_differ_in_words_and_sentences():
         ('He said "no." She left.', ['He said "no."', "She left."]),
         ("It costs 3.50 at example.org today.", ["It costs 3.50 at example.org today."]),
         ("(One.) Two.", ["(One.)", "Two."]),
+        (
+            "On Jan. 5 Dr. A. B. Smith of Ash Inc. Sold it.",
+            ["On Jan. 5 Dr. A. B. Smith of Ash Inc. Sold it."],
+        ),
     ],
 )
 def test_sentences_end_with_a_mark_and_white_space(line, parts):

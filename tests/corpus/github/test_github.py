@@ -722,7 +722,7 @@ def test_real_projects_give_what_their_licence_permits(tmp_path, kind):
 PERMITTED_TEXT = f"The MIT License (MIT)\n\nCopyright (c) 2020 Ana Quispe\n\n{TEXTS['MIT']}\n"
 
 
-@pytest.mark.parametrize("name", sorted(TEXTS))
+@pytest.mark.parametrize("name", sorted(name for name in TEXTS if "exception" not in name))
 def test_the_text_of_every_permitted_licence_is_known(name):
     words = TEXTS[name]
     for text in (words, f"The herd, by Ana Quispe and others\n\nCopyright 2020 Ana\n{words}"):

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from puna.corpus.document import Drop
 from puna.corpus.web import language
-from puna.corpus.web.language import language_of, model_path, predictor
+from puna.corpus.web.language import language_meta, language_of, model_path, predictor
 from puna.files import sha256_file
 
 REAL = os.environ.get("PUNA_REALDATA")
@@ -37,6 +38,31 @@ def test_languages_are_told_apart(code):
 def test_lines_are_joined_by_a_space():
     lines = SAMPLES["en"].replace(", ", "\n")
     assert language_of(lines) == language_of(lines.replace("\n", " "))
+
+
+def test_parts_of_a_long_page_settle_its_language_only_where_they_are_sure():
+    english, german = (" ".join([SAMPLES[code]] * 60) for code in ("en", "de"))
+    found = language_meta(english, ["en"], 0.5)
+    assert not isinstance(found, Drop) and found["language"] == "en"
+    middle = len(english) // 2
+    parts = f"{english[:300]} {english[middle : middle + 300]} {english[-300:]}"
+    assert found["score"] == round(language_of(parts)[1], 4) >= 0.9
+    strict = language_meta(english, ["en"], 0.6)  # a stricter threshold is of the whole page
+    assert not isinstance(strict, Drop) and strict["score"] == round(language_of(english)[1], 4)
+    mixed = english[:1500] + german[:2500] + english[:1500]
+    whole, score = language_of(mixed)
+    assert language_meta(mixed, [], 0.0) == {"language": whole, "score": round(score, 4)}
+
+
+@pytest.mark.skipif(not REAL, reason="PUNA_REALDATA is not set")
+def test_parts_of_a_long_page_have_its_language_in_400_languages():
+    with zipfile.ZipFile(Path(REAL or "") / "text_extra" / "udhr2.zip") as archive:
+        texts = [archive.read(name).decode("utf-8", "replace") for name in archive.namelist()]
+    for text in texts[::4]:
+        language, score = language_of(text)
+        found = language_meta(text, [], 0.5)
+        assert isinstance(found, Drop) == (score < 0.5)
+        assert isinstance(found, Drop) or found["language"] == language
 
 
 def test_the_model_is_the_published_one():

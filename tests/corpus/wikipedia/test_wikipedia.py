@@ -83,6 +83,7 @@ def test_wikitext_keeps_what_is_read_and_drops_what_is_not(wikitext, text):
         ("{{math|1=''E'' = ''mc''<sup>2</sup>}} in km{{sup|2}}", "E = mc^2 in km^2"),
         ("said:\n{{quote|author=Ada|text=Salt.}}\nso", "said:\n\nSalt.\n\nso"),
         ("John{{'s}} salt, {{circa|1450}} {{small|}}there", "John's salt, c. 1450 there"),
+        ("an empty [[ ]] in bash", "an empty [[ ]] in bash"),
         ("<tabs><tab name=a>salt</tab></tabs>", "salt"),
     ],
 )
