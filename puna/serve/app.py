@@ -30,7 +30,7 @@ from puna.serve.api.chat import complete_chat
 from puna.serve.api.completions import complete
 from puna.serve.api.tokenize import decode_ids, describe_tokenizer, encode_text
 from puna.serve.body import BoundedRoute
-from puna.serve.errors import ServeError, error_response, from_http, from_validation
+from puna.serve.errors import ServeError, error_response
 from puna.serve.metrics import CONTENT_TYPE_LATEST, Metrics
 from puna.serve.middleware import (
     Counted,
@@ -89,10 +89,8 @@ def build_app(
         redirect_slashes=False,  # to the Host of the request: unknown paths are errors
     )
     app.state.worker = worker
-    app.add_exception_handler(ServeError, error_response)
-    app.add_exception_handler(RequestValidationError, _invalid_body)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _bug)
+    for kind in (ServeError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, error_response)
     with_key = APIRouter(
         route_class=BoundedRoute,
         # For the description alone: a middleware checks the key before the body is read.
@@ -260,20 +258,3 @@ def content_policy(page: str) -> str:
         f"default-src 'none'; script-src {digests('script')}; style-src {digests('style')}; "
         "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-
-
-# ---- the framework's errors, in OpenAI's form -------------------------------------------------------
-
-
-async def _invalid_body(_: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    return from_validation(error).response()
-
-
-async def _http_error(_: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return from_http(error.status_code, error.detail, error.headers).response()
-
-
-async def _bug(_: HttpRequest, error: Exception) -> Response:
-    return ServeError(500, "internal error; see the server's log", "bug").response()

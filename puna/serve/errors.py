@@ -7,6 +7,7 @@ Out: JSON responses that name the field and how to fix it.
 from collections.abc import Mapping
 
 from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -93,6 +94,11 @@ def from_http(status: int, detail: str, headers: Mapping[str, str] | None) -> Se
 
 
 async def error_response(_: Request, error: Exception) -> Response:
-    """Handle a ServeError, as the application's exception handler."""
-    assert isinstance(error, ServeError)
+    """Handle any error, as the application's exception handler."""
+    if isinstance(error, RequestValidationError):
+        error = from_validation(error)
+    elif isinstance(error, HTTPException):
+        error = from_http(error.status_code, error.detail, error.headers)
+    elif not isinstance(error, ServeError):
+        error = ServeError(500, "internal error; see the server's log", "bug")
     return error.response()

@@ -64,12 +64,6 @@ class LogprobLists:
         return top
 
 
-def join(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
-    """Concatenate the lists of several chunks."""
-    names = CompletionLogprobs.model_fields
-    return CompletionLogprobs(**{name: [x for part in parts for x in getattr(part, name)] for name in names})
-
-
 def chat_logprobs(tokens: Sequence[Token], piece: Callable[[int], bytes]) -> ChatLogprobs:
     """One record per token."""
     content = []

@@ -12,8 +12,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from puna.generate.request import Chunk, Request, Token
-from puna.serve.answers import Completion, CompletionChoice, CompletionChunk
-from puna.serve.logprobs import LogprobLists, join
+from puna.serve.answers import Completion, CompletionChoice, CompletionChunk, CompletionLogprobs
+from puna.serve.logprobs import LogprobLists
 from puna.serve.respond import Form, respond
 from puna.serve.schemas import CompletionRequest
 from puna.serve.service import Service
@@ -91,9 +91,11 @@ async def complete(service: Service, http: HttpRequest, body: CompletionRequest)
 def _join(parts: Sequence[CompletionChoice]) -> CompletionChoice:
     """The parts of one choice as a whole choice."""
     lists = [part.logprobs for part in parts if part.logprobs is not None]
+    names = CompletionLogprobs.model_fields if lists else ()
+    joined = {name: [value for one in lists for value in getattr(one, name)] for name in names}
     return CompletionChoice(
         index=parts[0].index,
         text="".join(part.text for part in parts),
-        logprobs=join(lists) if lists else None,
+        logprobs=CompletionLogprobs(**joined) if lists else None,
         finish_reason=parts[-1].finish_reason,
     )
