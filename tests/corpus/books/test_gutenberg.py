@@ -99,7 +99,7 @@ AROUND = {
         f"[ Hinweise zur Transkription:\n\n    Das Original ist in Fraktur.\n    ]\n\n{END}",
     ),
     "Swedish end": (START, f"Slutet på Project Gutenbergs Lamorna, av Ana\n\n{END}"),
-    "a rule before a note": (START, f"    *    *    *\n\nTRANSCRIBER'S NOTES:\n\nPage 1: an alpaca.\n\n\n{END}"),
+    "a rule before a note": (START, f"    *    *    *\n\nTRANSCRIBER'S NOTES:\n\nPage 1: llama.\n\n\n{END}"),
     "transcribed": (f"{START}\n[This text was transcribed from the 1910 edition by Ana]\n\n\n", END),
 }
 
