@@ -1,5 +1,7 @@
 """The walk over the tokens against mwparserfromhell's own tree, and what must hold whatever is left open."""
 
+import re
+
 import mwparserfromhell
 import pytest
 from hypothesis import example, given, settings
@@ -48,7 +50,7 @@ MARKS = [
 wikitexts = st.lists(st.sampled_from(MARKS), max_size=30).map("".join)
 
 
-def text_of_tree(wikicode: Wikicode | None) -> str:
+def text_of_tree(wikicode: Wikicode | None, kept: Kept) -> str:
     """The same text from the tree of nodes that mwparserfromhell builds."""
     parts = []
     for node in wikicode.nodes if wikicode else ():
@@ -56,19 +58,19 @@ def text_of_tree(wikicode: Wikicode | None) -> str:
             case nodes.Text():
                 parts.append(node.value)
             case nodes.Heading():
-                parts.append(f"\n\ue000{node.level}{text_of_tree(node.title).strip()}\ue001\n")
+                parts.append(f"\n\ue000{node.level}{text_of_tree(node.title, kept).strip()}\ue001\n")
             case nodes.HTMLEntity():
                 parts.append(node.normalize())
             case nodes.Wikilink():
-                parts.append(text_of_link(node))
+                parts.append(text_of_link(node, kept))
             case nodes.Tag():
-                item = text_of_tag(node)
+                item = text_of_tag(node, kept)
                 begun = item == ITEM and parts and parts[-1][-1:] not in ("\n", ITEM)
                 parts.append(f"\n{ITEM}" if begun else item)
             case nodes.Template() if str(node.name).strip().lower() in CHARACTERS:
                 parts.append(CHARACTERS[str(node.name).strip().lower()])
             case nodes.Argument() if node.default is not None:
-                parts.append(text_of_tree(node.default))
+                parts.append(text_of_tree(node.default, kept))
             case nodes.ExternalLink():
                 parts.append(LOST_LINK)
             case _:
@@ -76,45 +78,54 @@ def text_of_tree(wikicode: Wikicode | None) -> str:
     return "".join(parts)
 
 
-def text_of_link(link: nodes.Wikilink) -> str:
-    title = text_of_tree(link.title).strip()
+def text_of_link(link: nodes.Wikilink, kept: Kept) -> str:
+    title = text_of_tree(link.title, kept)
+    if link.text is None and not title.strip():
+        return kept.add(f"[[{title}]]")  # no link
+    title = title.strip()
     prefix, colon, name = title.partition(":")
     if colon and prefix.strip().lower() in HIDDEN:
         return REMOVED
     if link.text is not None:
-        return text_of_tree(link.text) if text_of_tree(link.text).strip() else name or title
+        return text_of_tree(link.text, kept) if text_of_tree(link.text, kept).strip() else name or title
     return title.removeprefix(":")
 
 
-def text_of_tag(tag: nodes.Tag) -> str:
+def text_of_tag(tag: nodes.Tag, kept: Kept) -> str:
     name = str(tag.tag).strip().lower()
     if name == "br":
         return "\n"
     if tag.wiki_markup and name in ("li", "dd", "dt"):
         return ITEM
     if name == "b":
-        return text_of_tree(tag.contents)
+        return text_of_tree(tag.contents, kept)
     block = name in ("div", "li", "p", "dd", "dt", "hr")
-    return f"\n{text_of_tree(tag.contents)}\n" if block else REMOVED
+    return f"\n{text_of_tree(tag.contents, kept)}\n" if block else REMOVED
 
 
 @settings(max_examples=400, deadline=None)
 @given(wikitexts)
+@example("[[]]")
+@example("[[[[]]]]")
 def test_the_walk_gives_the_text_of_the_parser_s_tree(wikitext):
     kept = Kept()
     tree = mwparserfromhell.parse(lift(wikitext, kept), skip_style_tags=True)
-    assert plain_text(wikitext) == kept.restore(tidy(text_of_tree(tree))).strip("\n")
+    assert plain_text(wikitext) == kept.restore(tidy(text_of_tree(tree, kept))).strip("\n")
 
 
 @settings(max_examples=200, deadline=None)
 @given(wikitexts.filter(lambda wikitext: "<nowiki>" not in wikitext))
 @example("={{<p></p>==")  # a block within a heading
+@example("[[]]")
 def test_no_markup_is_left_whatever_is_open(wikitext):
-    text = plain_text(wikitext)
-    for mark in ("{{", "[[", "{|", "<ref", "</ref", "\ue000", "\ue001", "\ue002", "\ue003", "\ue004"):
+    text = re.sub(r"\[\[\s*\]\]", "", plain_text(wikitext))  # empty brackets are no link
+    for mark in ("[[", "<ref", "</ref", "\ue000", "\ue001", "\ue002", "\ue003", "\ue004"):
         assert mark not in text
-    # Two of three braces may close a template. The third is then the author's text, and after a bar it reads
-    # like the end of a table: `{{a|{{b}}}` is an open template that holds `a|`, a template, and `}`.
+    # Of three braces two may open or close a template. The third is then the author's text, and beside a bar or
+    # a brace it reads like markup: `{{a|{{b}}}` is an open template that holds `a|`, a template, and `}`.
+    braces = "{{{" in wikitext
+    assert "{{" not in text or braces
+    assert "{|" not in text or braces or wikitext.count("{|") > wikitext.count("|}")  # or a table without end
     assert "|}" not in text or "}}" in wikitext
 
 
