@@ -121,8 +121,8 @@ def test_no_markup_is_left_whatever_is_open(wikitext):
     text = re.sub(r"\[\[\s*\]\]", "", plain_text(wikitext))  # empty brackets are no link
     for mark in ("[[", "<ref", "</ref", "\ue000", "\ue001", "\ue002", "\ue003", "\ue004"):
         assert mark not in text
-    # Of three braces two may open or close a template. The third is then the author's text, and beside a bar or
-    # a brace it reads like markup: `{{a|{{b}}}` is an open template that holds `a|`, a template, and `}`.
+    # Of three braces two may open or close a template. The third is the author's text then, and beside a bar
+    # or a brace it reads like markup: `{{a|{{b}}}` is an open template that holds `a|`, a template, and `}`.
     braces = "{{{" in wikitext
     assert "{{" not in text or braces
     assert "{|" not in text or braces or wikitext.count("{|") > wikitext.count("|}")  # or a table without end
