@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from puna.allowance import cores
+
 if TYPE_CHECKING:  # torch takes a second to import, and the command line reads the types below
     import torch
 
@@ -82,12 +84,16 @@ def limit_cpu() -> None:
 def choose_device(name: DeviceName = "auto") -> "torch.device":
     """The device of a name; `auto`: a CUDA device where there is one, else the CPU.
 
+    PyTorch has a thread for each core of the machine; it is left those that this process may use.
+
     Raises:
         ValueError: this machine has no such device.
     """
     import torch
 
     cpu_limit()
+    if torch.get_num_threads() > cores() and not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(cores())
     if name not in get_args(DeviceName):
         raise ValueError(f"device is {name!r}; expected one of: {', '.join(get_args(DeviceName))}")
     if name == "auto":

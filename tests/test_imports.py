@@ -11,9 +11,9 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 GROUND = {
-    "added_tokens", "carbon", "child", "config", "config_model", "config_sections", "config_upgrade",
-    "devices", "energy", "extras", "files", "gguf", "manifest", "paper", "progress", "recipes", "retry",
-    "rundir", "trained", "validation",
+    "added_tokens", "allowance", "carbon", "child", "compiler", "config", "config_model",
+    "config_sections", "config_upgrade", "devices", "energy", "extras", "files", "gguf", "manifest",
+    "paper", "progress", "recipes", "retry", "rundir", "trained", "validation",
 }  # fmt: skip
 # A part of the package -> the parts that it may import, besides the ground and itself.
 ALLOWED = {

@@ -27,6 +27,8 @@ from itertools import count
 from pathlib import Path
 from typing import Literal
 
+from puna.allowance import cores
+
 Mode = Literal["root", "user"]
 NOBODY = 65534
 _USERS = count(1_700_000_000 + os.getpid() % 10_000 * 10_000)  # nobody's on any machine; one per process
@@ -249,5 +251,5 @@ def _source() -> str:
 
 def run_many(jobs: Iterable[Job], limits: Limits = Limits(), unsafe: bool = False) -> Iterator[Outcome]:
     """Test programs, as many at a time as there are processors; outcomes in the order of the jobs."""
-    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         yield from pool.map(lambda job: run_tests(job, limits, unsafe), jobs)

@@ -9,7 +9,7 @@ Contexts are sorted, so that those that begin alike are neighbours; a batch of t
 then the ends of all contexts together, then the continuations of all together. A sequence shares the full
 cache blocks of what it continues, and copies the last one, which is partly filled. No log-probability depends
 on the batch that it was computed in (`Runner.prefill_is_decode`); where a runner does not promise that, each
-row is computed by itself from its beginning.
+row is computed by itself, and shares whole chunks with the row before.
 """
 
 from collections.abc import Callable, Sequence
@@ -184,23 +184,40 @@ class _Scorer:
         return _divided(groups, first, self._run(longer))
 
     def alone(self, group: _Group) -> list[list[Scored]]:
-        """A group whose rows are computed one by one, each from its beginning: slow, for any runner."""
-        scores = []
-        for continuation in group.continuations():
-            tokens = np.concatenate((group.context.astype(np.int64), continuation[:-1]))
-            last = len(group.context) - 1
-            found = []
-            for begin in range(0, len(tokens), CHUNK):
-                part = tokens[begin : begin + CHUNK]
-                places = np.arange(max(0, last - begin), len(part))
-                own = slice(begin + len(part) - len(places) - last, begin + len(part) - last)
-                span = Span(part, begin, self._all, places, continuation[own] if len(places) else _NONE)
-                found.append(self._run([span]))
-            logprobs = np.concatenate([one.logprobs for one in found])
-            logprob = float(logprobs[0]) + float(logprobs[1:].sum())
-            scores.append(Scored(logprob, bool(np.concatenate([f.is_best for f in found]).all())))
-        self._prefix = np.empty(0, np.uint32)
-        return [scores]
+        """A group whose rows are computed one by one, for any runner.
+
+        Calls end at multiples of CHUNK or with the row, so a whole chunk has the same bits in every row that
+        begins with it, and is kept for the next row. Continuations that differ in their last token alone need
+        the same calls.
+        """
+        same: dict[bytes, list[bytes]] = {}
+        for data in group.rows:
+            same.setdefault(data[:-4], []).append(data[-4:])
+        scores = {}
+        for inputs, finals in same.items():
+            tokens = np.concatenate((group.context, np.frombuffer(inputs, np.uint32)))
+            targets = np.frombuffer(inputs + b"".join(finals), np.uint32).astype(np.int64)
+            logprobs, is_best = self._chunks(tokens, len(group.context) - 1, targets)
+            common = len(inputs) // 4
+            for place, final in enumerate(finals, common):
+                own = np.append(np.arange(common), place)
+                logprob = float(logprobs[own[0]]) + float(logprobs[own[1:]].sum())
+                scores[inputs + final] = Scored(logprob, bool(is_best[own].all()))
+        return [[scores[data] for data in group.rows]]
+
+    def _chunks(
+        self, tokens: Tokens, first: int, targets: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Targets after the tokens from `first` on; those left over follow the last token as well."""
+        places = np.minimum(np.arange(first, first + len(targets)), len(tokens) - 1)
+        known = min(common_prefix(self._prefix, tokens), first) // CHUNK * CHUNK
+        found = []
+        for begin in range(known, len(tokens), CHUNK):
+            part = tokens[begin : begin + CHUNK].astype(np.int64)
+            own = (begin <= places) & (places < begin + CHUNK)
+            found.append(self._run([Span(part, begin, self._all, places[own] - begin, targets[own])]))
+        self._prefix = tokens
+        return np.concatenate([one.logprobs for one in found]), np.concatenate([one.is_best for one in found])
 
     def _root(self, prefix: Tokens) -> list[int]:
         """A table whose blocks hold the prefix; what the last batch shares with it is not recomputed."""

@@ -18,7 +18,6 @@ import hashlib
 import logging
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from pathlib import Path
 import torch  # also loads the OpenMP runtime that our libraries must find
 from torch import nn
 
+from puna.compiler import compiler
 from puna.devices import cpu_limit
 from puna.files import atomic_file, cache_dir
 
@@ -42,10 +42,7 @@ FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", 
 TIMEOUT = 600.0
 """Seconds after which a compiler is taken to hang."""
 
-
-def compiler() -> str | None:
-    """The path of the C++ compiler: $CXX, else g++, else clang++; None when there is none."""
-    return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+Command = tuple[str, ...]
 
 
 def in_memory(x: torch.Tensor) -> bool:
@@ -97,7 +94,11 @@ def prepare(sources: Sequence[Path], say: Callable[[str], None] = lambda _: None
 @cache
 def say_no_compiler() -> None:
     """Log that there is no compiler, once however many kernels there are."""
-    _log.warning("no C++ compiler: PyTorch does the work of puna's kernels, slower; install g++")
+    chosen = os.environ.get("CXX")
+    _log.warning(
+        "no C++ compiler%s: PyTorch does the work of puna's kernels, slower; install g++",
+        f" (CXX is {chosen!r})" if chosen else "",
+    )
 
 
 @cache
@@ -106,7 +107,7 @@ def say_not_kept(directory: Path, error: str) -> None:
     _log.warning("compiled kernels are not kept, because %s cannot be written: %s", directory, error)
 
 
-def _compile_into_cache(source: Path, command: str, library: Path) -> ctypes.CDLL:
+def _compile_into_cache(source: Path, command: Command, library: Path) -> ctypes.CDLL:
     """Compile `source` to `library`, or where that cannot be written, for this process alone."""
     try:
         with atomic_file(library) as temporary:
@@ -118,9 +119,9 @@ def _compile_into_cache(source: Path, command: str, library: Path) -> ctypes.CDL
         return _compile(source, command, Path(directory) / library.name)
 
 
-def _compile(source: Path, command: str, library: Path) -> ctypes.CDLL:
+def _compile(source: Path, command: Command, library: Path) -> ctypes.CDLL:
     """Compile and load; without OpenMP, on one thread, where the compiler has none that PyTorch shares."""
-    compile_ = [command, *FLAGS, *target_flags(), f"-I{INCLUDE}", str(source), "-o", str(library)]
+    compile_ = [*command, *FLAGS, *target_flags(), f"-I{INCLUDE}", str(source), "-o", str(library)]
     openmp = _openmp(command)
     failure = None
     if openmp:
@@ -135,7 +136,7 @@ def _compile(source: Path, command: str, library: Path) -> ctypes.CDLL:
             raise failure or error from None
         _log.warning(
             "%s runs on one thread: %s has no OpenMP that PyTorch shares%s; install g++",
-            *(source.name, command, f" ({_reason(failure)})" if failure else ""),
+            *(source.name, " ".join(command), f" ({_reason(failure)})" if failure else ""),
         )
     try:
         return ctypes.CDLL(str(library))
@@ -177,25 +178,25 @@ def target_flags() -> tuple[str, ...]:
     return ("-mcpu=native",) if platform.machine() in ("arm64", "aarch64") else ("-march=native",)
 
 
-def _openmp(command: str) -> tuple[str, ...]:
+def _openmp(command: Command) -> tuple[str, ...]:
     """The flags for the OpenMP runtime that PyTorch has loaded; none when this compiler cannot share it."""
     if sys.platform == "darwin":
         # Apple's clang knows OpenMP, but neither its driver's flag nor a runtime comes with it.
         runtime = Path(torch.__file__).parent / "lib" / "libomp.dylib"
         flags = ("-Xclang", "-fopenmp", str(runtime), f"-Wl,-rpath,{runtime.parent}")
         return flags if runtime.is_file() else ()
-    version = subprocess.run([command, "--version"], capture_output=True, text=True, check=False).stdout
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout
     # PyTorch's is GNU's; clang's would bring another runtime with other threads into the process.
     return () if "clang" in version else ("-fopenmp",)
 
 
-def library_path(source: Path, command: str) -> Path:
+def library_path(source: Path, command: Command) -> Path:
     """Where the library is cached: its name tells source, headers, flags, compiler and processor."""
     digest = hashlib.sha256()
     for file in (source, *sorted({*source.parent.glob("*.h"), *INCLUDE.glob("*.h")})):
         digest.update(file.read_bytes())
     processor = "" if cpu_limit() else describe_processor()
-    digest.update(" ".join((command, *FLAGS, *target_flags(), platform.machine(), processor)).encode())
+    digest.update(" ".join((*command, *FLAGS, *target_flags(), platform.machine(), processor)).encode())
     return cache_dir() / "kernels" / f"{source.stem}-{digest.hexdigest()[:16]}.so"
 
 

@@ -9,7 +9,6 @@ can share the shards of one stage in any combination, and the output is bitwise 
 """
 
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from puna.allowance import cores
 from puna.carbon import total
 from puna.energy import Meter, Use, of_uses
 from puna.files import (
@@ -215,7 +215,7 @@ class Executor:
     def _execute(self, run_one: Callable[[Shard], Shard], shards: Sequence[Shard]) -> Iterator[Shard]:
         if self.engine == "ray":
             return run_on_ray(run_one, shards, self.workers, self.address)
-        return run_here(run_one, shards, self.workers or os.cpu_count() or 1)
+        return run_here(run_one, shards, self.workers or cores())
 
     def _await_others(self, name: str, out: Path, shards: Sequence[Shard]) -> None:
         deadline = time.monotonic() + self.wait

@@ -19,7 +19,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from os import cpu_count
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ import pyarrow.parquet as pq
 from numpy.lib import format as npy
 from numpy.typing import DTypeLike, NDArray
 
+from puna.allowance import cores
 from puna.corpus.finished import as_inputs, find_finished
 from puna.corpus.parquet import read_documents
 from puna.corpus.pipeline import by_size
@@ -71,7 +71,7 @@ def write_shards(
     dtype = token_dtype(model.vocab_size)
     shards = [Shard(f"{number:05d}", (file,)) for number, file in enumerate(files)]
     used = Input(str(model.path), stage="tokenizer", fingerprint=model.fingerprint)
-    workers = workers or cpu_count() or 1
+    workers = workers or cores()
     return run_stage(
         stage="shards",
         work=partial(

@@ -9,14 +9,15 @@ clearing them costs little beside computing them, and `reuse.cpp`, which is prel
 serve the next request of its size.
 """
 
+import ctypes
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from puna.compiler import compiler
 from puna.files import atomic_file, cache_dir
 
 KEEP = {
@@ -55,17 +56,19 @@ def keep_freed_memory() -> None:
 
 def _reuse() -> Path | None:
     """The library of `reuse.cpp`, compiled once: without kernels/build.py, which imports torch."""
-    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
-    if compiler is None or os.environ.get("PUNA_NATIVE") == "0" or platform.libc_ver()[0] != "glibc":
+    command = compiler()
+    if command is None or os.environ.get("PUNA_NATIVE") == "0" or platform.libc_ver()[0] != "glibc":
         return None
-    digest = hashlib.sha256(REUSE.read_bytes() + f"{compiler} {platform.machine()}".encode()).hexdigest()
-    library = cache_dir() / "kernels" / f"reuse-{digest[:16]}.so"
-    if library.is_file():
-        return library.absolute()
+    digest = hashlib.sha256(REUSE.read_bytes() + f"{command} {platform.machine()}".encode()).hexdigest()
+    library = (cache_dir() / "kernels" / f"reuse-{digest[:16]}.so").absolute()
+    if set(str(library)) & set(" :$"):  # what separates and replaces names in LD_PRELOAD
+        return None
     try:
-        with atomic_file(library) as temporary:
-            command = [compiler, "-O2", "-shared", "-fPIC", str(REUSE), "-o", str(temporary)]
-            subprocess.run(command, check=True, capture_output=True, timeout=60)
+        if not library.is_file():
+            with atomic_file(library) as temporary:
+                options = ["-O2", "-shared", "-fPIC", str(REUSE), "-o", str(temporary)]
+                subprocess.run([*command, *options], check=True, capture_output=True, timeout=60)
+        ctypes.CDLL(str(library))  # one that cannot be loaded would be an error of every process
     except (OSError, subprocess.SubprocessError):
         return None
-    return library.absolute()
+    return library

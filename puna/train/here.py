@@ -1,6 +1,5 @@
 """`puna train --dry-run`: the plan of a run on this machine, whose matrix peak is measured now."""
 
-import os
 import socket
 import threading
 import time
@@ -9,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from puna import devices
+from puna import allowance, devices
 from puna.config import RunConfig
 from puna.devices import DeviceName, Precision
 from puna.kernels.matmul import kernels_for
@@ -73,7 +72,7 @@ def machine_here(
     if chosen.type == "cuda":
         memory, share = torch.cuda.get_device_properties(chosen).total_memory, 1
     else:
-        memory, share = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), ranks
+        memory, share = allowance.memory(), ranks
     link = loopback_rate() / LOOPBACK_SHARE / 1e9 if on_cpu and ranks > 1 else 10.0
     machine = Machine(
         measured.name,

@@ -11,7 +11,6 @@ step after it.
 """
 
 import json
-import os
 import platform
 import sys
 import time
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 
+from puna.allowance import cores
 from puna.config import RunConfig
 from puna.devices import Machine, Mark, cpu_name, mark, seconds_between
 from puna.files import atomic_file, named_when_full
@@ -219,7 +219,7 @@ def machine_record(machine: Machine) -> dict[str, Any]:
     """The machine that a run used, for its manifest."""
     return {
         "cpu": cpu_name(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "threads": machine.threads,
         "device": machine.device.type,
         **({} if machine.device.type == "cpu" else {"device_name": machine.name}),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from puna import devices
+from puna.allowance import cores
 from puna.config import RunConfig, read_config
 from puna.devices import DeviceName, Machine
 from puna.kernels import build, elementwise
@@ -134,7 +135,7 @@ def _threads() -> int:
     torchrun sets OMP_NUM_THREADS to 1 whatever the machine has.
     """
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
-    return max(1, (os.cpu_count() or 1) // local) if local else 0
+    return max(1, cores() // local) if local else 0
 
 
 def with_precision(config: RunConfig, out: Path, device: torch.device) -> RunConfig:

@@ -78,6 +78,21 @@ def test_without_a_compiler_there_is_one_line_and_no_kernel(source, monkeypatch,
 
 
 @needs_compiler
+def test_cxx_may_have_arguments(source, monkeypatch):
+    real = build.compiler()
+    monkeypatch.setenv("CXX", " ".join((*real, "-DTWO=2")))
+    source.write_text('extern "C" int two() { return TWO; }')
+    assert build.load(source).two() == 2
+
+
+def test_a_cxx_that_does_not_exist_is_named(source, monkeypatch, caplog):
+    monkeypatch.setenv("CXX", "icpc -fast")
+    with caplog.at_level(logging.WARNING):
+        assert build.load(source) is None
+    assert "no C++ compiler (CXX is 'icpc -fast')" in caplog.text
+
+
+@needs_compiler
 def test_a_kernel_that_does_not_compile_is_named(source, caplog):
     source.write_text("this is not C++")
     with caplog.at_level(logging.WARNING):
@@ -106,14 +121,14 @@ def test_several_kernels_are_compiled_at_once_with_one_line(source, tmp_path, mo
     """Each compiler waits for the other's start: one after another they would never end."""
     other = source.with_name("other.cpp")
     other.write_text(SOURCE)
-    real = build.compiler()
+    real = " ".join(build.compiler())
     meets = (
         f"touch {tmp_path}/started.$$",
         f'while [ "$(ls {tmp_path}/started.* | wc -l)" -lt 2 ]; do sleep 0.05; done',
         f'exec {real} "$@"',
     )
     slow = script(tmp_path / "meeting", '[ "$1" = --version ] && exec true', *meets)
-    monkeypatch.setattr(build, "compiler", lambda: slow)
+    monkeypatch.setattr(build, "compiler", lambda: (slow,))
     monkeypatch.setattr(build, "TIMEOUT", 60.0)
     lines: list[str] = []
     build.prepare([source, other], lines.append)
@@ -192,7 +207,7 @@ def test_a_cache_that_cannot_be_written_is_one_line_and_the_kernel_runs(
 def test_a_compiler_that_hangs_is_ended_with_its_children(source, tmp_path, monkeypatch, caplog):
     child = tmp_path / "child"
     hangs = script(tmp_path / "hangs", '[ "$1" = --version ] && exit', f"sleep 300 & echo $! > {child}; wait")
-    monkeypatch.setattr(build, "compiler", lambda: hangs)
+    monkeypatch.setattr(build, "compiler", lambda: (hangs,))
     monkeypatch.setattr(build, "TIMEOUT", 1.0)
     started = time.monotonic()
     with caplog.at_level(logging.WARNING):
@@ -209,13 +224,13 @@ def test_a_compiler_that_hangs_is_ended_with_its_children(source, tmp_path, monk
 @needs_compiler
 def test_without_openmp_the_kernel_runs_on_one_thread_and_says_so(source, tmp_path, monkeypatch, caplog):
     source.write_text('extern "C" int one() {\n#pragma omp parallel\n{}\nreturn 1; }')
-    real = build.compiler()
+    real = " ".join(build.compiler())
     refuses = (
         '[ "$1" = --version ] && exit',
         'case "$*" in *-fopenmp*) echo "error: no OpenMP here" >&2; exit 1;; esac',
     )
     command = script(tmp_path / "refuses", *refuses, f'exec {real} "$@"')
-    monkeypatch.setattr(build, "compiler", lambda: command)
+    monkeypatch.setattr(build, "compiler", lambda: (command,))
     with caplog.at_level(logging.WARNING):
         assert build.load(source).one() == 1
     (record,) = caplog.records

@@ -46,5 +46,5 @@ def test_the_elementwise_kernels_compute_the_same_on_arm(tmp_path):
 def test_the_check_itself_holds_here(tmp_path):
     program = str(tmp_path / "check")
     flags = [flag for flag in build.FLAGS if flag != "-shared"]
-    run(str(build.compiler()), *flags, *build.target_flags(), BESIDE, CHECK, "-o", program)
+    run(*build.compiler(), *flags, *build.target_flags(), BESIDE, CHECK, "-o", program)
     assert "0 failures" in run(program)

@@ -24,7 +24,7 @@ pytestmark = [
 def compiled(source: str, level: str, out: Path) -> Path:
     flags = [*build.FLAGS, f"-march={level}"]
     flags += ["-mavx512bf16"] if level == "x86-64-v4" else []
-    command = [str(build.compiler()), *flags, "-Werror=return-type", str(KERNELS / source), "-o", str(out)]
+    command = [*build.compiler(), *flags, "-Werror=return-type", str(KERNELS / source), "-o", str(out)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if "-march" in result.stderr:
         pytest.skip(f"this compiler does not know {level}")

@@ -1,12 +1,13 @@
 """The command starts itself again with the allocator's settings, once, and only when it is the command."""
 
 import os
-import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from puna.compiler import compiler
 from puna.train.allocator import KEEP, settings
 
 SCRIPT = """
@@ -44,7 +45,7 @@ print(resident() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="glibc, and a compiler")
+@pytest.mark.skipif(sys.platform != "linux" or compiler() is None, reason="glibc, and a compiler")
 def test_a_freed_block_serves_the_next_tensor_of_its_size():
     grown = {}
     for name, values in (("reused", settings()), ("not", KEEP)):
@@ -69,4 +70,23 @@ def test_a_library_that_the_user_preloads_stays(monkeypatch):
 def test_without_a_compiler_the_settings_are_glibcs_alone(monkeypatch):
     monkeypatch.delenv("LD_PRELOAD", raising=False)
     monkeypatch.setenv("PUNA_NATIVE", "0")
+    assert settings() == KEEP
+
+
+@pytest.mark.parametrize("folder", ["John Doe", "a:b", "$LIB"])
+def test_a_cache_whose_name_cannot_be_preloaded_is_no_error(folder, tmp_path, monkeypatch):
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    monkeypatch.setenv("PUNA_CACHE", str(tmp_path / folder))
+    assert settings() == KEEP
+
+
+@pytest.mark.skipif(sys.platform != "linux" or compiler() is None, reason="glibc, and a compiler")
+def test_a_library_that_does_not_load_is_not_preloaded(tmp_path, monkeypatch):
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    monkeypatch.setenv("PUNA_CACHE", str(tmp_path / "own"))
+    library = Path(settings()["LD_PRELOAD"])
+    assert library.parent == tmp_path / "own" / "kernels"
+    monkeypatch.setenv("PUNA_CACHE", str(tmp_path / "other"))
+    (tmp_path / "other" / "kernels").mkdir(parents=True)
+    (tmp_path / "other" / "kernels" / library.name).write_bytes(b"of another machine")
     assert settings() == KEEP

@@ -1,11 +1,10 @@
 """What a process of several is given: its share of the cores, and only meshes that divide the model."""
 
-import os
-
 import pytest
 import torch
 
 from puna.config import MeshConfig, ModelConfig
+from puna.train import setup
 from puna.train.setup import open_run
 from tests.conftest import changed
 from tests.train.test_precision import tiny
@@ -14,7 +13,7 @@ from tests.train.test_precision import tiny
 def test_threads_are_the_cores_by_the_local_ranks_whatever_torchrun_sets(shards, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(setup, "cores", lambda: 6)
     before = torch.get_num_threads()
     try:
         open_run(changed(tiny(shards), compute={"threads": 0}), tmp_path / "run", "cpu")

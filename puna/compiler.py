@@ -1,0 +1,14 @@
+"""The C++ compiler of this machine, for the sources that puna compiles where it runs."""
+
+import os
+import shlex
+import shutil
+
+
+def compiler() -> tuple[str, ...] | None:
+    """The compiler's command: $CXX, which may have arguments (`ccache g++`), else g++ or clang++; or None."""
+    chosen = shlex.split(os.environ.get("CXX", ""))
+    for program, *arguments in [chosen] if chosen else [["g++"], ["clang++"]]:
+        if path := shutil.which(program):
+            return path, *arguments
+    return None
