@@ -159,16 +159,25 @@ def code_version(*wings: str) -> str:
 
 
 def cache_dir() -> Path:
-    """The folder of downloads and compiled kernels: $PUNA_CACHE, or `puna` in the user's cache folder."""
+    """The folder of downloads and compiled kernels: $PUNA_CACHE, or `puna` in the user's cache folder.
+
+    Raises:
+        ValueError: there is none, because the user has no home directory.
+    """
     if chosen := os.environ.get("PUNA_CACHE"):
         return Path(chosen).expanduser()
     if chosen := os.environ.get("XDG_CACHE_HOME"):
         return Path(chosen) / "puna"
+    try:
+        home = Path.home()
+    except RuntimeError:  # a container's user without a name
+        raise ValueError(
+            "this user has no home directory, and HOME is not set; set PUNA_CACHE to a folder for downloads "
+            "and compiled kernels"
+        ) from None
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "puna" / "cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "puna"
-    return Path.home() / ".cache" / "puna"
+        return Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local")) / "puna" / "cache"
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "puna"
 
 
 def _sync_directory(path: Path) -> None:

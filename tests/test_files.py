@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from puna.files import (
     atomic_directory,
     atomic_file,
+    cache_dir,
     fingerprint,
     human_bytes,
     human_seconds,
@@ -142,3 +144,11 @@ def test_bytes_are_told_in_the_largest_sensible_unit(count, text):
 )
 def test_durations_are_told_in_the_largest_sensible_units(seconds, text):
     assert human_seconds(seconds) == text
+
+
+def test_a_user_without_a_home_directory_is_told_what_to_set(monkeypatch):
+    for name in ("PUNA_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    with pytest.raises(ValueError, match=r"no home directory.*set PUNA_CACHE"):
+        cache_dir()

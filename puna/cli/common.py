@@ -1,6 +1,7 @@
 """What the verbs share: common options, and how a result is printed."""
 
 import json as json_module
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,11 @@ Draws = Annotated[Sampling, Parameter(name="*", group="Sampling")]
 def say(text: str) -> None:
     """Tell what is going on, beside the result."""
     print(text, file=sys.stderr)
+
+
+def quoted(*values: object) -> str:
+    """Paths as a shell reads them, for a command that is to be pasted."""
+    return shlex.join(map(str, values))
 
 
 def energy_lines(manifest: "Manifest") -> list[str]:

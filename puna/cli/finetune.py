@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from puna.cli.common import Json, Many
+from puna.cli.common import Json, Many, quoted
 from puna.cli.train import evaluator_of, print_outcome
 from puna.config import (
     ComputeConfig,
@@ -97,5 +97,5 @@ def finetune(
         if (losses := run.merged_losses(job, out)) is not None:
             merged["merged"] = {"fp32": losses[0], "bf16": losses[1]}
             lines.append(f"merged: held-out loss {losses[0]:.5f} in fp32, {losses[1]:.5f} rounded to bf16")
-    after = f"next: puna chat --model {out}   or: puna convert {out} NAME --to hf"
+    after = f"next: puna chat --model {quoted(out)}   or: puna convert {quoted(out)} NAME --to hf"
     return print_outcome(outcome, out, json, after, "target tokens", lines, **merged)

