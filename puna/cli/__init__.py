@@ -77,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError("standard output is closed; redirect it to a file, or to /dev/null")
         if sys.stdin is None:  # closed: as good as empty
             sys.stdin = io.StringIO()
+        if isinstance(sys.stdout, io.TextIOWrapper):  # no text is lost because a terminal cannot show it
+            sys.stdout.reconfigure(errors="backslashreplace")
         cpu_limit()
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         _flush_output()

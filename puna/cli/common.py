@@ -1,5 +1,6 @@
 """What the verbs share: common options, and how a result is printed."""
 
+import codecs
 import json as json_module
 import shlex
 import sys
@@ -75,9 +76,15 @@ def energy_lines(manifest: "Manifest") -> list[str]:
     return [str(manifest.energy)] if manifest.energy else []
 
 
+def as_json(result: dict[str, Any]) -> str:
+    """A result on one line; in ASCII where standard output takes no UTF-8."""
+    is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
+    return json_module.dumps(result, ensure_ascii=not is_utf8)
+
+
 def print_result(result: dict[str, Any], json: bool, lines: Sequence[str]) -> None:
     """Print a verb's result: all of it as JSON, or a summary in lines."""
-    print(json_module.dumps(result, ensure_ascii=False) if json else "\n".join(lines))
+    print(as_json(result) if json else "\n".join(lines))
 
 
 def print_stage(manifest: "Manifest", json: bool, lines: Iterable[str], out: object, after: str) -> None:

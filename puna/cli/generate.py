@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts.types import PositiveInt
 
-from puna.cli.common import Draws, Json, Many, Model
+from puna.cli.common import Draws, Json, Many, Model, as_json
 from puna.config import Sampling
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def generate(
         text, table = texts[index // n], _table(answer.get("tokens", []))
         if json:
             result = {"prompt": text, **answer, "seed": requests[index].sampling.seed}
-            print(json_module.dumps(result, ensure_ascii=False), flush=True)
+            print(as_json(result), flush=True)
         elif is_streamed:
             print(f"\n{table}".rstrip("\n"))
         else:

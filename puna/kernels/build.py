@@ -104,11 +104,11 @@ def say_no_compiler() -> None:
 @cache
 def say_not_kept(directory: Path, error: str) -> None:
     """Warn once that compiled kernels cannot be cached."""
-    _log.warning("compiled kernels are not kept, because %s cannot be written: %s", directory, error)
+    _log.warning("compiled kernels are not kept in %s: %s", directory, error)
 
 
 def _compile_into_cache(source: Path, command: Command, library: Path) -> ctypes.CDLL:
-    """Compile `source` to `library`, or where that cannot be written, for this process alone."""
+    """Compile `source` to `library`, or for this process alone, where that cannot be written or loaded."""
     try:
         with atomic_file(library) as temporary:
             # Inside the context: a library that cannot be loaded does not reach the cache.
@@ -140,8 +140,8 @@ def _compile(source: Path, command: Command, library: Path) -> ctypes.CDLL:
         )
     try:
         return ctypes.CDLL(str(library))
-    except OSError as error:
-        raise subprocess.SubprocessError(f"the library could not be loaded: {error}") from error
+    except OSError as error:  # in a folder from which the system runs no programs, say
+        raise OSError(f"the library could not be loaded: {error}") from error
 
 
 def _run(command: list[str]) -> None:

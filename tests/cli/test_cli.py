@@ -1,6 +1,7 @@
 """The command line: the verbs work, errors are one line with exit code 2, help is quick."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -41,6 +42,24 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("json", "expected"), [(False, r"Z\xfcrich \u4e2d"), (True, r'"Z\u00fcrich \u4e2d"')]
+)
+def test_a_terminal_without_utf_8_loses_nothing(json, expected):
+    script = (
+        "from puna.cli import main; from puna.cli.common import print_result; main(['--version']); "
+        f"print_result({{'text': 'Z\\xfcrich \\u4e2d'}}, {json}, ['Z\\xfcrich \\u4e2d'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert expected in done.stdout
 
 
 def failure(arguments: list[str], capsys) -> str:

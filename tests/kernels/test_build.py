@@ -5,6 +5,7 @@ import logging
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -201,6 +202,26 @@ def test_a_cache_that_cannot_be_written_is_one_line_and_the_kernel_runs(
         assert build.load(other) is not None
     (record,) = caplog.records
     assert "not kept" in record.message
+
+
+@needs_compiler
+def test_a_cache_from_which_no_program_runs_is_one_line_and_the_kernel_runs(
+    source, tmp_path, tmp_path_factory, monkeypatch, caplog
+):
+    real = ctypes.CDLL
+
+    def refuse(name):
+        if name.startswith(str(tmp_path)):
+            raise OSError(f"{name}: failed to map segment from shared object")
+        return real(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", refuse)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("elsewhere")))
+    with caplog.at_level(logging.WARNING):
+        assert build.load(source).threads() >= 1
+    (record,) = caplog.records
+    assert "not kept" in record.message and "failed to map segment" in record.message
+    assert not cached(tmp_path)
 
 
 @needs_compiler

@@ -15,19 +15,23 @@
 #include "model.h"
 #include "products.h"
 
-// From OpenMP's runtime. Its header is not included: Apple's clang has none.
+#if defined(_OPENMP)  // From its runtime. Its header is not included: Apple's clang has none.
 extern "C" int omp_get_max_threads(void);
+extern "C" int omp_get_num_threads(void);
 extern "C" int omp_get_thread_num(void);
+#else
+static int omp_get_max_threads() { return 1; }
+static int omp_get_num_threads() { return 1; }
+static int omp_get_thread_num() { return 0; }
+#endif
 
 // A barrier after each phase of a step. Threads spin, as the next phase is microseconds away, and yield when a
 // thread has lost its core. `next` is the first portion of the current phase's work that no thread has taken.
 struct Meeting {
-    int threads;
     alignas(64) std::atomic<int> arrived{0};  // a cache line each: those who wait read `round` all the time
     alignas(64) std::atomic<int> round{0};
     alignas(64) std::atomic<long> next{0};
-    explicit Meeting(int threads) : threads(threads) {}
-    void wait() {
+    void wait(int threads) {
         const int now = round.load(std::memory_order_relaxed);
         if (arrived.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
             arrived.store(0, std::memory_order_relaxed);
@@ -66,7 +70,7 @@ static void step(const Model& model, const Batch& batch) {
     const long dim = up(D, GROUP), qkv_width = up((model.n_heads + 2 * K) * E, GROUP);
     const long heads_width = up(model.n_heads * E, GROUP), ffn = up(model.ffn_dim, GROUP);
     const long widest = (dim > ffn ? (dim > heads_width ? dim : heads_width) : ffn) / GROUP;
-    const int threads = omp_get_max_threads();
+    const int most = omp_get_max_threads();
     const bool fp32 = model.cache_is_fp32;
 
     Arena arena;
@@ -76,8 +80,8 @@ static void step(const Model& model, const Batch& batch) {
     std::memset(hidden, 0, sizeof(float) * n * ffn);
     const bool few = n < FEW;  // then each thread packs all rows for itself, which costs less than a barrier
     std::vector<Rows> packed;
-    for (int i = 0; i < (few ? threads : 1); i++) packed.push_back(arena.rows(n, widest));
-    Meeting meeting(threads);
+    for (int i = 0; i < (few ? most : 1); i++) packed.push_back(arena.rows(n, widest));
+    Meeting meeting;
     const Blocks blocks(n, W::ROWS), last_blocks(batch.wanted, H::ROWS);
 
     // What attention does at once: some consecutive rows of one sequence, one kv head.
@@ -88,9 +92,10 @@ static void step(const Model& model, const Batch& batch) {
             starts.push_back(row);
     starts.push_back(n);
 
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(most)
     {
-        const int thread = omp_get_thread_num();
+        // There may be fewer threads than asked for: OMP_THREAD_LIMIT, OMP_DYNAMIC.
+        const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
         const Rows mine = packed[few ? thread : 0];
         const auto share = [&](long count, auto&& work) {
             for (long i = count * thread / threads; i < count * (thread + 1) / threads; i++) work(i);
@@ -103,16 +108,16 @@ static void step(const Model& model, const Batch& batch) {
                 for (long row = 0; row < n; row++) one(row);
             } else {
                 share(n, one);
-                meeting.wait();
+                meeting.wait(threads);
             }
         };
         const auto multiply = [&](const Matrix& matrix, Then then, float* out, long stride) {
             product<W>(matrix, mine, blocks, then, out, stride, meeting.next, threads);
-            meeting.wait();
+            meeting.wait(threads);
         };
 
         share(n, [&](long row) { unpack_row<H>(model.embedding, batch.tokens[row], x + row * dim); });
-        meeting.wait();
+        meeting.wait(threads);
         for (long layer = 0; layer < model.n_layers; layer++) {
             const Layer& weights = model.layers[layer];
             pack(x, dim, weights.attention_norm, dim / GROUP);
@@ -120,7 +125,7 @@ static void step(const Model& model, const Batch& batch) {
             share(n * K, [&](long i) {
                 (fp32 ? rotate<float> : rotate<uint16_t>)(model, batch, layer, i / K, i % K, qkv + i / K * qkv_width);
             });
-            meeting.wait();
+            meeting.wait(threads);
             const long tasks = ((long)starts.size() - 1) * K;
             for (long left; (left = tasks - meeting.next.fetch_add(1, std::memory_order_relaxed)) > 0;) {
                 const long i = left - 1;  // from the last: later rows have more keys
@@ -129,7 +134,7 @@ static void step(const Model& model, const Batch& batch) {
                     model, batch, layer, first, count, i % K, qkv, qkv_width, heads, heads_width
                 );
             }
-            meeting.wait();
+            meeting.wait(threads);
             pack(heads, heads_width, nullptr, heads_width / GROUP);
             multiply(weights.wo, Then::ADD, x, dim);
             pack(x, dim, weights.ffn_norm, dim / GROUP);
@@ -142,7 +147,7 @@ static void step(const Model& model, const Batch& batch) {
                 pack_row<H>(
                     x + batch.want[i] * dim, model.norm, model.eps, D, dim / GROUP, last_blocks, i, mine
                 );
-        meeting.wait();
+        meeting.wait(threads);
         if (batch.wanted)
             product<H>(
                 model.output, mine, last_blocks, Then::STORE, batch.logits, model.output.rows, meeting.next, threads
@@ -182,11 +187,10 @@ extern "C" void multiply(int weights, const Matrix* matrix, const float* x, long
 
 // Read memory once, as a product reads its weights: the bandwidth that decoding is measured against.
 extern "C" uint64_t read_all(const char* data, long bytes) {
-    const int threads = omp_get_max_threads();
     uint64_t found = 0;
-#pragma omp parallel num_threads(threads) reduction(^ : found)
+#pragma omp parallel reduction(^ : found)
     {
-        const long lines = bytes / (long)sizeof(Bits), thread = omp_get_thread_num();
+        const long lines = bytes / (long)sizeof(Bits), thread = omp_get_thread_num(), threads = omp_get_num_threads();
         Bits some[4] = {};
         long i = lines * thread / threads;
         for (const long end = lines * (thread + 1) / threads; i + 4 <= end; i += 4)

@@ -2,7 +2,11 @@
 
 import logging
 import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -204,6 +208,37 @@ def test_threads_change_no_bit(run, weights):
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(logits, logits[2:], strict=False))
+
+
+LOGITS = """
+import hashlib, sys, torch
+from pathlib import Path
+from puna.formats.native import NativeSource
+from puna.generate.load import load_runner
+
+torch.set_num_threads(2)
+runner = load_runner(NativeSource(Path(sys.argv[1])), "fp32", 3)
+logits = runner.prefill(list(range(5, 40)), 0, [0, 1, 2], all_logits=True)
+print(type(runner).__name__, hashlib.sha256(logits.numpy().tobytes()).hexdigest())
+"""
+
+
+@native
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+@pytest.mark.parametrize(
+    "setting", [{"OMP_THREAD_LIMIT": "1"}, {"CXX": str(Path(__file__).parents[3] / ".ci/without-openmp")}]
+)
+def test_fewer_threads_than_asked_for_compute_the_same(run, tmp_path, setting):
+    """Threads that wait for one that does not exist would wait forever."""
+    path, _ = run(CONFIGS["grouped-query"])
+    command = [sys.executable, "-c", LOGITS, str(path)]
+    expected, found = (
+        subprocess.run(
+            command, env=os.environ | more, capture_output=True, text=True, check=True, timeout=300
+        ).stdout
+        for more in ({}, setting | {"PUNA_CACHE": str(tmp_path / "cache")})
+    )
+    assert found == expected and found.startswith("PackedRunner ")
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
