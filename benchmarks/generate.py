@@ -1,7 +1,7 @@
 """Generation against llama.cpp and transformers: speed, memory and quality, interleaved in one run.
 
     python benchmarks/generate.py                        SmolLM2-135M and a random 1.1B, all contestants
-    python benchmarks/generate.py --quick --model 135m   short rounds
+    python benchmarks/generate.py --quick                SmolLM2-135M alone, short rounds
     python benchmarks/generate.py --device cuda          in bf16, against transformers, also compiled
     python benchmarks/generate.py --only puna:int4 --only llama.cpp:q4_0 --rounds 5
 
@@ -254,13 +254,13 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, help="default 3, with --quick 1")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="short: prompts of 128, answers of 16 tokens")
+    parser.add_argument("--quick", action="store_true", help="135m, prompts of 128, answers of 16 tokens")
     parser.add_argument("--llama-python", type=Path, default=PEERS, help="a Python with llama-cpp-python")
     parser.add_argument("--text", type=Path, help="for quality; default: the sample corpus's sonnets")
     parser.add_argument("--quality-tokens", type=int, default=4096, help="0: no quality")
     options = parser.parse_args()
     names = options.only or (ON_GPUS if options.device == "cuda" else CONTESTANTS)
-    for model in options.model or ["135m", "1.1b"]:
+    for model in options.model or (["135m"] if options.quick else ["135m", "1.1b"]):
         compete(model, names, options.rounds or (1 if options.quick else 3), options.quick, options)
         if model == "135m" and options.quality_tokens and not options.quick and options.device == "cpu":
             text = options.text or fetch_sample("books") / "sonnets_gut.txt"

@@ -16,7 +16,11 @@ from puna import devices
 from puna.kernels import build
 
 SOURCE = """
-#include <omp.h>
+#if defined(_OPENMP)  // without its header, which clang may not have
+extern "C" int omp_get_num_threads(void);
+#else
+static int omp_get_num_threads() { return 1; }
+#endif
 extern "C" int threads() { int n = 0;
 #pragma omp parallel
 #pragma omp single
@@ -48,8 +52,10 @@ def test_a_kernel_reads_and_writes_a_tensors_memory(source):
 
 
 @needs_compiler
-def test_the_threads_are_pytorchs(source):
+def test_the_threads_are_pytorchs(source, caplog):
     library = build.load(source)
+    if "one thread" in caplog.text:
+        pytest.skip("this compiler has no OpenMP that PyTorch shares")
     before = torch.get_num_threads()
     try:
         for threads in (1, 2):
@@ -200,7 +206,7 @@ def test_a_cache_that_cannot_be_written_is_one_line_and_the_kernel_runs(
         other = source.with_name("other.cpp")
         other.write_text(SOURCE)
         assert build.load(other) is not None
-    (record,) = caplog.records
+    (record,) = (record for record in caplog.records if "one thread" not in record.message)
     assert "not kept" in record.message
 
 
@@ -219,7 +225,7 @@ def test_a_cache_from_which_no_program_runs_is_one_line_and_the_kernel_runs(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("elsewhere")))
     with caplog.at_level(logging.WARNING):
         assert build.load(source).threads() >= 1
-    (record,) = caplog.records
+    (record,) = (record for record in caplog.records if "one thread" not in record.message)
     assert "not kept" in record.message and "failed to map segment" in record.message
     assert not cached(tmp_path)
 
