@@ -196,6 +196,7 @@ def test_another_user_is_isolated_too(tmp_path):
         pytest.skip("needs root, to become another user, and a Python that others can read")
     package = Path(sandbox.__file__).parent
     shutil.copytree(package, tmp_path / "puna/evaluate", ignore=shutil.ignore_patterns("tasks", "*.html"))
+    shutil.copy(package.parent / "allowance.py", tmp_path / "puna")
     (tmp_path / "puna/__init__.py").touch()
     programs = {name: text.replace("PORT", "9").replace("HOME", "/root") for name, text in ESCAPES.items()}
     script = tmp_path / "escape.py"
