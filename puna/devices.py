@@ -84,16 +84,12 @@ def limit_cpu() -> None:
 def choose_device(name: DeviceName = "auto") -> "torch.device":
     """The device of a name; `auto`: a CUDA device where there is one, else the CPU.
 
-    PyTorch has a thread for each core of the machine; it is left those that this process may use.
-
     Raises:
         ValueError: this machine has no such device.
     """
     import torch
 
     cpu_limit()
-    if torch.get_num_threads() > cores() and not os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(cores())
     if name not in get_args(DeviceName):
         raise ValueError(f"device is {name!r}; expected one of: {', '.join(get_args(DeviceName))}")
     if name == "auto":
@@ -109,17 +105,30 @@ def choose_device(name: DeviceName = "auto") -> "torch.device":
 
 
 def configure(device: "torch.device", threads: int = 0, deterministic: bool = False) -> None:
-    """Set PyTorch's process-wide settings. `threads`: number of CPU threads; 0 uses PyTorch's default."""
+    """Set PyTorch's process-wide settings. `threads`: number of CPU threads; 0: as `limit_threads`."""
     import torch
 
     if threads:
         torch.set_num_threads(threads)
+    else:
+        limit_threads()
     if deterministic:
         if device.type == "cuda":  # cuBLAS is deterministic only with a workspace of fixed size
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     if device.type == "cpu":
         use_onednn_for_fp32()
+
+
+def limit_threads() -> None:
+    """Reduce PyTorch's CPU threads to the cores that this process may use, unless OMP_NUM_THREADS is set.
+
+    PyTorch starts one for each core of the machine, also in a container with a quota of fewer.
+    """
+    import torch
+
+    if torch.get_num_threads() > cores() and not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(cores())
 
 
 def use_onednn_for_fp32() -> bool:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from puna import allowance
-from puna.devices import choose_device
+from puna.devices import configure, limit_threads
 
 
 @pytest.fixture
@@ -83,8 +83,18 @@ def test_no_more_threads_than_cores_unless_asked_for(groups, threads, monkeypatc
     groups("0::/", {"cpu.max": "200000 100000"})
     monkeypatch.setenv("OMP_NUM_THREADS", wish)
     torch.set_num_threads(6)
-    choose_device("cpu")
+    limit_threads()
     assert torch.get_num_threads() == expected
     torch.set_num_threads(1)
-    choose_device("cpu")
+    limit_threads()
     assert torch.get_num_threads() == 1
+
+
+def test_training_has_no_more_threads_than_cores_unless_it_is_configured(groups, threads, monkeypatch):
+    groups("0::/", {"cpu.max": "200000 100000"})
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    torch.set_num_threads(6)
+    configure(torch.device("cpu"))
+    assert torch.get_num_threads() == 2
+    configure(torch.device("cpu"), threads=5)
+    assert torch.get_num_threads() == 5

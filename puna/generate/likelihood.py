@@ -208,7 +208,7 @@ class _Scorer:
     def _chunks(
         self, tokens: Tokens, first: int, targets: NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Targets after the tokens from `first` on; those left over follow the last token as well."""
+        """Likelihoods: target i follows token `first` + i, or the last token where there is none."""
         places = np.minimum(np.arange(first, first + len(targets)), len(tokens) - 1)
         known = min(common_prefix(self._prefix, tokens), first) // CHUNK * CHUNK
         found = []

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from puna.config import ModelConfig, read_config
-from puna.devices import DeviceName, choose_device
+from puna.devices import DeviceName, choose_device, limit_threads
 from puna.formats.convert import Format, open_source
 from puna.generate.engine import Engine
 from puna.generate.runners.base import DTYPES, CacheDtype, Runner, Weights
@@ -57,6 +57,7 @@ def load_engine(
         ValueError: no model at `path`, invalid files, a missing device, or an invalid option.
     """
     chosen_device = choose_device(device)
+    limit_threads()
     if max_batch < 1:
         raise ValueError(f"max-batch is {max_batch}; it must be positive")
     kind, source = open_source(path)

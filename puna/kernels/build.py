@@ -108,7 +108,7 @@ def say_not_kept(directory: Path, error: str) -> None:
 
 
 def _compile_into_cache(source: Path, command: Command, library: Path) -> ctypes.CDLL:
-    """Compile `source` to `library`, or for this process alone, where that cannot be written or loaded."""
+    """Compile `source` to `library`; if writing or loading that fails, for this process only."""
     try:
         with atomic_file(library) as temporary:
             # Inside the context: a library that cannot be loaded does not reach the cache.

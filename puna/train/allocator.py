@@ -68,7 +68,7 @@ def _reuse() -> Path | None:
             with atomic_file(library) as temporary:
                 options = ["-O2", "-shared", "-fPIC", str(REUSE), "-o", str(temporary)]
                 subprocess.run([*command, *options], check=True, capture_output=True, timeout=60)
-        ctypes.CDLL(str(library))  # one that cannot be loaded would be an error of every process
+        ctypes.CDLL(str(library))  # ld.so prints an error in every process if it is invalid
     except (OSError, subprocess.SubprocessError):
         return None
     return library

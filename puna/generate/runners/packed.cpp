@@ -94,7 +94,7 @@ static void step(const Model& model, const Batch& batch) {
 
 #pragma omp parallel num_threads(most)
     {
-        // There may be fewer threads than asked for: OMP_THREAD_LIMIT, OMP_DYNAMIC.
+        // OpenMP may start fewer threads than requested: OMP_THREAD_LIMIT, OMP_DYNAMIC.
         const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
         const Rows mine = packed[few ? thread : 0];
         const auto share = [&](long count, auto&& work) {
